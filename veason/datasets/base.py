@@ -1,0 +1,97 @@
+"""What a benchmark reader is, and the checks every reader makes of names that become paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from veason.errors import DataError
+from veason.types import Rle, VideoSample
+
+
+class Dataset(Protocol):
+    """One split of a benchmark: an ordered list of samples, with the ground truth on request. Picklable, no pixels."""
+
+    name: str
+    split: str
+    files: dict[str, Path]
+    """The annotation files this split is read from, by role (``meta``, ``masks``, ``foreground``)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> VideoSample: ...
+
+    def __iter__(self) -> Iterator[VideoSample]: ...
+
+    def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
+        """Ground truth of a sample: its objects x T frames; None where an object is not in a frame.
+
+        Every RLE has been checked (`veason.masks.check`). No objects for an absent target.
+        """
+        ...
+
+    def foreground(self, video: str) -> tuple[Rle | None, ...]:
+        """Per frame the union of all annotated objects that the video's expressions refer to."""
+        ...
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(name: object, where: str, *, slashes: bool = False) -> str:
+    """`name` if it can be a relative path below a root; otherwise a DataError that opens with `where`.
+
+    Names come from data sets and become paths of files we read **and write**: no "..", no absolute path, no empty
+    part, no backslash, no control character; slashes only where asked for (video keys have them).
+    """
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: expected a non-empty name, found {name!r}")
+    parts = name.split("/") if slashes else [name]
+    bad = any(part in ("", ".", "..") or len(part) > 255 or re.search(r"[\\/:\x00-\x1f\x7f]", part) for part in parts)
+    if bad:
+        raise DataError(f"{where}: the name {name!r} would leave its folder or is no file name; correct the entry")
+    return name
+
+
+class RepeatedKey(dict):
+    """A JSON object in which a key stood twice; the reader that knows what it is reading names the entry."""
+
+    key: str
+
+
+def load_json(path: Path) -> Any:
+    """Parse a JSON file; an object with a repeated key comes back as a `RepeatedKey`."""
+    try:
+        return json.loads(path.read_bytes(), object_pairs_hook=_unique)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; is the data root right?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply to be an annotation file") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    seen: set[str] = set()
+    repeated = RepeatedKey(record)
+    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    return repeated
+
+
+def check_object(value: object, where: str) -> dict[str, Any]:
+    """`value` if it is a JSON object without repeated keys; otherwise a DataError that opens with `where`."""
+    if isinstance(value, RepeatedKey):
+        raise DataError(f"{where}: the key {value.key!r} appears twice; keep one of the two entries")
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object, found {type(value).__name__}")
+    return value

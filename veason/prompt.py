@@ -1,0 +1,92 @@
+"""The only prompt: one template, one function that fills it, for construction, training and inference alike.
+
+A prompt is first a list of segments, text and image places in order. From it come the chat messages of a processor or
+of an OpenAI-compatible server, and the plain text with ``<image>`` marks that LLaMA-Factory data sets use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from veason.errors import DataError
+from veason.types import Clip
+
+SYSTEM = "You are a helpful assistant."
+IMAGE = "<image>"
+"""The mark of an image place in the plain-text form."""
+
+_DEFAULT_TEMPLATE = Path(__file__).with_name("prompt_template.txt")
+_FIELDS = {"frames", "expression", "width", "height"}
+_CONTROL = re.compile(r"<image>|<video>|<\|[a-z_]+\|>", re.IGNORECASE)
+
+
+@cache
+def load_template(path: Path | None = None) -> str:
+    """Text of a prompt template, checked: ``$frames`` once and before the rest, ``$expression`` at least once.
+
+    ``$width`` and ``$height`` (model pixels) are optional; a dollar sign is written ``$$``.
+    """
+    path = path or _DEFAULT_TEMPLATE
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such prompt template") from None
+    template = Template(text)
+    fields = set(template.get_identifiers()) if template.is_valid() else None
+    if fields is None or not fields <= _FIELDS:
+        raise DataError(
+            f"{path}: a template may use ${', $'.join(sorted(_FIELDS))} and $$, found {fields or 'a lone $'}"
+        )
+    if not {"frames", "expression"} <= fields or text.count("$frames") + text.count("${frames}") != 1:
+        raise DataError(f"{path}: a template needs $frames exactly once and $expression")
+    return text
+
+
+def normalise(expression: str) -> str:
+    """The expression as it stands in the prompt: lower case, without white space around or a final full stop.
+
+    Control marks (``<image>``, ``<|im_end|>``) would become tokens of the model: a DataError.
+    """
+    if _CONTROL.search(expression):
+        raise DataError(f"the expression {expression[:80]!r} holds a control mark of the model; correct the data set")
+    return expression.strip().rstrip(".").strip().lower()
+
+
+def segments(expression: str, clip: Clip, *, template: str | None = None) -> list[str | None]:
+    """The user turn as text pieces and image places (None, one per shown frame, in the clip's order)."""
+    template = template or load_template()
+    before, after = re.split(r"\$frames|\$\{frames\}", template, maxsplit=1)
+    height, width = clip.size
+    values = {"expression": normalise(expression), "width": width, "height": height}
+    pieces: list[str | None] = [Template(before).substitute(values)]
+    for i, frame_id in enumerate(clip.frame_ids):
+        pieces[-1] += f"{', ' if i else ''}({frame_id}s)"  # type: ignore[operator] # the last piece is text here
+        pieces += [None, ""]
+    pieces[-1] += Template(after).substitute(values)  # type: ignore[operator]
+    return [piece for piece in pieces if piece is None or piece]
+
+
+def messages(
+    expression: str, clip: Clip, images: Sequence[Any], *, template: str | None = None
+) -> list[dict[str, Any]]:
+    """Chat messages (system, user) with one image entry per shown frame, as Hugging Face processors take them."""
+    assert len(images) == len(clip), f"{len(images)} images for {len(clip)} shown frames"
+    places = iter(images)
+    content = [
+        {"type": "image", "image": next(places)} if piece is None else {"type": "text", "text": piece}
+        for piece in segments(expression, clip, template=template)
+    ]
+    return [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+        {"role": "user", "content": content},
+    ]
+
+
+def text(expression: str, clip: Clip, *, template: str | None = None) -> str:
+    """The user turn as plain text with an ``<image>`` mark per shown frame."""
+    return "".join(IMAGE if piece is None else piece for piece in segments(expression, clip, template=template))
