@@ -43,7 +43,8 @@ class Journal:
         self._file.truncate(data.rfind(b"\n") + 1)
 
     def append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        self._file.write(line.encode("utf-8", "replace") + b"\n")  # a reply may hold lone surrogates
         self._file.flush()
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ class Family:
             return size
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in size)
         raise DataError(
-            f"model size {size[0]}x{size[1]} is not a multiple of {self.multiple}, so the processor of {self.name} would "
+            f"model size {size[0]}x{size[1]} is not a multiple of {self.multiple}: the processor of {self.name} would "
             f"resize again and boxes would drift; use {height}x{width}"
         )
 

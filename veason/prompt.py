@@ -27,7 +27,7 @@ _CONTROL = re.compile(r"<image>|<video>|<\|[a-z_]+\|>", re.IGNORECASE)
 
 @cache
 def load_template(path: Path | None = None) -> str:
-    """Text of a prompt template, checked: ``$frames`` once and before the rest, ``$expression`` at least once.
+    """Text of a prompt template, checked: ``$frames`` exactly once, ``$expression`` at least once.
 
     ``$width`` and ``$height`` (model pixels) are optional; a dollar sign is written ``$$``.
     """

@@ -92,7 +92,7 @@ class Answer:
     keyframe: int
     """Frame id in the video, not a clip index."""
     boxes: tuple[Box, ...]
-    """Boxes on the keyframe, in the pixels of the frame family's answer space (Qwen2.5-VL: model pixels)."""
+    """Boxes on the keyframe, in the model family's answer space (Qwen2.5-VL: model pixels)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Reply:
     """Number of entries in ``bbox_2d_list``, valid or not."""
     well_formed: bool = False
     """The whole reply is a think block, optional white space, an answer block, and nothing else."""
+    reached: str = "text"
+    """The last step that succeeded, one of `veason.answer.STAGES`."""
     problem: str | None = None
     """Code of the first thing wrong (`veason.answer.PROBLEMS`), None if nothing is."""
     detail: str = ""
@@ -155,9 +157,21 @@ class Prediction:
 
     sample: VideoSample
     clip: Clip
+    family: str
+    """Name of the model family (`veason.family`) whose box convention the reply uses."""
     reply: Reply
     keyframe: int | None
     """Frame id; None without a usable answer."""
     boxes: tuple[Box, ...]
     """Boxes on the keyframe in **video** pixels; empty without a usable answer."""
     track: MaskTrack = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a policy is asked: a sample and the frames it may look at."""
+
+    sample: VideoSample
+    clip: Clip
+    images: tuple[np.ndarray, ...] = field(repr=False)
+    """The shown frames at model size, (H, W, 3) uint8 RGB each; empty for a policy that does not look."""

@@ -1,0 +1,25 @@
+"""Trackers: a box on one frame becomes a mask on every frame. `base.Tracker` says what they promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from veason.trackers.base import Tracker
+
+TRACKERS = ("grabcut", "sam2")
+
+
+def open_tracker(name: str, **options: Any) -> Tracker:
+    """The tracker called `name`, built with its own `options` (see `Sam2Tracker` and `GrabCutTracker`).
+
+    Imports happen here, so that who asks for grabcut needs neither torch nor sam2. ValueError for an unknown name.
+    """
+    if name == "sam2":
+        from veason.trackers.sam2 import Sam2Tracker
+
+        return Sam2Tracker(**options)
+    if name == "grabcut":
+        from veason.trackers.grabcut import GrabCutTracker
+
+        return GrabCutTracker(**options)
+    raise ValueError(f"no tracker is called {name!r}; there are {', '.join(TRACKERS)}")

@@ -1,0 +1,141 @@
+"""Command-line options that `predict` and `segment` share, and what they build: policy, tracker, sampling."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from inference.pipeline import Sampling
+from veason import policies, prompt, trackers
+from veason.datasets.base import Dataset
+from veason.errors import DataError
+from veason.policies.base import Policy
+from veason.trackers.base import Tracker
+from veason.types import Size
+
+VERSIONED = ("torch", "transformers", "SAM-2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
+
+
+def parse_size(text: str) -> Size:
+    """``560`` or ``HxW`` as (height, width)."""
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and 0 < int(side) < 1 << 15 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH in pixels, found {text!r}")
+    return (int(sides[0]), int(sides[-1]))
+
+
+def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...] = policies.NAMES) -> None:
+    group = parser.add_argument_group("policy: who names the keyframe and the boxes")
+    group.add_argument("--policy", choices=choices, default=choices[0], help="default: %(default)s")
+    group.add_argument(
+        "--model", metavar="DIR", help="hf: checkpoint folder (weights, tokenizer, processor) or hub name"
+    )
+    group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
+    group.add_argument("--frames", type=int, default=8, metavar="N", help="frames shown, evenly spaced (default: 8)")
+    group.add_argument(
+        "--model-size",
+        type=parse_size,
+        default=(560, 560),
+        metavar="S|HxW",
+        help="pixels the frames are shown at, a multiple of 28 (default: 560)",
+    )
+    group.add_argument(
+        "--batch-size", type=int, default=1, metavar="B", help="hf: expressions answered together (default: 1)"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf: longest reply (default: 1024)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="hf: 0 is greedy (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="hf: seed of sampled replies (default: 0)")
+    group.add_argument(
+        "--prompt-template", type=Path, metavar="FILE", help="hf: another wording, for weights trained with it"
+    )
+    group.add_argument("--dtype", default="auto", help="hf: auto, float32, bfloat16 or float16 (default: auto)")
+
+
+def add_tracker_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tracker: who turns the boxes into masks on every frame")
+    group.add_argument(
+        "--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s, needs no weights"
+    )
+    group.add_argument(
+        "--sam2-config",
+        metavar="NAME|FILE",
+        default="configs/sam2.1/sam2.1_hiera_l.yaml",
+        help="sam2: a config of the package or a YAML file (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sam2-checkpoint", metavar="FILE", help="sam2: weights (.pt or .safetensors) that go with the config"
+    )
+    group.add_argument(
+        "--device", metavar="D", help="torch device of hf and sam2 (default: cuda if there is one, else cpu)"
+    )
+
+
+def build_sampling(args: argparse.Namespace) -> Sampling:
+    if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or args.temperature < 0:
+        raise DataError("--frames, --batch-size and --max-new-tokens must be at least 1, --temperature at least 0")
+    return Sampling(n=args.frames, size=args.model_size)
+
+
+def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    """The policy that the options ask for; heavy imports happen here."""
+    if args.policy == "oracle":
+        from veason.policies.oracle import OraclePolicy
+
+        assert dataset is not None, "the oracle needs a data set"
+        return OraclePolicy(dataset)
+    if args.policy == "replay":
+        from veason.policies.replay import ReplayPolicy
+
+        return ReplayPolicy(
+            _required(args.replay, "--policy replay needs --replay FILE"), n=args.frames, size=args.model_size
+        )
+    from veason.policies.hf import HFPolicy
+
+    return HFPolicy(
+        _required(args.model, "--policy hf needs --model DIR"),
+        device=args.device,
+        dtype=args.dtype,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        template=prompt.load_template(args.prompt_template),
+    )
+
+
+def build_tracker(args: argparse.Namespace) -> Tracker:
+    if args.tracker == "grabcut":
+        return trackers.open_tracker("grabcut")
+    checkpoint = _required(args.sam2_checkpoint, "--tracker sam2 needs --sam2-checkpoint FILE")
+    return trackers.open_tracker("sam2", config=args.sam2_config, checkpoint=checkpoint, device=args.device)
+
+
+def _required(value: Any, message: str) -> Any:
+    if value is None:
+        raise DataError(message)
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main: what the user can put right becomes one line and exit code 2, the rest a traceback."""
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on where this one was")

@@ -1,0 +1,188 @@
+"""Ask, parse, place, track: an inference sample's way, with decoding, policy and tracking running beside each other."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from veason import boxes, frames
+from veason.answer import parse_reply, place
+from veason.policies.base import Policy
+from veason.trackers.base import Tracker
+from veason.types import Clip, MaskTrack, Prediction, Question, Size, VideoSample
+
+_T = TypeVar("_T")
+
+FrameOpener = Callable[[VideoSample], Sequence[np.ndarray]]
+"""Opens the frames of a sample's video, T x (H, W, 3) uint8 RGB at native size."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames a policy is shown, and how large."""
+
+    n: int = 8
+    size: Size = (560, 560)
+    """Model (height, width)."""
+
+    def clip(self, sample: VideoSample) -> Clip:
+        return frames.sample_clip(len(sample), policy="linspace", n=self.n, size=self.size)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A prediction and the seconds it took, by stage."""
+
+    prediction: Prediction
+    seconds: dict[str, float]
+
+
+def run(
+    samples: Sequence[VideoSample],
+    *,
+    policy: Policy,
+    tracker: Tracker,
+    sampling: Sampling,
+    batch_size: int = 1,
+    seed: int = 0,
+    skip: int = 0,
+    open_frames: FrameOpener = frames.VideoFrames,
+) -> Iterator[Finished]:
+    """Predict `samples` in order, leaving out the first `skip` (finished by an earlier run).
+
+    Batches are cut from the whole list, so an interrupted run asks the policy the very same batches again. One thread
+    decodes the next batch while the policy answers this one and another thread tracks the one before.
+    """
+    finisher, failures = _Finisher(policy, tracker, open_frames), []
+    with ThreadPoolExecutor(1, "decode") as decoding, ThreadPoolExecutor(1, "track") as tracking:
+        loader = _ClipLoader(policy, sampling, open_frames, decoding)
+        asked = _ask(samples, policy=policy, loader=loader, batch_size=batch_size, seed=seed, skip=skip)
+        pending: deque[Future[Finished]] = deque()
+        try:
+            for items in _until_failure(asked, failures):
+                pending.extend(tracking.submit(finisher.finish, *item) for item in items)
+                while len(pending) > 2 * batch_size:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+    if failures:
+        raise failures[0]
+
+
+def _ask(
+    samples: Sequence[VideoSample], *, policy: Policy, loader: _ClipLoader, batch_size: int, seed: int, skip: int
+) -> Iterator[list[tuple[Question, str, dict[str, float]]]]:
+    """Per batch, the questions after the first `skip` with their replies and the seconds they took."""
+    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+    first = skip // batch_size
+    for number, (questions, decode_s) in enumerate(loader.load_all(batches[first:]), start=first):
+        start = time.perf_counter()
+        replies = policy.answer(questions, seed=_batch_seed(seed, questions[0].sample))
+        policy_s = (time.perf_counter() - start) / len(questions)
+        seconds = {"decode": decode_s / len(questions), "policy": policy_s}
+        items = [(question, text, seconds) for question, text in zip(questions, replies, strict=True)]
+        yield items[max(0, skip - number * batch_size) :]
+
+
+def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_T]:
+    """`items`; a failure to make the next one ends them and is kept, so that those before it can be finished first."""
+    try:
+        yield from items
+    except Exception as error:
+        failures.append(error)
+
+
+def ground(text: str, question: Question, policy: Policy) -> Prediction:
+    """Parse a reply and place it in the video: the prediction before tracking, its track still empty."""
+    reply = place(parse_reply(text), question.clip)
+    sample = question.sample
+    keyframe, found = None, ()
+    if reply.usable:
+        keyframe = reply.answer.keyframe
+        found = boxes.rescale(reply.answer.boxes, policy.family.answer_size(question.clip.size), sample.size)
+    return Prediction(
+        sample=sample,
+        clip=question.clip,
+        family=policy.family.name,
+        reply=reply,
+        keyframe=keyframe,
+        boxes=found,
+        track=MaskTrack.empty(sample.size, len(sample)),
+    )
+
+
+def _batch_seed(seed: int, first: VideoSample) -> int:
+    """A seed that depends on the batch, not on how many batches came before it."""
+    return zlib.crc32(f"{seed}/{first.key}".encode())
+
+
+class _ClipLoader:
+    """Makes questions of samples: chooses each clip and decodes its frames once for all expressions of a video."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, open_frames: FrameOpener, pool: ThreadPoolExecutor) -> None:
+        self._policy, self._sampling, self._open, self._pool = policy, sampling, open_frames, pool
+        self._shown: dict[tuple[str, int, Size], np.ndarray] = {}
+
+    def load_all(self, batches: Sequence[Sequence[VideoSample]]) -> Iterator[tuple[list[Question], float]]:
+        """`load` of every batch in order, the next one always under way in the pool."""
+        waiting = deque(self._pool.submit(self.load, batch) for batch in batches[:1])
+        for i in range(len(batches)):
+            if i + 1 < len(batches):
+                waiting.append(self._pool.submit(self.load, batches[i + 1]))
+            yield waiting.popleft().result()
+
+    def load(self, batch: Sequence[VideoSample]) -> tuple[list[Question], float]:
+        """(the questions of a batch, seconds)"""
+        start = time.perf_counter()
+        kept, questions = {}, []
+        for sample in batch:
+            clip = self._policy.choose_clip(sample) or self._sampling.clip(sample)
+            keys = [(sample.video, t, clip.size) for t in clip.frame_ids] if self._policy.looks else []
+            for key in keys:
+                kept[key] = kept.get(key, self._shown.get(key))
+                if kept[key] is None:
+                    kept[key] = frames.resize(self._open(sample)[key[1]], clip.size)
+            questions.append(Question(sample=sample, clip=clip, images=tuple(kept[key] for key in keys)))
+        self._shown = kept
+        return questions, time.perf_counter() - start
+
+
+class _Finisher:
+    """Finishes predictions; the frames of a video are encoded once for all its expressions."""
+
+    def __init__(self, policy: Policy, tracker: Tracker, open_frames: FrameOpener) -> None:
+        self._policy, self._tracker, self._open = policy, tracker, open_frames
+        self._video: str | None = None
+        self._encoded: Any = None
+
+    def finish(self, question: Question, text: str, seconds: dict[str, float]) -> Finished:
+        try:
+            prediction = ground(text, question, self._policy)
+            if prediction.keyframe is None:
+                return Finished(prediction, {**seconds, "encode": 0.0, "track": 0.0})
+            start = time.perf_counter()
+            encoded = self._encode(question.sample)
+            encode_s = time.perf_counter() - start
+            track = self._tracker.track(encoded, keyframe=prediction.keyframe, boxes=prediction.boxes)
+            track_s = time.perf_counter() - start - encode_s
+        except Exception as error:
+            error.add_note(f"while predicting {question.sample.key}")
+            raise
+        return Finished(replace(prediction, track=track), {**seconds, "encode": encode_s, "track": track_s})
+
+    def _encode(self, sample: VideoSample) -> Any:
+        if self._video != sample.video:
+            self._video, self._encoded = None, None  # let go of the last video before the next one is encoded
+            self._encoded = self._tracker.encode(self._open(sample))
+            self._video = sample.video
+        return self._encoded

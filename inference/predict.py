@@ -1,0 +1,119 @@
+"""Predict masks for a data set: ask a policy, track its boxes, write a run folder. Run again to resume.
+
+Example, ground-truth boxes tracked without any weights:
+
+    python -m inference.predict --dataset revos --data-root ROOT --split valid \\
+        --policy oracle --tracker grabcut --output runs/oracle
+
+A checkpoint with SAM2:
+
+    python -m inference.predict --dataset revos --data-root ROOT --split valid \\
+        --policy hf --model CKPT --tracker sam2 --sam2-checkpoint sam2.1_hiera_large.pt --output runs/veason-3b
+
+Then `python -m eval.revos --gt ROOT --pred runs/veason-3b --out runs/veason-3b/scores`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from inference import options, pipeline
+from inference.output import RunFolder, Shard
+from veason import datasets
+from veason.atomic import read_journal
+from veason.datasets.base import sha256
+from veason.errors import DataError
+
+
+def parse_shard(text: str) -> Shard:
+    """``i/n`` with i from 0."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected i/n with i from 0 to n-1, found {text!r}")
+    return Shard(index=int(index), count=int(count))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m inference.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=datasets.NAMES, default="revos", help="benchmark (default: %(default)s)")
+    data.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    data.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="folder of the videos (default: DATA_ROOT/JPEGImages)"
+    )
+    data.add_argument("--meta", type=Path, metavar="FILE", help="another expression file, such as a sampled subset")
+    data.add_argument("--split", default="valid", help="default: %(default)s")
+    data.add_argument("--output", type=Path, required=True, metavar="DIR", help="run folder; an unfinished run goes on")
+    data.add_argument(
+        "--shard", type=parse_shard, default=Shard(), metavar="i/n", help="do the i-th of n parts, i from 0"
+    )
+    data.add_argument("--limit", type=int, metavar="N", help="only the first N expressions of the split")
+    options.add_policy_options(parser)
+    options.add_tracker_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    dataset = datasets.open_dataset(
+        args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
+    )
+    if args.limit is not None and args.limit < 1:
+        raise DataError(f"--limit must be at least 1, found {args.limit}")
+    samples = list(dataset)[: args.limit]
+    sampling = options.build_sampling(args)
+    record = {"settings": _settings(args, dataset, len(samples)), "versions": options.versions()}
+    with RunFolder(args.output, shard=args.shard, samples=samples, record=record) as folder:
+        if folder.done < len(folder.samples):
+            _predict(args, dataset, sampling, folder)
+        complete = folder.join_shards()
+    _report(args.output, complete)
+
+
+def _predict(
+    args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
+) -> None:
+    policy, tracker = options.build_policy(args, dataset), options.build_tracker(args)
+    policy.family.check_size(sampling.size)
+    finished = pipeline.run(
+        folder.samples,
+        policy=policy,
+        tracker=tracker,
+        sampling=sampling,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        skip=folder.done,
+    )
+    with tqdm(total=len(folder.samples), initial=folder.done, unit="exp", disable=None, desc="predict") as bar:
+        for item in finished:
+            folder.write(item)
+            bar.update()
+
+
+def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
+    """Everything that decides the outcome; a resumed run must agree."""
+    chosen = {key: value for key, value in vars(args).items() if key not in ("output", "shard")}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
+    return {**plain, "shards": args.shard.count, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
+
+
+def _report(output: Path, complete: bool) -> None:
+    if not complete:
+        print(f"{output}: this shard is done; the others are not, so predictions.jsonl is not joined yet")
+        return
+    problems = Counter(record["problem"] for record in read_journal(output / "predictions.jsonl"))
+    print(f"{output}: {problems.total()} expressions, {problems[None]} answered without a problem")
+    for problem, count in problems.most_common():
+        if problem is not None:
+            print(f"  {count:6d}  {problem}")
+
+
+if __name__ == "__main__":
+    options.run_command(main)

@@ -1,0 +1,213 @@
+"""The reply format, both ways: `parse_reply` reads anything a model can emit, `format_reply` writes what it should be.
+
+``<think>…</think><answer>{"keyframe_timestamp": 12, "bbox_2d_list": [[x1, y1, x2, y2], …]}</answer>``
+
+A bad reply is data: parsing never raises, takes time linear in the text, keeps what is usable and names the first thing
+that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from veason.types import Answer, Box, Clip, Reply
+
+KEYFRAME, BOXES = "keyframe_timestamp", "bbox_2d_list"
+
+STAGES = ("text", "answer_block", "json", "object", "keyframe", "box_list", "boxes")
+"""How far a reply can get, in order."""
+
+PROBLEMS = {
+    "no_answer": "there is no <answer> block",
+    "answer_not_closed": "the <answer> block is never closed: the reply was probably cut off",
+    "answer_too_long": "the answer block is longer than any answer",
+    "too_deep": "the answer nests brackets deeper than any answer",
+    "not_json": "the answer block is not JSON",
+    "not_object": "the answer is JSON but not an object",
+    "repeated_key": "the answer gives a key twice",
+    "no_keyframe": f"the answer has no {KEYFRAME}",
+    "bad_keyframe": f"{KEYFRAME} is not an int",
+    "no_box_list": f"the answer has no {BOXES}",
+    "bad_box_list": f"{BOXES} is not a list",
+    "no_boxes": f"{BOXES} is empty: the answer says there is no target",
+    "bad_boxes": "an entry of the box list is not a box",
+    "not_well_formed": "the reply is not exactly a think block and an answer block",
+    "keyframe_not_shown": "the keyframe is none of the shown frames",
+}
+"""Every problem a reply can have, by code, least far first."""
+
+MAX_ANSWER_CHARS = 1 << 20
+MAX_DEPTH = 32
+MAX_COORDINATE = 1e6
+
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # a string, closed or not, is one token
+_BETWEEN = re.compile(r"</think>\s*<answer>")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What counts as a number, a box and an object; the switches between the two presets."""
+
+    allow_bool: bool
+    """True is an int to Python's JSON, so the released reward took it for a number."""
+    allow_nonfinite: bool
+    """NaN, infinities and values beyond `MAX_COORDINATE`."""
+    allow_inverted: bool
+    """Boxes with x2 < x1 or y2 < y1."""
+    allow_repeated_keys: bool
+    """The last of two values wins."""
+
+
+STRICT = Rules(allow_bool=False, allow_nonfinite=False, allow_inverted=False, allow_repeated_keys=False)
+RELEASED = Rules(allow_bool=True, allow_nonfinite=True, allow_inverted=True, allow_repeated_keys=True)
+
+
+def format_reply(thinking: str, answer: Answer) -> str:
+    """The well-formed reply with this thinking and answer; coordinates to two decimals, whole ones without any."""
+    if re.search(r"</?(think|answer)>", thinking):
+        raise ValueError(f"the thinking holds a tag of the reply format: {thinking[:80]!r}")
+    boxes = [[_short(value) for value in box] for box in answer.boxes]
+    return f"<think>{thinking}</think><answer>{json.dumps({KEYFRAME: answer.keyframe, BOXES: boxes})}</answer>"
+
+
+def _short(value: float) -> float | int:
+    value = round(float(value), 2)
+    return int(value) if value.is_integer() else value
+
+
+def parse_reply(text: str, *, rules: Rules = STRICT) -> Reply:
+    """Read a reply: think block, answer, first problem. Never raises on any text."""
+    reply = Reply(text=text, thinking=_thinking(text), well_formed=_well_formed(text))
+    block, problem = _answer_block(text)
+    if problem:
+        return _stop(reply, problem)
+    reply = replace(reply, reached="answer_block")
+    value, problem, detail = _load(block)
+    if problem:
+        return _stop(reply, problem, detail)
+    reply = _read_answer(replace(reply, reached="json"), value, rules)
+    if reply.problem is None and not reply.well_formed:
+        return _stop(reply, "not_well_formed")
+    return reply
+
+
+def place(reply: Reply, clip: Clip) -> Reply:
+    """The reply as an answer about `clip`: a keyframe that was not shown makes it unusable, with the reason."""
+    if reply.answer is None or clip.position(reply.answer.keyframe) is not None:
+        return reply
+    shown = ", ".join(map(str, clip.frame_ids))
+    detail = f"keyframe {reply.answer.keyframe} is none of the shown frames ({shown})"
+    return _stop(replace(reply, answer=None), "keyframe_not_shown", detail)
+
+
+def _stop(reply: Reply, problem: str, detail: str = "") -> Reply:
+    return replace(reply, problem=problem, detail=detail or PROBLEMS[problem])
+
+
+def _thinking(text: str) -> str | None:
+    start = text.find("<think>")
+    end = text.find("</think>", start)
+    return text[start + len("<think>") : end].strip() if 0 <= start < end else None
+
+
+def _well_formed(text: str) -> bool:
+    """The whole reply is think block, white space, answer block (as a full match of the released pattern decides)."""
+    if not (text.startswith("<think>") and text.endswith("</answer>")):
+        return False
+    return _BETWEEN.search(text, len("<think>")) is not None
+
+
+def _answer_block(text: str) -> tuple[str, str | None]:
+    """(inside of the first answer block after the thinking, or of the first one at all, problem)."""
+    thought = text.find("</think>")
+    start = text.find("<answer>", max(thought, 0))
+    if start < 0:
+        start = text.find("<answer>")
+    if start < 0:
+        return "", "no_answer"
+    start += len("<answer>")
+    end = text.find("</answer>", start)
+    if end < 0:
+        return "", "answer_not_closed"
+    return (text[start:end], None) if end - start <= MAX_ANSWER_CHARS else ("", "answer_too_long")
+
+
+class _Object(dict):
+    """A JSON object that remembers a key it was given twice."""
+
+    repeated: str | None = None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Object:
+    record = _Object(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        record.repeated = next((key for key in (KEYFRAME, BOXES) if keys.count(key) > 1), None)
+    return record
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)  # int() of a million digits is quadratic
+
+
+def _load(block: str) -> tuple[Any, str | None, str]:
+    """(value, problem, detail) of the JSON in an answer block."""
+    depth = 0
+    for token in _BRACKET.finditer(block):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group()[0], 0)
+        if depth > MAX_DEPTH:
+            return None, "too_deep", ""
+    try:
+        return json.loads(block, object_pairs_hook=_pairs, parse_int=_integer), None, ""
+    except json.JSONDecodeError as error:
+        return None, "not_json", f"the answer block is not JSON: {error}"
+
+
+def _read_answer(reply: Reply, value: Any, rules: Rules) -> Reply:
+    if not isinstance(value, _Object):
+        return _stop(reply, "not_object", f"the answer is a JSON {type(value).__name__}, not an object")
+    reply = replace(reply, reached="object")
+    if value.repeated and not rules.allow_repeated_keys:
+        return _stop(reply, "repeated_key", f"the answer gives {value.repeated} twice")
+    if KEYFRAME not in value:
+        return _stop(reply, "no_keyframe")
+    keyframe = value[KEYFRAME]
+    if not isinstance(keyframe, int) or (isinstance(keyframe, bool) and not rules.allow_bool):
+        return _stop(reply, "bad_keyframe", f"{KEYFRAME} is {str(keyframe)[:40]!r}, not an int")
+    reply = replace(reply, reached="keyframe")
+    if BOXES not in value:
+        return _stop(reply, "no_box_list")
+    entries = value[BOXES]
+    if not isinstance(entries, list):
+        return _stop(reply, "bad_box_list", f"{BOXES} is {str(entries)[:40]!r}, not a list")
+    return _read_boxes(replace(reply, reached="box_list", entries=len(entries)), int(keyframe), entries, rules)
+
+
+def _read_boxes(reply: Reply, keyframe: int, entries: Sequence[Any], rules: Rules) -> Reply:
+    boxes = tuple(box for entry in entries if (box := _box(entry, rules)) is not None)
+    reply = replace(reply, answer=Answer(keyframe=keyframe, boxes=boxes))
+    if not entries:
+        return _stop(reply, "no_boxes")
+    if len(boxes) < len(entries):
+        return _stop(reply, "bad_boxes", f"{len(entries) - len(boxes)} of {len(entries)} entries are not boxes")
+    return replace(reply, reached="boxes")
+
+
+def _box(entry: Any, rules: Rules) -> Box | None:
+    """The entry as a box, None if it is none."""
+    if not isinstance(entry, list) or len(entry) != 4:
+        return None
+    for value in entry:
+        if not isinstance(value, (int, float)) or (isinstance(value, bool) and not rules.allow_bool):
+            return None
+        if not rules.allow_nonfinite and not (math.isfinite(value) and abs(value) <= MAX_COORDINATE):
+            return None
+    x1, y1, x2, y2 = map(float, entry)
+    if not rules.allow_inverted and (x2 < x1 or y2 < y1):
+        return None
+    return (x1, y1, x2, y2)

@@ -1,0 +1,97 @@
+"""Recorded answers as a policy: a run's ``predictions.jsonl``, or a few hand-written boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from veason import boxes, frames
+from veason.answer import format_reply
+from veason.atomic import read_journal
+from veason.errors import DataError
+from veason.family import BY_MODEL_TYPE, QWEN2_5_VL
+from veason.types import Answer, Box, Clip, Question, Size, VideoSample
+
+
+class ReplayPolicy:
+    """Replies as a predictions file says. One JSON object a line, with ``video`` and ``exp_id`` and either
+
+    - ``reply``, ``frame_ids`` and ``model_size`` as `inference.predict` writes them: the same text on the same clip; or
+    - ``keyframe`` (frame id) and ``boxes`` (xyxy in **video** pixels): what a person would write by hand.
+    """
+
+    name = "replay"
+    looks = False
+
+    def __init__(self, path: str | Path, *, n: int, size: Size) -> None:
+        """`n` and `size`: frames to show and their model size where a record has no clip of its own."""
+        self._path, self._n, self._size = Path(path), n, size
+        if not self._path.is_file():
+            raise DataError(f"{path}: no such predictions file")
+        try:
+            records = list(read_journal(self._path))
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        self._records = {f"{record.get('video')}/{record.get('exp_id')}": record for record in records}
+        if len(self._records) < len(records):
+            raise DataError(f"{path}: {len(records)} records for {len(self._records)} samples; keep one line for each")
+        names = {record.get("family", QWEN2_5_VL.name) for record in records}
+        if len(names) != 1 or not names <= {family.name for family in BY_MODEL_TYPE.values()}:
+            raise DataError(f"{path}: expected records of one known model family, found {sorted(map(str, names))}")
+        self.family = next(family for family in BY_MODEL_TYPE.values() if family.name in names)
+
+    def _record(self, sample: VideoSample) -> dict[str, Any]:
+        if sample.key not in self._records:
+            raise DataError(f"{self._path}: nothing is recorded for {sample.key}; record it or narrow the run")
+        return self._records[sample.key]
+
+    def choose_clip(self, sample: VideoSample) -> Clip:
+        record, where = self._record(sample), f"{self._path}: {sample.key}"
+        if "reply" in record and "frame_ids" in record:
+            size = record.get("model_size", list(self._size))
+            return Clip(frame_ids=_frame_ids(record["frame_ids"], len(sample), where), size=_size(size, where))
+        shown = set(frames.linspace(len(sample), self._n))
+        if isinstance(record.get("keyframe"), int):
+            shown.add(_frame_ids([record["keyframe"]], len(sample), where)[0])
+        return Clip(frame_ids=tuple(sorted(shown)), size=self._size)
+
+    def answer(self, questions: Sequence[Question], *, seed: int) -> list[str]:
+        return [self._reply(question) for question in questions]
+
+    def _reply(self, question: Question) -> str:
+        record, where = self._record(question.sample), f"{self._path}: {question.sample.key}"
+        if isinstance(record.get("reply"), str):
+            return record["reply"]
+        if type(record.get("keyframe")) is not int:
+            raise DataError(f"{where}: needs a reply, or a keyframe (frame id) and boxes in video pixels")
+        to_size = self.family.answer_size(question.clip.size)
+        scaled = boxes.rescale(_boxes(record.get("boxes"), where), question.sample.size, to_size)
+        return format_reply("Replayed.", Answer(keyframe=record["keyframe"], boxes=scaled))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "replay": str(self._path)}
+
+
+def _frame_ids(value: object, length: int, where: str) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else []
+    if not ids or not all(type(t) is int and 0 <= t < length for t in ids):
+        raise DataError(f"{where}: frame ids must be ints from 0 to {length - 1}, found {str(value)[:80]}")
+    return tuple(ids)
+
+
+def _size(value: object, where: str) -> Size:
+    sides = value if isinstance(value, list) and len(value) == 2 else [None]
+    if not all(type(side) is int and 0 < side < 1 << 15 for side in sides):
+        raise DataError(f"{where}: model_size must be [height, width], found {str(value)[:80]}")
+    return (value[0], value[1])
+
+
+def _boxes(value: object, where: str) -> list[Box]:
+    entries = value if isinstance(value, list) else [None]
+    for entry in entries:
+        numbers = entry if isinstance(entry, list) and len(entry) == 4 else [None]
+        if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+            raise DataError(f"{where}: boxes must be [[x1, y1, x2, y2], …] in video pixels, found {str(value)[:80]}")
+    return [tuple(map(float, entry)) for entry in entries]

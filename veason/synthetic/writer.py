@@ -1,0 +1,307 @@
+"""Write a world to a folder in ReVOS form: a plan of videos, their scenes, the questions asked of them, the files.
+
+The folder appears whole or not at all, and the same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from veason import atomic, masks
+from veason.errors import DataError
+from veason.synthetic.expressions import Expression, questions
+from veason.synthetic.facts import measure_masks
+from veason.synthetic.render import render_clip, render_masks
+from veason.synthetic.sampling import sample_scene
+from veason.synthetic.world import Scene
+from veason.types import Rle, Size
+
+VERSION = 1
+"""Of the generator: worlds of two versions differ in their bytes."""
+
+SIZES: tuple[Size, ...] = ((168, 224), (180, 240), (224, 168), (160, 208), (192, 192), (161, 219))
+"""(height, width), in turn."""
+
+TRAIN_PLOTS = ("crossing", "curtain", "giant", "departure", "growth", "arrival", "parade", "mixed")
+VALID_PLOTS = ("crossing", "still", "departure", "arrival", "growth", "curtain", "parade", "mixed")
+MUST = {"crossing": ("meet", "hidden"), "giant": ("fills",), "departure": ("leaves_first",), "arrival": ("enters",)}
+"""Facts that a plot is there for: at least one expression rests on each, where the scene allows."""
+
+_SOURCES = (
+    "UVO/all/-syn_{i:03d}",
+    "LV-VIS/train/{i:05d}",
+    "MOSE/{hex}",
+    "OVIS/{hex}",
+    "TAO/syn_{i:04d}",
+    "MeViS/{hex}",
+)
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What one video is to be, before chance decides the rest."""
+
+    index: int
+    """Over both splits."""
+    split: str
+    key: str
+    plot: str
+    size: Size
+    frames: int
+    names: tuple[str, ...]
+    """Frame names without suffix; the strided video counts in fives."""
+    expressions: int
+    """How many to ask, where the scene has as many."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video, drawn and asked about."""
+
+    plan: VideoPlan
+    scene: Scene
+    expressions: tuple[Expression, ...]
+    anno_ids: tuple[int, ...]
+    """Of each shape of the scene."""
+
+
+def build_world(
+    out: str | Path,
+    *,
+    videos: int = 12,
+    seed: int = 0,
+    size: Size | None = None,
+    frames: tuple[int, int] = (8, 20),
+    background: str = "ramp",
+    policy: bool = False,
+) -> dict[str, Any]:
+    """Write a ReVOS-format world to `out` and give its description (also in ``world.json``).
+
+    `size` None varies the size from video to video. `policy` adds ``tiny_policy``, which needs torch. A folder that
+    already holds this very world is left as it is; one that holds anything else is a DataError.
+    """
+    out = Path(out)
+    parameters = _check_parameters(
+        videos=videos, seed=seed, size=size, frames=frames, background=background, policy=policy
+    )
+    if standing := _standing(out, parameters):
+        return standing
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    try:
+        world = _write(temporary, parameters)
+        temporary.chmod(0o755)
+        temporary.rename(out.absolute())  # replaces an empty folder, refuses any other
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    return world
+
+
+def read_scenes(root: str | Path) -> dict[str, Scene]:
+    """The scene behind each video of a written world, by video key."""
+    records = json.loads((Path(root) / "scenes.json").read_text())
+    return {key: Scene.from_json(record) for key, record in records.items()}
+
+
+def _check_parameters(**parameters: Any) -> dict[str, Any]:
+    low, high = parameters["frames"]
+    if parameters["videos"] < 1:
+        raise DataError(f"videos is {parameters['videos']}, a world has at least 1")
+    if not 4 <= low <= high:
+        raise DataError(f"frames are {low} to {high}; a video has at least 4, and no fewer at most than at least")
+    if parameters["size"] and min(parameters["size"]) < 56:
+        raise DataError(f"size is {parameters['size']}; at least 56 pixels a side, or nothing can be seen")
+    return {"version": VERSION, **json.loads(json.dumps(parameters))}
+
+
+def _standing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of the same world, if it is already there; a DataError if something else is."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    described = out / "world.json"
+    if not described.is_file():
+        raise DataError(f"{out}: exists and is no synthetic world; choose another folder")
+    world = json.loads(described.read_text())
+    if world["parameters"] != parameters:
+        wrong = [f"{k} {world['parameters'].get(k)!r}, not {v!r}" for k, v in parameters.items()
+                 if world["parameters"].get(k) != v]  # fmt: skip
+        raise DataError(f"{out}: holds another world ({'; '.join(wrong)}); remove it or choose another folder")
+    return world
+
+
+def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    plans = plan_videos(**{k: v for k, v in parameters.items() if k not in ("version", "policy")})
+    mask_dict: dict[str, list[Rle | None]] = {}
+    foreground: dict[str, Any] = {}
+    metas: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+    drawn: list[Video] = []
+    for plan in plans:
+        video = draw_video(plan, parameters["seed"], parameters["background"])
+        frames, visible = render_clip(video.scene)
+        _write_frames(root / "JPEGImages" / plan.key, plan.names, frames)
+        mask_dict |= {str(anno): _track(one) for anno, one in zip(video.anno_ids, visible, strict=True)}
+        foreground[plan.key] = _foreground(video, visible)
+        metas[plan.split][plan.key] = _meta(video)
+        drawn.append(video)
+    for split, entries in metas.items():
+        _write_json(root / f"meta_expressions_{split}_.json", {"videos": entries})
+    _write_json(root / "mask_dict.json", mask_dict)
+    _write_json(root / "mask_dict_foreground.json", foreground)
+    _write_json(root / "scenes.json", {video.plan.key: video.scene.to_json() for video in drawn})
+    if parameters["policy"]:
+        from veason.synthetic.policy import write_tiny_policy  # torch, only when asked for
+
+        write_tiny_policy(root / "tiny_policy", seed=parameters["seed"])
+    world = {"parameters": parameters, "counts": _counts(drawn)}
+    atomic.write_json(root / "world.json", world)
+    return world
+
+
+def plan_videos(
+    *, videos: int, seed: int, size: list[int] | None, frames: list[int], background: str
+) -> list[VideoPlan]:
+    """Three quarters train, one quarter valid (one of each from two videos up), each with its plot."""
+    valid = max(round(videos / 4), 1) if videos >= 2 else 0
+    splits = ["train"] * (videos - valid) + ["valid"] * valid
+    places = [splits[:i].count(split) for i, split in enumerate(splits)]  # within the split
+    rng = np.random.default_rng([seed, 1])
+    return [
+        _plan(rng, i, split, place, tuple(size) if size else SIZES[i % len(SIZES)], frames)
+        for i, (split, place) in enumerate(zip(splits, places, strict=True))
+    ]
+
+
+def _plan(rng: np.random.Generator, index: int, split: str, place: int, size: Size, frames: list[int]) -> VideoPlan:
+    plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
+    single = split == "valid" and place == 1  # the second valid video is a single frame
+    plot = plots[place % len(plots)] if single or place != len(plots) or split == "train" else "mixed"
+    if plot == "still" and not single:
+        plot = "mixed"
+    low, high = frames
+    count = 1 if single else int(rng.integers(low, high + 1))
+    if plot in ("crossing", "curtain", "departure", "arrival") and count < 8:
+        count = min(8, high)
+        plot = plot if count >= 8 else "growth"  # too short for a way in or out
+    first, stride = (145, 5) if split == "train" and place == 1 else (0, 1)
+    names = tuple(f"{first + stride * t:05d}" for t in range(count))
+    code = rng.integers(0, 16, size=8)
+    key = _SOURCES[index % len(_SOURCES)].format(i=index, hex="".join("0123456789abcdef"[d] for d in code))
+    return VideoPlan(index, split, key, plot, size, count, names, expressions=14 if place == 0 else 7)
+
+
+def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
+    """Scene and questions of a video; depends on the plan and the seed only, not on the other videos."""
+    rng = np.random.default_rng([seed, 2, plan.index])
+    cast = (3, 4) if plan.expressions > 8 else (2, 4)
+    while True:
+        scene = sample_scene(
+            rng, size=plan.size, frames=plan.frames, shapes=cast, plot=plan.plot, background=background
+        )
+        asked = questions(scene, measure_masks(*render_masks(scene)))
+        facts = {expression.fact for expression in asked}
+        if facts.issuperset(MUST.get(plan.plot, ())):
+            break
+    chosen = choose(rng, asked, plan.expressions, must=MUST.get(plan.plot, ()))
+    first = 3_000_000 + 1_000 * plan.index + int(rng.integers(500))
+    return Video(plan, scene, tuple(chosen), tuple(first + 7 * i for i in range(len(scene.shapes))))
+
+
+def choose(
+    rng: np.random.Generator, asked: list[Expression], count: int, *, must: tuple[str, ...] = ()
+) -> list[Expression]:
+    """Up to `count` expressions: those that `must` be, then types 0, 1, 1, 0, 2 in turn, a fact seldom twice."""
+    shuffled = [asked[i] for i in rng.permutation(len(asked))]
+    chosen = [next(e for e in shuffled if e.fact == fact and e.targets) for fact in must]
+    wanted = [0, 1, 1, 0, 2]
+    left = [e for e in shuffled if e not in chosen]
+    turn = 0
+    while left and len(chosen) < count:
+        used = Counter(e.fact for e in chosen)
+        several = sum(len(e.targets) > 1 for e in chosen)
+        of_type = [e for e in left if e.type_id == wanted[turn % len(wanted)]] or left
+
+        def merit(e: Expression, used: Counter = used, several: int = several) -> int:
+            return 2 * used[e.fact] - (len(e.targets) > 1 and 3 * several <= len(chosen))
+
+        best = min(of_type, key=merit)
+        chosen.append(best)
+        left.remove(best)
+        turn += 1
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def _write_frames(folder: Path, names: tuple[str, ...], frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for name, frame in zip(names, frames, strict=True):
+        Image.fromarray(frame).save(folder / f"{name}.jpg", quality=95, subsampling=0)
+
+
+def _track(visible: np.ndarray) -> list[Rle | None]:
+    """One entry per frame of (T, H, W); null where the shape is not seen, never an all-zero mask."""
+    return [masks.encode(mask) if mask.any() else None for mask in visible]
+
+
+def _foreground(video: Video, visible: np.ndarray) -> dict[str, Any]:
+    """Per frame the union of every shape that some expression refers to; an RLE even where it is empty."""
+    referred = sorted({i for expression in video.expressions for i in expression.targets})
+    union = visible[referred].any(axis=0)  # (T, H, W)
+    return {
+        "masks_rle": [masks.encode(mask) for mask in union],
+        "foreground_ratio": [np.count_nonzero(mask) / mask.size for mask in union],
+    }
+
+
+def _meta(video: Video) -> dict[str, Any]:
+    plan = video.plan
+    return {
+        "expressions": {str(n): record for n, record in enumerate(_expression_records(video))},
+        "vid_id": plan.index,
+        "height": plan.size[0],
+        "width": plan.size[1],
+        "frames": list(plan.names),
+    }
+
+
+def _expression_records(video: Video) -> Iterator[dict[str, Any]]:
+    for expression in video.expressions:
+        yield {
+            "exp": expression.text,
+            "obj_id": list(expression.targets),
+            "anno_id": [video.anno_ids[i] for i in expression.targets],
+            "type_id": expression.type_id,
+        }
+
+
+def _counts(drawn: list[Video]) -> dict[str, dict[str, int]]:
+    """Per split: videos, frames, shapes, expressions, and those of each type and number of targets."""
+    table = {}
+    for split in ("train", "valid"):
+        videos = [video for video in drawn if video.plan.split == split]
+        expressions = [expression for video in videos for expression in video.expressions]
+        types = Counter(expression.type_id for expression in expressions)
+        table[split] = {
+            "videos": len(videos),
+            "frames": sum(video.plan.frames for video in videos),
+            "shapes": sum(len(video.scene.shapes) for video in videos),
+            "expressions": len(expressions),
+            "referring": types[0],
+            "reasoning": types[1],
+            "absent": types[2],
+            "multi_object": sum(len(expression.targets) > 1 for expression in expressions),
+        }
+    return table
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
