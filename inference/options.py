@@ -92,7 +92,7 @@ def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     if args.policy == "replay":
         from veason.policies.replay import ReplayPolicy
 
-        return ReplayPolicy(
+        return ReplayPolicy.from_file(
             _required(args.replay, "--policy replay needs --replay FILE"), n=args.frames, size=args.model_size
         )
     from veason.policies.hf import HFPolicy

@@ -88,10 +88,10 @@ def runs(counts: str) -> np.ndarray:
     The code is a base-32 variable-length integer, six bits a character from ``0``; from the fourth run on it holds the
     difference to the run before the last. Raises ValueError on anything pycocotools could not read safely.
     """
-    codes = np.frombuffer(counts.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0:
+    if not counts:
         raise ValueError("the run string is empty")
-    if codes.min() < 0 or codes.max() > 63:
+    codes = np.frombuffer(counts.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    if not counts.isascii() or codes.min() < 0 or codes.max() > 63:
         raise ValueError("the run string holds a character outside '0' to 'o'")
     last = (codes & 32) == 0
     if not last[-1]:

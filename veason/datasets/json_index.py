@@ -98,9 +98,7 @@ def _scan(data: mmap.mmap, path: Path) -> dict[str, tuple[int, int]]:
         if first == 0x22 or token.end() - token.start() > 1:  # a string, or a whole RLE: no change of depth
             if depth == 1:
                 if key is not None or first != 0x22:
-                    raise DataError(
-                        f"{path}: byte {token.start()}: the entry {key!r} is not a list or an object of lists"
-                    )
+                    raise DataError(f"{path}: byte {token.start()}: entry {key!r} is no list and no object")
                 key = _parse_key(token.group(), path)
             continue
         depth += 1 if first in b"[{" else -1

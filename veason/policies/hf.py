@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from veason import prompt
 from veason.errors import DataError
@@ -40,6 +42,8 @@ class HFPolicy:
     ) -> None:
         """`temperature` 0 is greedy; `dtype` auto: bfloat16 on a GPU, float32 on CPU; `template`: a prompt's text."""
         self._source, self._template = str(model), template
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         try:
             config = AutoConfig.from_pretrained(self._source)
             self._processor = AutoProcessor.from_pretrained(self._source)

@@ -25,30 +25,29 @@ class ReplayPolicy:
     name = "replay"
     looks = False
 
-    def __init__(self, path: str | Path, *, n: int, size: Size) -> None:
+    def __init__(self, records: Sequence[dict[str, Any]], *, source: str, n: int, size: Size) -> None:
         """`n` and `size`: frames to show and their model size where a record has no clip of its own."""
-        self._path, self._n, self._size = Path(path), n, size
-        if not self._path.is_file():
-            raise DataError(f"{path}: no such predictions file")
-        try:
-            records = list(read_journal(self._path))
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        self._source, self._n, self._size = source, n, size
         self._records = {f"{record.get('video')}/{record.get('exp_id')}": record for record in records}
         if len(self._records) < len(records):
-            raise DataError(f"{path}: {len(records)} records for {len(self._records)} samples; keep one line for each")
-        names = {record.get("family", QWEN2_5_VL.name) for record in records}
-        if len(names) != 1 or not names <= {family.name for family in BY_MODEL_TYPE.values()}:
-            raise DataError(f"{path}: expected records of one known model family, found {sorted(map(str, names))}")
-        self.family = next(family for family in BY_MODEL_TYPE.values() if family.name in names)
+            raise DataError(f"{source}: {len(records)} lines for {len(self._records)} samples; keep one line for each")
+        names = {str(record.get("family", QWEN2_5_VL.name)) for record in records}
+        known = {family.name: family for family in BY_MODEL_TYPE.values()}
+        if len(names) != 1 or not names <= known.keys():
+            raise DataError(f"{source}: expected records of one known model family, found {sorted(names)}")
+        self.family = known[names.pop()]
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, n: int, size: Size) -> ReplayPolicy:
+        return cls(read_records(path), source=str(path), n=n, size=size)
 
     def _record(self, sample: VideoSample) -> dict[str, Any]:
         if sample.key not in self._records:
-            raise DataError(f"{self._path}: nothing is recorded for {sample.key}; record it or narrow the run")
+            raise DataError(f"{self._source}: nothing is recorded for {sample.key}; record it or narrow the run")
         return self._records[sample.key]
 
     def choose_clip(self, sample: VideoSample) -> Clip:
-        record, where = self._record(sample), f"{self._path}: {sample.key}"
+        record, where = self._record(sample), f"{self._source}: {sample.key}"
         if "reply" in record and "frame_ids" in record:
             size = record.get("model_size", list(self._size))
             return Clip(frame_ids=_frame_ids(record["frame_ids"], len(sample), where), size=_size(size, where))
@@ -61,7 +60,7 @@ class ReplayPolicy:
         return [self._reply(question) for question in questions]
 
     def _reply(self, question: Question) -> str:
-        record, where = self._record(question.sample), f"{self._path}: {question.sample.key}"
+        record, where = self._record(question.sample), f"{self._source}: {question.sample.key}"
         if isinstance(record.get("reply"), str):
             return record["reply"]
         if type(record.get("keyframe")) is not int:
@@ -71,7 +70,17 @@ class ReplayPolicy:
         return format_reply("Replayed.", Answer(keyframe=record["keyframe"], boxes=scaled))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "replay": str(self._path)}
+        return {"name": self.name, "replay": self._source}
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a predictions file; a DataError that names the file and line where it is none."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such predictions file")
+    try:
+        return list(read_journal(Path(path)))
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _frame_ids(value: object, length: int, where: str) -> tuple[int, ...]:

@@ -94,9 +94,10 @@ def _places(scene: Scene, facts: Facts) -> Iterator[Expression]:
     sides = {"far left": (0, -1), "far right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     for name, (axis, sign) in sides.items():
         where = f"on the {name}" if axis == 0 else f"at the {name}"
-        along = sign * facts.centres[:, :, axis]
+        along, edge = sign * facts.centres[:, :, axis], sign * facts.boxes[:, :, axis + (2 if sign > 0 else 0)]
         fact = name.replace(" ", "_")
         each = [_winner(along[:, t], 0.1, facts, t) for t in range(scene.frames)]
+        each = [i if i is None or edge[i, t] == np.nanmax(edge[:, t]) else None for t, i in enumerate(each)]
         if len(set(each)) == 1 and each[0] is not None:
             most = {"far left": "leftmost", "far right": "rightmost", "top": "topmost", "bottom": "lowest"}[name]
             yield from _ask(fact, [each[0]], f"the {most} shape", f"which shape is {where} of the picture?")
@@ -163,7 +164,9 @@ def _stillness(scene: Scene, facts: Facts) -> Iterator[Expression]:
     ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     moved = [None if way is None else float(np.linalg.norm(way)) for way in ways]
     grown = [facts.growth(i) for i in range(len(scene.shapes))]
-    if None in moved or None in grown or any(m < 0.12 and abs(np.log(g)) > 0.08 for m, g in zip(moved, grown)):
+    if None in moved or None in grown:
+        return
+    if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, grown, strict=True)):
         return  # growing on the spot: is that still?
     found = _sorted_out([-m for m in moved], -0.02, -0.12)
     if found is not None:

@@ -25,6 +25,8 @@ class Facts:
     """(N, T) int: visible pixels."""
     centres: np.ndarray
     """(N, T, 2) float: mean (x, y) of the visible pixels in short sides; NaN where not visible."""
+    boxes: np.ndarray
+    """(N, T, 4) float: (x1, y1, x2, y2) outer edges of the visible pixels in short sides; NaN where not visible."""
     clear: np.ndarray
     """(N, T) bool"""
     border: np.ndarray
@@ -46,9 +48,12 @@ class Facts:
         return float(self.areas[shape, clear[-1]] / self.areas[shape, clear[0]])
 
     def displacement(self, shape: int) -> np.ndarray | None:
-        """(dx, dy) from the first to the last clear frame; None without two of them."""
-        clear = np.flatnonzero(self.clear[shape])
-        return self.centres[shape, clear[-1]] - self.centres[shape, clear[0]] if len(clear) >= 2 else None
+        """(dx, dy) from the first to the last frame in which it is seen apart from others; None without two of them.
+
+        Half outside counts too: what comes in from the right has moved to the left.
+        """
+        apart = np.flatnonzero((self.areas[shape] > 0) & ~self.meets[shape].any(axis=0))
+        return self.centres[shape, apart[-1]] - self.centres[shape, apart[0]] if len(apart) >= 2 else None
 
     def speed(self, shape: int) -> float | None:
         """Mean step between neighbouring clear frames; None with fewer than two steps."""
@@ -90,14 +95,16 @@ def measure_masks(masks: np.ndarray, silhouettes: np.ndarray) -> Facts:
     meets = np.stack([(flat & one).any(axis=2) for one in flat], axis=1)  # (N, N, T)
     meets[np.arange(shapes), np.arange(shapes)] = False
     border = masks[:, :, [0, -1], :].any(axis=(2, 3)) | masks[:, :, :, [0, -1]].any(axis=(2, 3))
+    boxes = _boxes(masks)
     return Facts(
         areas=areas,
         centres=_centres(masks, areas) / min(height, width),
+        boxes=boxes / min(height, width),
         clear=(areas > 0) & ~border & ~meets.any(axis=1),
         border=border,
         hidden=np.where(whole > 0, 1 - areas / np.maximum(whole, 1), 0.0),
         meets=meets,
-        anchored=_anchored(masks),
+        anchored=_anchored(masks, boxes),
         pixels=height * width,
     )
 
@@ -109,11 +116,18 @@ def _centres(masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
     return moments / np.where(areas, areas, np.nan)[..., None] + 0.5  # middle of a pixel
 
 
-def _anchored(masks: np.ndarray) -> np.ndarray:
-    anchored = np.zeros(masks.shape[:2], dtype=bool)
+def _boxes(masks: np.ndarray) -> np.ndarray:
+    boxes = np.full((*masks.shape[:2], 4), np.nan)
     for i, t in np.argwhere(masks.any(axis=(2, 3))):
         y, x = np.flatnonzero(masks[i, t].any(axis=1)), np.flatnonzero(masks[i, t].any(axis=0))
-        top, left = (y[0] + y[-1]) // 2, (x[0] + x[-1]) // 2
-        bottom, right = (y[0] + y[-1] + 1) // 2, (x[0] + x[-1] + 1) // 2
-        anchored[i, t] = masks[i, t, top : bottom + 1, left : right + 1].all()
+        boxes[i, t] = x[0], y[0], x[-1] + 1, y[-1] + 1
+    return boxes
+
+
+def _anchored(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    anchored = np.zeros(masks.shape[:2], dtype=bool)
+    for i, t in np.argwhere(masks.any(axis=(2, 3))):
+        x1, y1, x2, y2 = boxes[i, t].astype(int)
+        rows, columns = slice((y1 + y2 - 1) // 2, (y1 + y2) // 2 + 1), slice((x1 + x2 - 1) // 2, (x1 + x2) // 2 + 1)
+        anchored[i, t] = masks[i, t, rows, columns].all()  # one pixel, or the two or four about the middle
     return anchored

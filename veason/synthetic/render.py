@@ -16,6 +16,7 @@ from veason.types import Size
 
 _FINE = 4  # sub-pixels per pixel and axis
 _SHIFT = 6  # fractional bits OpenCV draws with
+_RIM = 0.012  # width of a shape's darker rim, in short sides
 
 
 def render_clip(
@@ -117,7 +118,7 @@ def _ink(shape: Shape, scene: Scene, u: float, size: Size, window: tuple[slice, 
     across = local[..., 0] * np.cos(turn) + local[..., 1] * np.sin(turn)
     down = local[..., 1] * np.cos(turn) - local[..., 0] * np.sin(turn)
     light = 1 + _pattern(shape.texture, across, down) - 0.06 * (across + down)
-    inner = shape.centre(u) + 0.88 * (shape.outline(u) - shape.centre(u))
+    inner = shape.centre(u) + (1 - _RIM / shape.radius_at(u)) * (shape.outline(u) - shape.centre(u))
     rim = 1 - _cover(_to_pixels(inner, scene, size), size)[window]
     light = light * (1 - 0.22 * rim)
     return (np.array(COLOURS[shape.colour]) * light[..., None]).astype(np.float32)

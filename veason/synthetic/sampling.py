@@ -155,7 +155,7 @@ def _drift(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape
     start, length = _inside(rng, radius, extent), rng.uniform(0.6, 1.0) * min(reach, 0.8)
     angle = np.deg2rad(rng.choice([0, 90, 180, 270]) + rng.uniform(-18, 18))
     end = start + length * np.array([np.cos(angle), np.sin(angle)])
-    drifter = _shape(start, end, (radius, radius), bow=rng.uniform(-0.05, 0.05))
+    drifter = _shape(start, end, (radius, radius), bow=rng.uniform(-0.05, 0.05) * min(reach, 1))
     inside = all(_is_inside(drifter.centre(u), radius, extent) for u in np.linspace(0, 1, 9))
     return [drifter] if inside else None
 
@@ -173,9 +173,11 @@ def _shrink(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shap
     return [_reversed(shape) for shape in _grow(rng, extent, reach)]
 
 
-def _enter(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape] | None:
-    """From outside, over one border, to wholly inside; at the earliest after a fifth of the video."""
-    length, late = min(reach, 1.1) * rng.uniform(0.85, 1.0), rng.uniform(0.2, 0.45)
+def _enter(
+    rng: np.random.Generator, extent: Extent, reach: float, outside: tuple[float, float] = (0.18, 0.38)
+) -> list[Shape] | None:
+    """From outside, over one border, to wholly inside; `outside`: the share of its way before it is seen."""
+    length, late = min(reach, 1.1) * rng.uniform(0.85, 1.0), rng.uniform(*outside)
     radius = min(rng.uniform(0.09, 0.16), (1 - late) * length / (2 * REACH) - 0.01)
     if radius < 0.08:
         return None
@@ -191,7 +193,7 @@ def _enter(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape
 
 
 def _leave(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape] | None:
-    group = _enter(rng, extent, reach)
+    group = _enter(rng, extent, reach, outside=(0.06, 0.26))
     return [_reversed(shape) for shape in group] if group else None
 
 

@@ -33,7 +33,10 @@ SIZES: tuple[Size, ...] = ((168, 224), (180, 240), (224, 168), (160, 208), (192,
 """(height, width), in turn."""
 
 TRAIN_PLOTS = ("crossing", "curtain", "giant", "departure", "growth", "arrival", "parade", "mixed")
-VALID_PLOTS = ("crossing", "still", "departure", "arrival", "growth", "curtain", "parade", "mixed")
+VALID_PLOTS = ("crossing", "mixed", "departure", "arrival", "growth", "curtain", "parade", "giant")
+LONG_PLOTS = ("crossing", "curtain", "departure", "arrival")
+LONG = 8
+"""Frames that a way in, out or past each other needs."""
 MUST = {"crossing": ("meet", "hidden"), "giant": ("fills",), "departure": ("leaves_first",), "arrival": ("enters",)}
 """Facts that a plot is there for: at least one expression rests on each, where the scene allows."""
 
@@ -183,16 +186,13 @@ def plan_videos(
 
 
 def _plan(rng: np.random.Generator, index: int, split: str, place: int, size: Size, frames: list[int]) -> VideoPlan:
-    plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
     single = split == "valid" and place == 1  # the second valid video is a single frame
-    plot = plots[place % len(plots)] if single or place != len(plots) or split == "train" else "mixed"
-    if plot == "still" and not single:
-        plot = "mixed"
+    plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
+    plot = "still" if single else plots[place % len(plots)]
     low, high = frames
-    count = 1 if single else int(rng.integers(low, high + 1))
-    if plot in ("crossing", "curtain", "departure", "arrival") and count < 8:
-        count = min(8, high)
-        plot = plot if count >= 8 else "growth"  # too short for a way in or out
+    if plot in LONG_PLOTS and high < LONG:
+        plot = "growth"
+    count = 1 if single else int(rng.integers(max(low, LONG) if plot in LONG_PLOTS else low, high + 1))
     first, stride = (145, 5) if split == "train" and place == 1 else (0, 1)
     names = tuple(f"{first + stride * t:05d}" for t in range(count))
     code = rng.integers(0, 16, size=8)
@@ -204,7 +204,7 @@ def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
     """Scene and questions of a video; depends on the plan and the seed only, not on the other videos."""
     rng = np.random.default_rng([seed, 2, plan.index])
     cast = (3, 4) if plan.expressions > 8 else (2, 4)
-    while True:
+    for _ in range(100):
         scene = sample_scene(
             rng, size=plan.size, frames=plan.frames, shapes=cast, plot=plan.plot, background=background
         )
@@ -212,6 +212,10 @@ def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
         facts = {expression.fact for expression in asked}
         if facts.issuperset(MUST.get(plan.plot, ())):
             break
+    else:
+        raise DataError(
+            f"found no {plan.plot} of {plan.frames} frames at {plan.size} that can be asked about; allow more"
+        )
     chosen = choose(rng, asked, plan.expressions, must=MUST.get(plan.plot, ()))
     first = 3_000_000 + 1_000 * plan.index + int(rng.integers(500))
     return Video(plan, scene, tuple(chosen), tuple(first + 7 * i for i in range(len(scene.shapes))))
@@ -231,8 +235,8 @@ def choose(
         several = sum(len(e.targets) > 1 for e in chosen)
         of_type = [e for e in left if e.type_id == wanted[turn % len(wanted)]] or left
 
-        def merit(e: Expression, used: Counter = used, several: int = several) -> int:
-            return 2 * used[e.fact] - (len(e.targets) > 1 and 3 * several <= len(chosen))
+        def merit(e: Expression, used: Counter = used, crowded: bool = 3 * several >= len(chosen)) -> int:
+            return 2 * used[e.fact] + ((len(e.targets) > 1) == crowded)
 
         best = min(of_type, key=merit)
         chosen.append(best)

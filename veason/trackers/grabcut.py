@@ -58,13 +58,32 @@ class GrabCutTracker:
         X1, Y1, X2, Y2 = max(0, x1 - mx), max(0, y1 - my), min(w, x2 + mx), min(h, y2 + my)
         crop = np.ascontiguousarray(img[Y1:Y2, X1:X2])
         m = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
-        m[y1 - Y1 : y2 - Y1, x1 - X1 : x2 - X1] = cv2.GC_PR_FGD
+        m[y1 - Y1 : y2 - Y1, x1 - X1 : x2 - X1] = cv2.GC_PR_BGD if self.p.get("ell") else cv2.GC_PR_FGD
+        if e := self.p.get("ell"):
+            gy, gx = np.mgrid[: m.shape[0], : m.shape[1]]
+            r = ((gx + 0.5 - (x1 + x2) / 2 + X1) / ((x2 - x1) / 2)) ** 2 + ((gy + 0.5 - (y1 + y2) / 2 + Y1) / ((y2 - y1) / 2)) ** 2
+            m[r <= e * e] = cv2.GC_PR_FGD
+            m[r <= self.p.get("core", 0) ** 2] = cv2.GC_FGD
         bg, fg = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         cv2.grabCut(crop, m, None, bg, fg, self.iters, cv2.GC_INIT_WITH_MASK)
         out = np.zeros((h, w), bool)
-        out[Y1:Y2, X1:X2] = (m & 1) == 1
+        out[Y1:Y2, X1:X2] = self.tidy(m & 1)
         return out, (bg, fg)
+
+    def tidy(self, m):
+        if self.p.get("fill"):
+            c, _ = cv2.findContours(m, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            if c:
+                big = max(map(cv2.contourArea, c))
+                m = np.zeros_like(m)
+                cv2.drawContours(m, [k for k in c if cv2.contourArea(k) >= 0.1 * big], -1, 1, cv2.FILLED)
+        if r := self.p.get("close"):
+            r = max(1, round(r * np.sqrt(m.sum())))
+            k = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1,) * 2)
+            m = cv2.copyMakeBorder(m, r, r, r, r, cv2.BORDER_REPLICATE)
+            m = cv2.morphologyEx(cv2.morphologyEx(m, cv2.MORPH_CLOSE, k), cv2.MORPH_OPEN, k)[r:-r, r:-r]
+        return m == 1
 
     def flow(self, enc, t, s):
         if (t, s) not in enc.flows:
@@ -80,6 +99,18 @@ class GrabCutTracker:
         warped = cv2.remap(m.astype(np.float32), gx + fl[..., 0], gy + fl[..., 1], cv2.INTER_LINEAR) > 0.5
         if not warped.any():
             return warped, models
+        if self.p.get("ext"):
+            b = max(1, round(self.p["ext"] * np.sqrt(warped.sum())))
+            k = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * b + 1,) * 2)
+            ins = cv2.erode(warped.astype(np.uint8), k).astype(np.float32)
+            if ins.any():
+                n = 4 * b + 1
+                wgt = cv2.blur(cv2.blur(ins, (n, n)), (n, n))[..., None]
+                num = cv2.blur(cv2.blur(fl * ins[..., None], (n, n)), (n, n))
+                f2 = np.where((ins[..., None] == 0) & (wgt > 1e-3), num / np.maximum(wgt, 1e-3), fl)
+                warped = cv2.remap(m.astype(np.float32), gx + f2[..., 0], gy + f2[..., 1], cv2.INTER_LINEAR) > 0.5
+                if not warped.any():
+                    return warped, models
         if self.p.get("norefine"):
             return warped, models
         ys, xs = np.nonzero(warped)
@@ -96,11 +127,17 @@ class GrabCutTracker:
         gm[wc > 0] = cv2.GC_PR_FGD
         gm[sure > 0] = cv2.GC_FGD
         crop = np.ascontiguousarray(enc.frames[t][Y1:Y2, X1:X2])
-        bg, fg = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.setRNGSeed(0)
-        cv2.grabCut(crop, gm, None, bg, fg, self.p.get("it", 1), cv2.GC_INIT_WITH_MASK)
+        if self.p.get("keep"):
+            bg, fg = models[0].copy(), models[1].copy()
+            mode = cv2.GC_EVAL if self.p["keep"] == 1 else cv2.GC_EVAL_FREEZE_MODEL
+            cv2.grabCut(crop, gm, None, bg, fg, self.p.get("it", 1), mode)
+            models = (bg, fg)
+        else:
+            bg, fg = np.zeros((1, 65)), np.zeros((1, 65))
+            cv2.setRNGSeed(0)
+            cv2.grabCut(crop, gm, None, bg, fg, self.p.get("it", 1), cv2.GC_INIT_WITH_MASK)
         out = np.zeros((h, w), bool)
-        out[Y1:Y2, X1:X2] = (gm & 1) == 1
+        out[Y1:Y2, X1:X2] = self.tidy(gm & 1)
         return out, models
 
 

@@ -1,0 +1,90 @@
+"""Shared fixtures: a small ReVOS root made by hand, and the synthetic world with its tiny policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from veason import masks
+
+SIZE = (48, 64)
+FRAMES = ("00000", "00005", "00010", "00015")
+
+
+def square(t: int) -> np.ndarray:
+    """A 10 x 10 square that moves 8 px to the right per frame: (48, 64) bool."""
+    mask = np.zeros(SIZE, bool)
+    mask[20:30, 4 + 8 * t : 14 + 8 * t] = True
+    return mask
+
+
+def dot(t: int) -> np.ndarray:
+    """A 6 x 6 square that stays in the corner."""
+    mask = np.zeros(SIZE, bool)
+    mask[2:8, 50:56] = True
+    return mask
+
+
+class HandMadeRoot:
+    """A ReVOS root with one video of four frames, `UVO/-a_b`, that a test may break before reading it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.video = "UVO/-a_b"
+        square_rles = [masks.encode(square(t)) for t in range(4)]
+        dot_rles = [None, *(masks.encode(dot(t)) for t in range(1, 4))]  # appears late
+        self.mask_dict = {"9000000001": square_rles, "9000000002": dot_rles}
+        self.meta = {
+            "videos": {
+                self.video: {
+                    "vid_id": 0,
+                    "height": SIZE[0],
+                    "width": SIZE[1],
+                    "frames": list(FRAMES),
+                    "expressions": {
+                        "0": {"exp": "the square", "obj_id": [0], "anno_id": [9000000001], "type_id": 0},
+                        "1": {
+                            "exp": "what is there?",
+                            "obj_id": [0, 1],
+                            "anno_id": [9000000001, 9000000002],
+                            "type_id": 1,
+                        },
+                        "2": {"exp": "the dog", "obj_id": [], "anno_id": [], "type_id": 2},
+                    },
+                }
+            }
+        }
+        for t, frame in enumerate(FRAMES):
+            picture = np.full((*SIZE, 3), 90, np.uint8)
+            picture[square(t)] = (220, 40, 40)
+            picture[dot(t)] = (40, 40, 220)
+            self.frame(frame).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(self.frame(frame), quality=95)
+
+    def frame(self, name: str) -> Path:
+        return self.path / "JPEGImages" / self.video / f"{name}.jpg"
+
+    def write(self) -> Path:
+        """Write the JSON files as they now are; the root."""
+        (self.path / "meta_expressions_valid_.json").write_text(json.dumps(self.meta))
+        (self.path / "mask_dict.json").write_text(json.dumps(self.mask_dict))
+        return self.path
+
+
+@pytest.fixture
+def hand_made(tmp_path: Path) -> HandMadeRoot:
+    return HandMadeRoot(tmp_path / "root")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic world (ReVOS root) with ``tiny_policy`` beside it."""
+    from veason.synthetic import __main__ as command
+
+    root = tmp_path_factory.mktemp("world") / "root"
+    command.main(["--out", str(root), "--videos", "8", "--seed", "7"])
+    return root

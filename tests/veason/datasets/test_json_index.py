@@ -1,0 +1,92 @@
+"""The lazy index gives what `json.loads` gives, entry by entry, and refuses what is not an object of lists."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veason.datasets import json_index
+from veason.datasets.json_index import JsonIndex
+from veason.errors import DataError
+
+RLE = st.fixed_dictionaries({"size": st.just([480, 854]), "counts": st.text(st.characters(codec="ascii"), max_size=20)})
+LEAF = st.none() | st.integers() | st.text(max_size=8) | RLE
+VALUE = st.lists(st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3), max_leaves=6), max_size=4)
+OBJECT = st.dictionaries(
+    st.text(max_size=6), VALUE | st.dictionaries(st.text(max_size=4), VALUE, max_size=2), max_size=5
+)
+
+
+@given(value=OBJECT, indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
+def test_every_entry_is_what_json_reads(tmp_path_factory, value, indent, ascii_only):
+    path = tmp_path_factory.mktemp("index") / "object.json"
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=ascii_only), encoding="utf-8", errors="surrogatepass")
+    index = JsonIndex(path)
+    assert index.keys() == list(value)
+    assert {key: index[key] for key in index.keys()} == value  # noqa: SIM118 - an index does not iterate
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ('{"1": [1, 2', "cut off"),
+        ('{"1": [1], "1": [2]}', "appears twice"),
+        ('{"1": "x", "2": [3]}', "is no list"),
+        ('{"1": null, "2": [3]}', "is no list"),
+        ("[[1]]", "without a key"),
+        ('{"1": [1]', "cut off"),
+    ],
+)
+def test_what_is_no_object_of_lists_is_refused(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        JsonIndex(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_broken_entry_is_named_when_it_is_read(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text('{"1": [1], "2": [1,,2]}')
+    index = JsonIndex(path)
+    assert index["1"] == [1]
+    with pytest.raises(DataError, match="entry '2' is not valid JSON"):
+        index["2"]
+
+
+def test_large_files_are_scanned_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("VEASON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(json_index, "CACHE_ABOVE", 10)
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps({"1": [1, 2], "2": [None]}))
+    assert JsonIndex(path)["2"] == [None]
+    with monkeypatch.context() as patch:
+        patch.setattr(json_index, "scan", lambda path: pytest.fail("scanned again"))
+        assert JsonIndex(path)["1"] == [1, 2]
+    path.write_text(json.dumps({"1": [3, 2, 1]}))  # another size: the cache is stale
+    assert JsonIndex(path).keys() == ["1"]
+
+
+@pytest.mark.slow
+def test_a_worker_over_a_large_file_stays_small(tmp_path, monkeypatch):
+    """100 MB of masks: opened from the cache and read here and there, the process stays near an empty one's size."""
+    monkeypatch.setenv("VEASON_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "mask_dict.json"
+    track = json.dumps([{"size": [480, 854], "counts": "a" * 490}] * 40)
+    with open(path, "w") as file:
+        file.write("{" + ", ".join(f'"{i}": {track}' for i in range(5000)) + "}")
+    code = (
+        "import sys, resource; from pathlib import Path; from veason.datasets.json_index import JsonIndex\n"
+        "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = rss(); index = JsonIndex(Path(sys.argv[1])); assert len(index) == 5000\n"
+        "assert all(len(index[str(i)]) == 40 for i in range(0, 5000, 50)); print(rss() - before)"
+    )
+    grown = [
+        float(subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout)
+        for _ in range(2)
+    ]
+    assert grown[1] < 30  # MB; the file is 100

@@ -1,0 +1,212 @@
+"""The reply parser: worked examples, the inverse pair, a hundred thousand generated replies, and hostile giants."""
+
+import math
+import subprocess
+import sys
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veason.answer import PROBLEMS, RELEASED, STAGES, STRICT, format_reply, parse_reply, place
+from veason.types import Answer, Clip
+
+GOOD = (
+    "<think>it jumps</think> "
+    '<answer>{"keyframe_timestamp": 12, "bbox_2d_list": [[1, 2, 3, 4], [5.5, 6, 7, 8]]}</answer>'
+)
+
+
+def answer(inside: str) -> str:
+    return f"<think>t</think><answer>{inside}</answer>"
+
+
+def boxes(inside: str) -> str:
+    return answer(f'{{"keyframe_timestamp": 3, "bbox_2d_list": {inside}}}')
+
+
+def test_a_good_reply():
+    reply = parse_reply(GOOD)
+    assert reply.thinking == "it jumps"
+    assert reply.answer == Answer(keyframe=12, boxes=((1, 2, 3, 4), (5.5, 6, 7, 8)))
+    assert (reply.entries, reply.well_formed, reply.reached, reply.problem) == (2, True, "boxes", None)
+    assert reply.usable
+
+
+@pytest.mark.parametrize(
+    ("text", "reached", "problem"),
+    [
+        ("", "text", "no_answer"),
+        ("<think>hmm</think>", "text", "no_answer"),
+        ("<think>t</think><answer>{", "text", "answer_not_closed"),
+        (answer(""), "answer_block", "not_json"),
+        (answer("{'keyframe_timestamp': 3}"), "answer_block", "not_json"),
+        (answer("<answer>{}"), "answer_block", "not_json"),
+        (answer("[" * 33 + "]" * 33), "answer_block", "too_deep"),
+        (answer("[1, 2]"), "json", "not_object"),
+        (answer("{}"), "object", "no_keyframe"),
+        (answer('{"keyframe_timestamp": "3"}'), "object", "bad_keyframe"),
+        (answer('{"keyframe_timestamp": 3.0}'), "object", "bad_keyframe"),
+        (answer('{"keyframe_timestamp": true}'), "object", "bad_keyframe"),
+        (answer('{"keyframe_timestamp": 1e400}'), "object", "bad_keyframe"),
+        (answer('{"keyframe_timestamp": %s}' % ("9" * 5000)), "object", "bad_keyframe"),
+        (answer('{"keyframe_timestamp": 3}'), "keyframe", "no_box_list"),
+        (answer('{"keyframe_timestamp": 3, "bbox_2d_list": {}}'), "keyframe", "bad_box_list"),
+        (boxes("[]"), "box_list", "no_boxes"),
+        (boxes("[[1,2,3]]"), "box_list", "bad_boxes"),
+        (boxes("[[1,2,3,4,5]]"), "box_list", "bad_boxes"),
+        (boxes('[[1,2,3,"4"]]'), "box_list", "bad_boxes"),
+        (boxes("[[1,2,3,NaN]]"), "box_list", "bad_boxes"),
+        (boxes("[[1,2,3,1e400]]"), "box_list", "bad_boxes"),
+        (boxes("[[1,2,3,1e300]]"), "box_list", "bad_boxes"),
+        (boxes("[[1,2,true,4]]"), "box_list", "bad_boxes"),
+        (boxes("[[5,2,3,4]]"), "box_list", "bad_boxes"),
+        (boxes("[[1,5,3,4]]"), "box_list", "bad_boxes"),
+        (answer('{"keyframe_timestamp": 3, "keyframe_timestamp": 4, "bbox_2d_list": []}'), "object", "repeated_key"),
+        (boxes("[[1,2,3,4]]") + "\n", "boxes", "not_well_formed"),
+        (boxes("[[1,2,3,4]]").replace("<think>t</think>", ""), "boxes", "not_well_formed"),
+    ],
+)
+def test_how_far_a_bad_reply_gets(text, reached, problem):
+    reply = parse_reply(text)
+    assert (reply.reached, reply.problem) == (reached, problem)
+    assert reply.detail
+
+
+def test_a_bad_entry_leaves_the_good_ones():
+    reply = parse_reply(boxes("[[1,2,3,4], [1,2,3], null]"))
+    assert reply.answer == Answer(keyframe=3, boxes=((1, 2, 3, 4),))
+    assert (reply.entries, reply.detail) == (3, "2 of 3 entries are not boxes")
+    assert reply.usable
+
+
+def test_an_empty_list_says_that_there_is_no_target():
+    reply = parse_reply(boxes("[]"))
+    assert reply.answer == Answer(keyframe=3, boxes=())
+    assert not reply.usable
+
+
+def test_the_answer_comes_after_the_thinking():
+    """A model that talks of its tags while thinking still has its answer read."""
+    reply = parse_reply(
+        "<think>then I open <answer> and stop</think>" + boxes("[[1,2,3,4]]")[len("<think>t</think>") :]
+    )
+    assert reply.answer == Answer(keyframe=3, boxes=((1, 2, 3, 4),))
+
+
+def test_a_degenerate_box_of_one_pixel_is_a_box():
+    assert parse_reply(boxes("[[3,4,3,4]]")).problem is None
+
+
+def test_the_released_rules_take_what_strict_refuses():
+    for entry in ("[5,2,3,4]", "[1,2,true,4]", "[1,2,3,NaN]", "[1,2,3,1e400]"):
+        assert parse_reply(boxes(f"[{entry}]"), rules=STRICT).problem == "bad_boxes"
+        assert parse_reply(boxes(f"[{entry}]"), rules=RELEASED).problem is None
+    twice = answer('{"keyframe_timestamp": 3, "keyframe_timestamp": 4, "bbox_2d_list": [[1,2,3,4]]}')
+    assert parse_reply(twice, rules=RELEASED).answer.keyframe == 4  # the last wins
+    assert parse_reply(answer('{"keyframe_timestamp": true, "bbox_2d_list": []}'), rules=RELEASED).answer.keyframe == 1
+
+
+def test_a_keyframe_that_was_not_shown_is_no_answer():
+    clip = Clip(frame_ids=(0, 12, 24), size=(56, 56))
+    assert place(parse_reply(GOOD), clip).usable
+    reply = place(parse_reply(GOOD.replace("12", "13")), clip)
+    assert (reply.answer, reply.problem) == (None, "keyframe_not_shown")
+    assert reply.detail == "keyframe 13 is none of the shown frames (0, 12, 24)"
+
+
+COORDINATE = st.floats(0, 2000, allow_nan=False).map(lambda value: round(value, 2))
+BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
+)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(BOX, min_size=1, max_size=5),
+    st.text(alphabet=st.characters(exclude_characters="<")),
+)
+def test_parse_is_the_inverse_of_format(keyframe, found, thinking):
+    said = Answer(keyframe=keyframe, boxes=tuple(found))
+    reply = parse_reply(format_reply(thinking, said))
+    assert reply.answer == said
+    assert (reply.problem, reply.thinking) == (None, thinking.strip())
+
+
+def test_format_writes_two_decimals_and_whole_numbers_bare():
+    assert format_reply("a", Answer(3, ((1.0, 2.126, 3.5, 4),))) == (
+        '<think>a</think><answer>{"keyframe_timestamp": 3, "bbox_2d_list": [[1, 2.13, 3.5, 4]]}</answer>'
+    )
+    with pytest.raises(ValueError, match="holds a tag"):
+        format_reply("a</think>", Answer(3, ()))
+
+
+MEMBERS = [
+    '"keyframe_timestamp": 4', '"keyframe_timestamp": 4', '"keyframe_timestamp": 4.5', '"keyframe_timestamp": null',
+    '"bbox_2d_list": [[1, 2, 3, 4]]', '"bbox_2d_list": []', '"bbox_2d_list": 3', '"bbox_2d_list": [[NaN, 1, 2, 3]]',
+    '"bbox_2d_list": [[1, 2, 3, 4], [9, 2, 3, 4]]', '"other": {"a": [1e400, -0.0]}',
+]  # fmt: skip
+PIECES = [
+    "<think>", "</think>", "<answer>", "</answer>", "{", "}", "[", "]", ",", ":", '"', "\\", " ", "\n", "\x00",
+    '"keyframe_timestamp"', '"bbox_2d_list"', "[[1,2,3,4]]", "NaN", "Infinity", "-Infinity", "1e400", "-1e400",
+    "\ud800", "1" * 400,
+    "0", "-3", "2.5", "true", "null", "<think><think>", "<answer><answer>", "<b>bold</b>", "<script>alert(1)</script>",
+    "[" * 40, "{}" * 9, '{"a":' * 12, "```json", "// no", "\u2028", *MEMBERS,
+]  # fmt: skip
+
+
+def generated_reply(rng: Random) -> str:
+    """Shuffled pieces, an object of shuffled members, or a good reply with a few characters changed."""
+    kind = rng.random()
+    if kind < 0.4:
+        return "".join(rng.choices(PIECES, k=rng.randrange(24)))
+    if kind < 0.7:
+        return answer("{" + ", ".join(rng.choices(MEMBERS, k=rng.randrange(4))) + "}")
+    text = list(GOOD)
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(text))
+        text[at : at + rng.randrange(3)] = rng.choice(PIECES)
+    return "".join(text)
+
+
+def test_a_hundred_thousand_replies_are_graded_without_an_exception():
+    rng, seen = Random(0), set()
+    for i in range(100_000):
+        text = generated_reply(rng)
+        reply = parse_reply(text, rules=STRICT if i % 2 else RELEASED)
+        seen.add(reply.problem)
+        assert reply.reached in STAGES
+        assert reply.problem is None or (reply.problem in PROBLEMS and reply.detail)
+        if reply.problem is None:
+            assert reply.well_formed
+            assert reply.usable
+            assert len(reply.answer.boxes) == reply.entries
+        if reply.answer is not None and i % 2:
+            assert all(math.isfinite(value) for box in reply.answer.boxes for value in box)
+    reached_only_elsewhere = {"answer_too_long", "keyframe_not_shown"}
+    assert seen == set(PROBLEMS) - reached_only_elsewhere | {None}  # the generator finds every branch
+
+
+GIANTS = {
+    "brackets": "'[' * n",
+    "brackets in an answer": "'<answer>' + '[' * n + '</answer>'",
+    "brackets under the length limit": "'<answer>' + '[' * m + '</answer>'",
+    "escaped quotes": "'<answer>' + chr(34) + (chr(92) + chr(34)) * (m // 2) + '</answer>'",
+    "one long integer": "'<answer>' + '9' * m + '</answer>'",
+    "one long fraction": "'<answer>[0.' + '9' * m + ']</answer>'",
+    "open tags": "'<think>' * (n // 7)",
+    "close tags": "'<think>' + '</think> ' * (n // 9) + '</answer>'",
+    "spaces between tags": "'<think></think>' + ' ' * n + '</answer>'",
+    "nested answers": "'<answer>' * (n // 8) + '</answer>' * (n // 9)",
+    "repeated keys": "'<answer>{' + (chr(34) + 'a' + chr(34) + ':1,') * (m // 6) + '}</answer>'",
+}
+"""By name, Python expressions of n = 10,000,000 and of m, just under the longest answer that is read."""
+
+
+@pytest.mark.parametrize("name", GIANTS)
+def test_ten_megabytes_of_anything_are_graded(name):
+    """Quadratic work on ten megabytes would take hours; the limit is there to stop it, not to measure."""
+    code = f"from veason.answer import parse_reply; n, m = 10**7, 10**6; print(parse_reply({GIANTS[name]}).problem)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() in PROBLEMS

@@ -1,0 +1,107 @@
+"""RLEs by hand and against NumPy on random masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from veason import masks
+
+SMALL = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size: arrays(bool, size))
+
+
+def picture(*rows: str) -> np.ndarray:
+    return np.array([[char == "#" for char in row] for row in rows])
+
+
+def test_area_and_box_of_a_drawn_mask():
+    rle = masks.encode(picture("....", ".##.", ".#.."))
+    assert masks.area(rle) == 3
+    assert masks.box(rle) == (1.0, 1.0, 2.0, 2.0)  # inclusive corners
+
+
+def test_one_pixel_has_a_box_of_one_pixel():
+    assert masks.box(masks.encode(picture("..", ".#"))) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_absent_and_empty_masks_have_no_box():
+    assert masks.box(None) is None
+    assert masks.box(masks.encode(picture("..", ".."))) is None
+    assert masks.area(None) == 0
+
+
+@given(SMALL)
+def test_decode_is_the_inverse_of_encode(mask):
+    assert np.array_equal(masks.decode(masks.encode(mask), mask.shape), mask)
+
+
+@given(SMALL)
+def test_area_and_box_agree_with_the_pixels(mask):
+    rle = masks.encode(mask)
+    assert masks.area(rle) == mask.sum()
+    if mask.any():
+        rows, columns = np.nonzero(mask)
+        assert masks.box(rle) == (columns.min(), rows.min(), columns.max(), rows.max())
+
+
+@given(SMALL)
+def test_runs_are_the_runs_of_the_columns(mask):
+    counts = masks.runs(masks.encode(mask)["counts"])
+    assert np.array_equal(np.repeat(np.arange(len(counts)) % 2 == 1, counts), mask.ravel(order="F"))
+
+
+@given(st.integers(1, 12).flatmap(lambda n: st.lists(arrays(bool, (n, n + 1)), min_size=1, max_size=4)))
+def test_union_is_any(stack):
+    rles = [masks.encode(mask) for mask in stack]
+    assert np.array_equal(masks.union([*rles, None], stack[0].shape), np.any(stack, axis=0))
+
+
+def test_union_of_nothing_is_empty():
+    assert not masks.union([], (3, 4)).any()
+    assert masks.union([None], (3, 4)).shape == (3, 4)
+    assert masks.merge([None, None]) is None
+
+
+def test_iou_by_hand():
+    a, b = picture("##..", "##.."), picture(".##.", ".##.")
+    assert masks.iou(a, b) == 2 / 6
+    assert masks.iou(a & False, a & False) == 1.0  # both empty
+    assert masks.iou(a, a & False) == 0.0
+    with pytest.raises(ValueError, match="two sizes"):
+        masks.iou(a, b.T)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": [4, 3]}, r"the mask is \[4, 3\], the video is \[3, 4\]"),
+        ({"counts": [1, 2]}, "counts is list"),
+        ({"counts": ""}, "empty"),
+        ({"counts": "1\u00e9"}, "outside '0' to 'o'|cut off"),
+        ({"counts": "o"}, "cut off"),
+        ({"counts": "5"}, "cover 5 pixels, the video has 12"),
+        ({"counts": "ooooooo0"}, "30 bits"),
+        ({"counts": "O"}, "negative"),
+    ],
+)
+def test_a_bad_rle_is_named(change, message):
+    rle = {**masks.encode(np.zeros((3, 4), bool)), **change}
+    with pytest.raises(ValueError, match=message) as error:
+        masks.check(rle, (3, 4), "file.json: annotation 7")
+    assert str(error.value).startswith("file.json: annotation 7")
+
+
+def test_something_else_than_an_rle_is_named():
+    with pytest.raises(ValueError, match="expected an RLE"):
+        masks.check(17, (3, 4), "here")
+
+
+@given(st.text(alphabet=[chr(c) for c in range(40, 120)], max_size=30))
+def test_no_run_string_crashes(counts):
+    """Whatever passes the check has the right number of pixels, so pycocotools can decode it."""
+    try:
+        rle = masks.check({"size": [5, 7], "counts": counts}, (5, 7), "x")
+    except ValueError:
+        return
+    assert masks.decode(rle, (5, 7)).shape == (5, 7)
