@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 from veason import frames
 from veason.types import Size, VideoSample
 
-THUMBNAIL = 320
-"""Pixels of a thumbnail's longer side; on a page 150 to 320 wide."""
+THUMBNAIL = 360
+"""Pixels of a thumbnail's longer side; a page shows them 150 to 400 wide."""
 QUALITY = 55
 """WebP quality, of 100."""
 DRAWING = 640
@@ -64,7 +65,8 @@ def _shrink(mask: np.ndarray, size: Size) -> np.ndarray:
 
 def _trace(mask: np.ndarray, factor: int) -> str:
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return "".join(_subpath(cv2.approxPolyDP(contour, 0.6, True)[:, 0] * factor) for contour in contours)
+    corners = (cv2.approxPolyDP(contour, 0.6, True)[:, 0] * factor + factor // 2 for contour in contours)
+    return "".join(map(_subpath, corners))
 
 
 def _subpath(points: np.ndarray) -> str:
@@ -72,6 +74,42 @@ def _subpath(points: np.ndarray) -> str:
     steps = np.diff(points, axis=0).ravel().tolist()
     line = "l" + " ".join(map(str, steps)).replace(" -", "-") if steps else ""
     return f"M{points[0, 0]} {points[0, 1]}{line}z"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One frame as a card shows it."""
+
+    frame_id: int
+    css_class: str
+    """The rule that shows the frame (`Album`)."""
+    drawing: Size
+    """(height, width) that the outlines are drawn in."""
+    prediction: str | None = None
+    truth: str | None = None
+    """Outlines, empty for an empty mask; None where it is not known."""
+    shares: tuple[float | None, float | None] = (None, None)
+    """Share of the picture inside the predicted and the true mask."""
+
+    def describe(self) -> str:
+        """The picture in words, for those who do not see it."""
+        named = zip(("predicted", "true"), self.shares, strict=True)
+        words = [f"{name} mask {_share(share)}" for name, share in named if share is not None]
+        return ", ".join([f"frame {self.frame_id}", *words])
+
+
+def _share(share: float) -> str:
+    return "empty" if share == 0 else f"{100 * share:.1f} % of the picture"
+
+
+def draw(
+    frame_id: int, css_class: str, size: Size, *, prediction: np.ndarray | None, truth: np.ndarray | None
+) -> Picture:
+    """The picture of a frame of `size` with (H, W) bool masks drawn; None for a mask that is not known."""
+    masks = (prediction, truth)
+    outlines = [None if mask is None else outline(mask) for mask in masks]
+    shares = tuple(None if mask is None else np.count_nonzero(mask) / mask.size for mask in masks)
+    return Picture(frame_id, css_class, fit(size, DRAWING), *outlines, shares=shares)
 
 
 class Album:

@@ -38,14 +38,15 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 - held open until close()
+        self._file = open(path, "ab", buffering=0)  # unbuffered: a failed write leaves nothing to fail again at close
         data = path.read_bytes()
         self._file.truncate(data.rfind(b"\n") + 1)
 
     def append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode("utf-8", "replace") + b"\n")  # a reply may hold lone surrogates
-        self._file.flush()
+        rest = memoryview(line.encode("utf-8", "replace") + b"\n")  # a reply may hold lone surrogates
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,100 @@
+"""Makes the cards of a report: finds an expression's frames, masks, boxes and scores, video by video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from eval import predictions
+from eval.revos import Results
+from inference.report_page import Card
+from inference.report_pictures import DRAWING, Album, Picture, draw, fit, sample_frames
+from inference.report_run import Outcome, Run
+from veason import masks
+from veason.datasets.base import Dataset
+from veason.errors import DataError
+from veason.types import Box, Rle, VideoSample
+
+_T = TypeVar("_T")
+Track = tuple[tuple[Rle | None, ...], ...]
+"""Objects x T frames."""
+
+
+class CardMaker:
+    """Makes cards one at a time; holds the scores and the names of what is already on the page, no pixels."""
+
+    def __init__(self, run: Run, dataset: Dataset, results: Results | None, *, frames_per_card: int) -> None:
+        self._run, self._dataset, self._n = run, dataset, frames_per_card
+        self._masks = predictions.locate(run.path)
+        self._samples = {sample.key: sample for sample in dataset}
+        self._scored = results is not None
+        self._rows = {f"{row.video}/{row.exp_id}": row for row in results.rows} if results else {}
+        lost = [*results.missing, *results.errors] if results else []
+        self._lost = {problem.sample: problem.reason for problem in lost}
+        self._albums: dict[str, Album] = {}
+
+    def make(self, number: int, outcome: Outcome) -> tuple[Card, str]:
+        """(the card of an outcome, CSS rules of the frames it is the first to show)."""
+        sample = self._sample(outcome)
+        album = self._albums.setdefault(sample.video, Album(sample, len(self._albums)))
+        notes: list[str] = []
+        if sample.key in self._lost:
+            notes.append(f"Not scored as predicted: {self._lost[sample.key]}")
+        track = _try(lambda: self._dataset.object_rles(sample), notes) if self._scored else None
+        shown = sample_frames(len(sample), self._n, keyframe=outcome.keyframe)
+        pictures = tuple(self._picture(sample, t, album, track, notes) for t in shown)
+        card = Card(
+            number=number,
+            sample=sample,
+            outcome=outcome,
+            row=self._rows.get(sample.key),
+            keyframe=_plain(sample, outcome, album),
+            true_boxes=_true_boxes(track, outcome.keyframe),
+            frames=pictures,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+        return card, album.new_rules(shown)
+
+    def _sample(self, outcome: Outcome) -> VideoSample:
+        sample = self._samples.get(outcome.key)
+        if sample is None:
+            raise DataError(
+                f"{self._run.path}: {outcome.key} is not in the {self._dataset.name} split {self._dataset.split!r} of "
+                f"{self._dataset.files['meta']}; give the --gt and --split that were predicted"
+            )
+        outside = [t for t in (outcome.keyframe, *outcome.frame_ids) if t is not None and not 0 <= t < len(sample)]
+        if outside:
+            raise DataError(f"{self._run.path}: {outcome.key} has frame id {outside[0]} in {len(sample)} frames")
+        return sample
+
+    def _picture(
+        self, sample: VideoSample, frame_id: int, album: Album, track: Track | None, notes: list[str]
+    ) -> Picture:
+        path = predictions.mask_path(self._masks, sample, frame_id)
+        predicted = _try(lambda: predictions.read_mask(path, sample.size, sample) != 0, notes)
+        true = None if track is None else masks.union([rles[frame_id] for rles in track], sample.size)
+        return draw(frame_id, album.css_class(frame_id), sample.size, prediction=predicted, truth=true)
+
+
+def _try(read: Callable[[], _T], notes: list[str]) -> _T | None:
+    """What `read` gives; None, and a note for the card, where the file is missing or broken."""
+    try:
+        return read()
+    except DataError as error:
+        notes.append(str(error))
+        return None
+
+
+def _plain(sample: VideoSample, outcome: Outcome, album: Album) -> Picture | None:
+    """The keyframe without masks."""
+    if outcome.keyframe is None:
+        return None
+    return Picture(outcome.keyframe, album.css_class(outcome.keyframe), fit(sample.size, DRAWING))
+
+
+def _true_boxes(track: Track | None, keyframe: int | None) -> tuple[Box, ...]:
+    """The box of each true object that is on the keyframe."""
+    if track is None or keyframe is None:
+        return ()
+    boxes = (masks.box(rles[keyframe]) for rles in track)
+    return tuple(box for box in boxes if box is not None)

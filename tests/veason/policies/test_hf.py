@@ -1,0 +1,80 @@
+"""The real Qwen2.5-VL classes on a tiny checkpoint: batching, determinism, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from veason.datasets import open_dataset
+from veason.errors import DataError
+from veason.policies.hf import HFPolicy
+from veason.types import Clip, Question
+
+CLIP = Clip(frame_ids=(0, 2), size=(84, 84))
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    rng = np.random.default_rng(0)
+    samples = list(open_dataset("revos", world, split="valid"))[:3]
+    images = [tuple(rng.integers(0, 255, (84, 84, 3), dtype=np.uint8) for _ in CLIP.frame_ids) for _ in samples]
+    return [Question(sample=s, clip=CLIP, images=shown) for s, shown in zip(samples, images, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def greedy(world):
+    return HFPolicy(world / "tiny_policy", device="cpu", max_new_tokens=12)
+
+
+def test_a_batch_answers_as_each_question_alone(greedy, questions):
+    together = greedy.answer(questions, seed=0)
+    alone = [greedy.answer([question], seed=0)[0] for question in questions]
+    assert together == alone
+    assert len(set(together)) > 1  # they differ, so padding and order are put to the test
+
+
+def test_the_pictures_matter(greedy, questions):
+    blank = Question(sample=questions[0].sample, clip=CLIP, images=(np.zeros((84, 84, 3), np.uint8),) * 2)
+    inputs, other = greedy._inputs([questions[0]]), greedy._inputs([blank])
+    assert inputs["input_ids"].tolist() == other["input_ids"].tolist()
+    assert greedy._model(**inputs).logits[0, -1].tolist() != greedy._model(**other).logits[0, -1].tolist()
+    assert "mm_token_type_ids" in inputs  # without them image tokens get text positions
+
+
+def test_sampling_repeats_by_seed(world, questions):
+    policy = HFPolicy(world / "tiny_policy", device="cpu", max_new_tokens=12, temperature=1.0)
+    assert policy.answer(questions, seed=3) == policy.answer(questions, seed=3)
+    assert policy.answer(questions, seed=3) != policy.answer(questions, seed=4)
+
+
+def test_vision_control_tokens_are_never_generated(world, questions):
+    policy = HFPolicy(world / "tiny_policy", device="cpu", max_new_tokens=40, temperature=50.0)
+    inputs = policy._inputs(questions)
+    tokens = policy._model.generate(**inputs, **policy._generation)[:, inputs["input_ids"].shape[1] :]
+    forbidden = set(policy._generation["suppress_tokens"])
+    assert len(forbidden) >= 3
+    assert not forbidden & set(tokens.flatten().tolist())
+
+
+def test_a_size_that_would_be_resized_is_refused(greedy, questions, world, tmp_path):
+    odd = Question(sample=questions[0].sample, clip=Clip((0,), (80, 84)), images=(np.zeros((80, 84, 3), np.uint8),))
+    with pytest.raises(DataError, match="use 84x84"):
+        greedy.answer([odd], seed=0)
+    copy = tmp_path / "small"
+    shutil.copytree(world / "tiny_policy", copy)
+    for path in (copy / "processor_config.json", copy / "preprocessor_config.json"):
+        if path.exists():
+            config = json.loads(path.read_text())
+            target = config.get("image_processor", config)
+            target["size"] = {"shortest_edge": 56 * 56, "longest_edge": 56 * 56}
+            target.pop("min_pixels", None)
+            target.pop("max_pixels", None)
+            path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="the processor resized"):
+        HFPolicy(copy, device="cpu").answer(questions[:1], seed=0)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot be loaded as a checkpoint"):
+        HFPolicy(tmp_path / "nothing")
