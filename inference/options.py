@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -136,6 +137,10 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: no space left ({error.filename or error}); free some and run the same command again")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where this one was")

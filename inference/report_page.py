@@ -152,8 +152,9 @@ def controls(summary: Summary) -> str:
     ]
     if summary.scored:
         limit = '<input type="number" min="0" max="100" step="any"'
-        parts.append(f'<label>J&amp;F from {limit} name="min" aria-label="lowest J and F"></label>')
-        parts.append(f'<label>to {limit} name="max" aria-label="highest J and F"></label>')
+        low = f'<label>J&amp;F from {limit} name="min" aria-label="lowest J and F"></label>'
+        high = f'<label>to {limit} name="max" aria-label="highest J and F"></label>'
+        parts.append(f"<span>{low}{high}</span>")
     parts.append('<label><input type="checkbox" name="prediction" checked> prediction</label>')
     if summary.scored:
         parts.append('<label><input type="checkbox" name="truth" checked> truth</label>')

@@ -1,0 +1,147 @@
+"""The real commands, end to end, as a person runs them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import cv2
+import numpy as np
+import pytest
+
+KILLS = int(os.environ.get("VEASON_TEST_KILLS", "6"))
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def run(module: str, *arguments: object, code: int = 0) -> str:
+    """Standard output of a command that must end with `code`; standard error instead where that is not 0."""
+    done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    files = [p for p in (path / "Annotations").rglob("*") if p.is_file()]
+    assert files
+    return {str(p.relative_to(path)): p.read_bytes() for p in [*files, path / "predictions.jsonl"]}
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_nothing(world, tmp_path):
+    options = ["--data-root", world, "--split", "train", "--policy", "oracle", "--tracker", "grabcut"]
+    run("inference.predict", *options, "--output", tmp_path / "whole")
+    expected = tree(tmp_path / "whole")
+    rng, kills, path = Random(0), 0, tmp_path / "killed"
+    while kills < KILLS:
+        process = subprocess.Popen(command("inference.predict", *options, "--output", path), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (path / ".lock-0").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=rng.uniform(0.2, 2.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        assert tree(path) == expected  # finished between two kills: check it and begin again
+        shutil.rmtree(path)
+    run("inference.predict", *options, "--output", path)
+    assert tree(path) == expected
+
+
+@pytest.mark.slow
+def test_two_shards_replaying_a_run_give_that_run(world, tmp_path):
+    """Two processes at once, replaying what one process wrote."""
+    options = [
+        "--data-root",
+        world,
+        "--policy",
+        "replay",
+        "--replay",
+        tmp_path / "replay.jsonl",
+        "--tracker",
+        "grabcut",
+    ]
+    oracle = ["--data-root", world, "--policy", "oracle", "--tracker", "grabcut", "--limit", 12]
+    run("inference.predict", *oracle, "--output", tmp_path / "oracle")
+    shutil.copy(tmp_path / "oracle" / "predictions.jsonl", tmp_path / "replay.jsonl")
+    parts = [
+        subprocess.Popen(
+            command("inference.predict", *options, "--limit", 12, "--shard", f"{i}/2", "--output", tmp_path / "parts")
+        )
+        for i in range(2)
+    ]
+    assert [part.wait(timeout=300) for part in parts] == [0, 0]
+    assert tree(tmp_path / "parts") == tree(tmp_path / "oracle")
+
+
+@pytest.mark.slow
+def test_segment_a_video_file_with_a_box(tmp_path):
+    from fractions import Fraction
+
+    from veason import video
+
+    def frame(t: int) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        picture = rng.integers(60, 90, (95, 121, 3), dtype=np.uint8)  # odd sides
+        texture = cv2.resize(rng.integers(120, 255, (6, 6), dtype=np.uint8), (30, 30))
+        picture[30:60, 10 + 4 * t : 40 + 4 * t] = np.stack([texture, texture // 4, texture // 4], axis=-1)
+        return picture
+
+    video.encode(tmp_path / "clip.mp4", (frame(t) for t in range(8)), rate=Fraction(8))
+    printed = run(
+        "inference.segment", tmp_path / "clip.mp4", "the red square", "--output", tmp_path / "out",
+        "--policy", "replay", "--keyframe", 2, "--box", "18,30,47,59", "--model-size", 84,
+    )  # fmt: skip
+    assert "thinking: Replayed." in printed
+    assert "keyframe: 2" in printed
+    played = video.decode(tmp_path / "out" / "overlay.mp4")
+    assert played.frames.shape == (8, 96, 122, 3)
+    assert played.rate == 8
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "00007.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (96, 122)  # as the video was encoded
+    truth = np.zeros_like(mask, dtype=bool)
+    truth[30:60, 38:68] = True
+    assert ((mask > 0) & truth).sum() / ((mask > 0) | truth).sum() > 0.8
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["keyframe"] == 2
+    assert (tmp_path / "out" / "keyframe.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-root", "/nowhere"], "no such folder"),
+        (["--data-root", "{root}", "--policy", "hf"], "--policy hf needs --model"),
+        (["--data-root", "{root}", "--policy", "replay"], "--policy replay needs --replay"),
+        (["--data-root", "{root}", "--tracker", "sam2"], "needs --sam2-checkpoint"),
+        (["--data-root", "{root}", "--model-size", "100"], "not a multiple of 28"),
+        (["--data-root", "{root}", "--frames", "0"], "at least 1"),
+        (["--data-root", "{root}", "--limit", "0"], "--limit must be at least 1"),
+        (["--data-root", "{root}", "--shard", "2/2"], "expected i/n with i from 0 to n-1"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(hand_made, tmp_path, arguments, message):
+    filled = [argument.format(root=hand_made.write()) for argument in arguments]
+    done = subprocess.run(
+        command("inference.predict", *filled, "--output", tmp_path / "out"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["inference.predict", "inference.segment"])
+def test_help_teaches(module):
+    printed = run(module, "--help")
+    assert "python -m inference." in printed
+    assert "--tracker" in printed
