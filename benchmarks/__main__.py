@@ -1,0 +1,38 @@
+"""Run every benchmark and write what it prints into benchmarks/README.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from veason import atomic
+
+BENCHMARKS = {
+    "bench_metrics": "J and F of a frame, exactly equal to the published definition, on one core",
+    "bench_targets": "Ground truth of a training clip, against decoding every mask of the video",
+    "bench_sam2": "SAM2 with eight prompts on one clip, against eight stock sessions",
+}
+
+
+def main() -> None:
+    parts = [
+        "# Benchmarks\n",
+        "Written by `make bench`; read the ratios, the seconds are one machine's. Each block is one run of"
+        " `python -m benchmarks.NAME`, both sides of a ratio in the same process.\n",
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}.\n",
+    ]
+    for name, title in BENCHMARKS.items():
+        print(f"$ python -m benchmarks.{name}", flush=True)
+        printed = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        print(printed, flush=True)
+        parts.append(f"## {title}\n\n`{name}`\n\n```\n{printed.rstrip()}\n```\n")
+    atomic.write_bytes(Path(__file__).with_name("README.md"), "\n".join(parts).encode())
+
+
+if __name__ == "__main__":
+    main()

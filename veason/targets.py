@@ -1,0 +1,38 @@
+"""The ground truth of a clip: areas of all frames and boxes straight from the RLEs, masks of the shown frames alone.
+
+`tracks` is what `Dataset.object_rles` gives: N objects x T frames of RLE or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from veason import masks
+from veason.types import Box, Clip, Rle, Size
+
+Tracks = Sequence[Sequence[Rle | None]]
+
+
+def area(tracks: Tracks, frame_id: int) -> int:
+    """Area of the union over the objects in a frame, in native pixels; nothing is decoded."""
+    return masks.area(masks.merge([rles[frame_id] for rles in tracks]))
+
+
+def areas(tracks: Tracks, length: int) -> tuple[int, ...]:
+    """`area` of each of the video's `length` frames."""
+    return tuple(area(tracks, t) for t in range(length))
+
+
+def boxes(tracks: Tracks, frame_id: int) -> list[Box | None]:
+    """Per object its box in a frame, in native pixels; None for an object that is not in it."""
+    return [masks.box(rles[frame_id]) for rles in tracks]
+
+
+def clip_masks(tracks: Tracks, clip: Clip, size: Size) -> np.ndarray:
+    """Union masks of the shown frames at model size: (len(clip), h, w) bool. `size`: native (height, width)."""
+    height, width = clip.size
+    unions = (masks.union([rles[t] for rles in tracks], size).view(np.uint8) for t in clip.frame_ids)
+    return np.stack([cv2.resize(u, (width, height), interpolation=cv2.INTER_NEAREST) for u in unions]).view(bool)
