@@ -45,6 +45,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_PART = re.compile(r"[^\\/:\x00-\x1f\x7f]{1,255}")
+
+
 def check_name(name: object, where: str, *, slashes: bool = False) -> str:
     """`name` if it can be a relative path below a root; otherwise a DataError that opens with `where`.
 
@@ -53,9 +56,8 @@ def check_name(name: object, where: str, *, slashes: bool = False) -> str:
     """
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: expected a non-empty name, found {name!r}")
-    parts = name.split("/") if slashes else [name]
-    bad = any(part in ("", ".", "..") or len(part) > 255 or re.search(r"[\\/:\x00-\x1f\x7f]", part) for part in parts)
-    if bad:
+    parts = name.split("/") if slashes else (name,)
+    if not all(_PART.fullmatch(part) and part not in (".", "..") for part in parts):
         raise DataError(f"{where}: the name {name!r} would leave its folder or is no file name; correct the entry")
     return name
 

@@ -111,14 +111,14 @@ def _read_samples(meta: Path, image_root: Path) -> Iterator[VideoSample]:
         where = f"{meta}: video {video!r}"
         base.check_name(video, where, slashes=True)
         entry = base.check_object(entry, where)
-        frames, size = _read_frames(entry, where), _read_size(entry, where)
+        frames, size, folder = _read_frames(entry, where), _read_size(entry, where), image_root / video
         for exp_id, expression in base.check_object(entry.get("expressions"), f"{where}: expressions").items():
             yield VideoSample(
                 dataset="revos",
                 video=video,
                 exp_id=base.check_name(exp_id, f"{where}: expression id"),
                 frames=frames,
-                frame_dir=image_root / video,
+                frame_dir=folder,
                 size=size,
                 **_read_expression(expression, f"{where}: expression {exp_id!r}"),
             )

@@ -13,7 +13,7 @@ from veason.datasets.json_index import JsonIndex
 from veason.errors import DataError
 
 RLE = st.fixed_dictionaries({"size": st.just([480, 854]), "counts": st.text(st.characters(codec="ascii"), max_size=20)})
-LEAF = st.none() | st.integers() | st.text(max_size=8) | RLE
+LEAF = st.none() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | RLE
 VALUE = st.lists(st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3), max_leaves=6), max_size=4)
 OBJECT = st.dictionaries(
     st.text(max_size=6), VALUE | st.dictionaries(st.text(max_size=4), VALUE, max_size=2), max_size=5
