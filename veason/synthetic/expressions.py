@@ -143,6 +143,8 @@ def _growth(scene: Scene, facts: Facts) -> Iterator[Expression]:
 
 
 def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    if _overgrown(facts):
+        return
     ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     for name, axis, sign in (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1)):
         along = [None if way is None else float(sign * way[axis]) for way in ways]
@@ -158,8 +160,13 @@ def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
             yield from _ask("fastest", [int(order[-1])], "the fastest shape", "which shape moves the fastest?")
 
 
+def _overgrown(facts: Facts) -> bool:
+    """Some shape outgrows the picture: what is left of it to see says nothing of where it goes."""
+    return facts.areas.max() > 0.5 * facts.pixels
+
+
 def _stillness(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    if scene.frames == 1:
+    if scene.frames == 1 or _overgrown(facts):
         return
     ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     moved = [None if way is None else float(np.linalg.norm(way)) for way in ways]

@@ -28,7 +28,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "parade": ("drift", "drift", "still"),
     "still": ("still", "still"),
 }
-"""The parts that a plot must have, back to front; the rest of the cast is chosen at random. Only in a curtain is
+"""The parts that a plot must have; the rest of the cast is chosen at random. Only in a curtain is
 everyone outside the picture in the first frame; "still" is what a single frame can show."""
 
 
@@ -84,7 +84,7 @@ def _draw(
     others = [str(rng.choice(fitting)) for _ in range(cast - len(parts) - (plot == "crossing"))]
     reach = STRIDE * (frames - 1)
     placed: list[Shape] = []
-    for part in others + parts:
+    for part in others + parts if plot == "giant" else parts + others:  # the giant is in front, the rest as it fits
         group = _place(rng, part, placed, extent, reach)
         if group is None:
             return None
@@ -97,19 +97,18 @@ def _draw(
 def _place(
     rng: np.random.Generator, part: str, placed: list[Shape], extent: Extent, reach: float
 ) -> list[Shape] | None:
+    moments = np.zeros(1) if part == "giant" else np.linspace(0, 1, 25)  # a giant is apart from the others at first
     for _ in range(40):
         group = PARTS[part](rng, extent, reach)
-        if group and (part == "giant" or all(_apart(one, other) for one in group for other in placed)):
+        if group and all(_apart(one, other, moments) for one in group for other in placed):
             return group
     return None
 
 
-def _apart(one: Shape, other: Shape) -> bool:
-    gaps = [
-        np.linalg.norm(one.centre(u) - other.centre(u)) - REACH * (one.radius_at(u) + other.radius_at(u))
-        for u in np.linspace(0, 1, 25)
-    ]
-    return min(gaps) > 0.02
+def _apart(one: Shape, other: Shape, moments: np.ndarray) -> bool:
+    """Whatever their kinds, the two cannot touch at any of these moments."""
+    between = np.linalg.norm(one.centre(moments) - other.centre(moments), axis=1)  # (K,)
+    return bool((between - REACH * (one.radius_at(moments) + other.radius_at(moments)) > 0.02).all())
 
 
 def _dress(rng: np.random.Generator, shapes: list[Shape], *, square: bool) -> tuple[Shape, ...]:
@@ -156,7 +155,7 @@ def _drift(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape
     angle = np.deg2rad(rng.choice([0, 90, 180, 270]) + rng.uniform(-18, 18))
     end = start + length * np.array([np.cos(angle), np.sin(angle)])
     drifter = _shape(start, end, (radius, radius), bow=rng.uniform(-0.05, 0.05) * min(reach, 1))
-    inside = all(_is_inside(drifter.centre(u), radius, extent) for u in np.linspace(0, 1, 9))
+    inside = all(_is_inside(point, radius, extent) for point in drifter.centre(np.linspace(0, 1, 9)))
     return [drifter] if inside else None
 
 
@@ -202,20 +201,15 @@ def _crossing(rng: np.random.Generator, extent: Extent, reach: float) -> list[Sh
     radii = rng.uniform(0.11, 0.16, size=2)
     middle = np.array(extent) * rng.uniform(0.42, 0.58, size=2)
     angle, turn = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(100, 180)) * rng.choice([-1, 1])
-    length = min(reach, 0.75)
+    length = min(reach, 0.75) * rng.uniform(0.7, 1.0)
     aside = 0.6 * radii.min() * np.array([-np.sin(angle), np.cos(angle)])
     pair = []
     for i, heading in enumerate((angle, angle + turn)):
         half = length / 2 * np.array([np.cos(heading), np.sin(heading)])
         pair.append(_shape(middle + i * aside - half, middle + i * aside + half, (radii[i], radii[i])))
-    clear_at_ends = all(_gap(pair, u) > 0.02 for u in (0.0, 0.12, 0.88, 1.0))
+    clear_at_ends = _apart(*pair, np.array([0.0, 0.12, 0.88, 1.0]))
     inside = all(_is_inside(shape.centre(u), shape.radius[0], extent) for shape in pair for u in (0.0, 1.0))
     return pair if clear_at_ends and inside else None
-
-
-def _gap(pair: list[Shape], u: float) -> float:
-    one, other = pair
-    return np.linalg.norm(one.centre(u) - other.centre(u)) - REACH * (one.radius_at(u) + other.radius_at(u))
 
 
 def _giant(rng: np.random.Generator, extent: Extent, reach: float) -> list[Shape]:

@@ -110,6 +110,6 @@ def _known_texts() -> Iterable[str]:
     yield f"system\nuser\nassistant\n{prompt.SYSTEM}\n"
     yield re.sub(r"\$\w+", " ", prompt.load_template())
     words = [*COLOURS, *KINDS, *(f"{kind}s" for kind in KINDS), *NUMBERS.values()]
-    yield from (f" {word}" for word in words)
     yield from PHRASES.split("\n")
-    yield from (f" {word}" for word in PHRASES.split())
+    for word in [*words, *PHRASES.split()]:
+        yield from (word, f" {word}")  # at the start of a text or after a bracket, and elsewhere

@@ -7,6 +7,7 @@ Time is `u`, 0 at the first frame and 1 at the last.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +88,14 @@ class Shape:
         """``red circle``"""
         return f"{self.colour} {self.kind}"
 
-    def centre(self, u: float) -> np.ndarray:
-        """(x, y) in short sides."""
-        start, way = np.array(self.start), np.subtract(self.end, self.start)
-        length = float(np.hypot(*way))
-        sideways = np.array([-way[1], way[0]]) / length if length else np.zeros(2)
-        return start + u * way + 4 * u * (1 - u) * self.bow * sideways
+    def centre(self, u: float | np.ndarray) -> np.ndarray:
+        """(x, y) in short sides; (K, 2) for K moments."""
+        (x, y), (dx, dy) = self.start, np.subtract(self.end, self.start)
+        length = math.hypot(dx, dy)
+        aside = 4 * u * (1 - u) * self.bow / length if length else 0.0 * u
+        return np.stack([x + u * dx - aside * dy, y + u * dy + aside * dx], axis=-1)
 
-    def radius_at(self, u: float) -> float:
+    def radius_at(self, u: float | np.ndarray) -> float | np.ndarray:
         """In short sides."""
         return self.radius[0] + u * (self.radius[1] - self.radius[0])
 

@@ -5,6 +5,7 @@ The folder appears whole or not at all, and the same arguments give the same byt
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -119,6 +120,8 @@ def read_scenes(root: str | Path) -> dict[str, Scene]:
 
 def _check_parameters(**parameters: Any) -> dict[str, Any]:
     low, high = parameters["frames"]
+    if parameters["seed"] < 0:
+        raise DataError(f"seed is {parameters['seed']}, expected 0 or more")
     if parameters["videos"] < 1:
         raise DataError(f"videos is {parameters['videos']}, a world has at least 1")
     if not 4 <= low <= high:
@@ -225,24 +228,25 @@ def choose(
     rng: np.random.Generator, asked: list[Expression], count: int, *, must: tuple[str, ...] = ()
 ) -> list[Expression]:
     """Up to `count` expressions: those that `must` be, then types 0, 1, 1, 0, 2 in turn, a fact seldom twice."""
-    shuffled = [asked[i] for i in rng.permutation(len(asked))]
-    chosen = [next(e for e in shuffled if e.fact == fact and e.targets) for fact in must]
-    wanted = [0, 1, 1, 0, 2]
-    left = [e for e in shuffled if e not in chosen]
-    turn = 0
-    while left and len(chosen) < count:
-        used = Counter(e.fact for e in chosen)
-        several = sum(len(e.targets) > 1 for e in chosen)
-        of_type = [e for e in left if e.type_id == wanted[turn % len(wanted)]] or left
-
-        def merit(e: Expression, used: Counter = used, crowded: bool = 3 * several >= len(chosen)) -> int:
-            return 2 * used[e.fact] + ((len(e.targets) > 1) == crowded)
-
-        best = min(of_type, key=merit)
-        chosen.append(best)
-        left.remove(best)
-        turn += 1
+    left = [asked[i] for i in rng.permutation(len(asked))]
+    chosen: list[Expression] = []
+    for fact in must:
+        chosen.append(next(e for e in left if e.fact == fact and e.targets))
+        left.remove(chosen[-1])
+    for wanted in itertools.cycle((0, 1, 1, 0, 2)):
+        if not left or len(chosen) >= count:
+            break
+        of_type = [e for e in left if e.type_id == wanted] or left
+        chosen.append(min(of_type, key=lambda e: _repetition(e, chosen)))
+        left.remove(chosen[-1])
     return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def _repetition(expression: Expression, chosen: list[Expression]) -> int:
+    """How much of the same a further expression would be: its fact again, or a third and more with several targets."""
+    several = sum(len(e.targets) > 1 for e in chosen)
+    crowded = 3 * several >= len(chosen)
+    return 2 * sum(e.fact == expression.fact for e in chosen) + ((len(expression.targets) > 1) == crowded)
 
 
 def _write_frames(folder: Path, names: tuple[str, ...], frames: np.ndarray) -> None:
