@@ -73,6 +73,15 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
         "--sam2-checkpoint", metavar="FILE", help="sam2: weights (.pt or .safetensors) that go with the config"
     )
     group.add_argument(
+        "--sam2-offload", action="store_true", help="sam2: keep features and memory bank on the CPU, to save GPU memory"
+    )
+    group.add_argument(
+        "--sam2-spill-dir",
+        type=Path,
+        metavar="DIR",
+        help="sam2: where features beyond 4 GiB a video go (default: TMPDIR)",
+    )
+    group.add_argument(
         "--device", metavar="D", help="torch device of hf and sam2 (default: cuda if there is one, else cpu)"
     )
 
@@ -112,7 +121,15 @@ def build_tracker(args: argparse.Namespace) -> Tracker:
     if args.tracker == "grabcut":
         return trackers.open_tracker("grabcut")
     checkpoint = _required(args.sam2_checkpoint, "--tracker sam2 needs --sam2-checkpoint FILE")
-    return trackers.open_tracker("sam2", config=args.sam2_config, checkpoint=checkpoint, device=args.device)
+    return trackers.open_tracker(
+        "sam2",
+        config=args.sam2_config,
+        checkpoint=checkpoint,
+        device=args.device,
+        offload_features_to_cpu=args.sam2_offload,
+        offload_state_to_cpu=args.sam2_offload,
+        spill_dir=args.sam2_spill_dir,
+    )
 
 
 def _required(value: Any, message: str) -> Any:

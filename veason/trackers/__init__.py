@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from veason.errors import DataError
 from veason.trackers.base import Tracker
 
 TRACKERS = ("grabcut", "sam2")
@@ -12,7 +13,7 @@ TRACKERS = ("grabcut", "sam2")
 def open_tracker(name: str, **options: Any) -> Tracker:
     """The tracker called `name`, built with its own `options` (see `Sam2Tracker` and `GrabCutTracker`).
 
-    Imports happen here, so that who asks for grabcut needs neither torch nor sam2. ValueError for an unknown name.
+    Imports happen here, so that who asks for grabcut needs neither torch nor sam2. DataError for an unknown name.
     """
     if name == "sam2":
         from veason.trackers.sam2 import Sam2Tracker
@@ -22,4 +23,4 @@ def open_tracker(name: str, **options: Any) -> Tracker:
         from veason.trackers.grabcut import GrabCutTracker
 
         return GrabCutTracker(**options)
-    raise ValueError(f"no tracker is called {name!r}; there are {', '.join(TRACKERS)}")
+    raise DataError(f"no tracker is called {name!r}; there are {', '.join(TRACKERS)}")

@@ -79,7 +79,8 @@ class FeatureStore:
 
     def _spill(self, features: list[torch.Tensor]) -> _Spilled:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115: lives as long as the store
+            # It lives as long as the store does.
+            self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115
         spilled = _Spilled(self._file.seek(0, 2), [])
         for tensor in features:
             dense = tensor.cpu().clone()  # keeps the strides, drops what the storage holds beyond the tensor

@@ -1,8 +1,22 @@
-"""GrabCut in the box, optical flow outwards: a tracker without weights, and an honest baseline on real pictures."""
+"""GrabCut in the box, optical flow outwards: a tracker without weights, and an honest baseline on real pictures.
+
+On the keyframe GrabCut separates the box's colours from those around it. From there the mask is carried to each
+neighbour along the flow of the object's inside, and GrabCut decides anew in a narrow band around its edge.
+
+All of it happens on copies of at most `working_side` pixels; masks are brought back to the size of the frames. The
+copies and the flow belong to the video and are shared by its prompts. A track depends on its own box alone: OpenCV's
+random numbers are seeded before each cut.
+
+What it cannot do: tell an object from its shadow, keep a hole (holes are filled), notice that something else has
+taken the object's place, or find again what has gone. A mask carried out of the frame is empty from there on, but an
+object that drives out over still ground may leave a speck at the edge. Colours alone never make an object vanish: where
+there is too little to cut, the carried mask stands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -10,139 +24,159 @@ import numpy as np
 
 from veason import masks
 from veason.trackers import checks
-from veason.types import Box, MaskTrack, Size
+from veason.trackers.flow import NeighbourFlow, disc
+from veason.types import Box, MaskTrack, Rle, Size
+
+# In side lengths of the object, the root of its area.
+_REACH = 0.1  # how far from the edge flow counts as the inside's
+_BAND = 0.03  # half the width of the band that GrabCut decides
+# In half axes of the box's own ellipse.
+_CORE = 0.7  # taken for the object on the keyframe
+_GUESS = 1.1  # where the object's colours are first learnt: corners of a box are mostly background
+_PART = 0.1  # a piece smaller than this share of the largest is dropped
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """Working copies of a video's frames, and the flow between them."""
+
+    size: Size
+    """(height, width) of the frames, and of the masks to come."""
+    frames: list[np.ndarray] = field(repr=False)
+    """T arrays (h, w, 3) uint8 RGB, downscaled."""
+    flow: NeighbourFlow = field(repr=False)
+
+    @property
+    def length(self) -> int:
+        """Number of frames T."""
+        return len(self.frames)
 
 
 class GrabCutTracker:
+    """GrabCut and optical flow behind the `Tracker` protocol."""
+
     name = "grabcut"
 
-    def __init__(self, *, working_side: int = 480, iters=5, **p) -> None:
+    def __init__(self, *, working_side: int = 480, flow_budget_bytes: int = 1 << 30) -> None:
+        """working_side: longest side of the copies that are worked on, in pixels; smaller frames are not enlarged.
+
+        flow_budget_bytes: flow kept per video, 0.5 MB a pair of 16:9 frames at 480; the rest is computed when needed.
+        """
+        if working_side < 1:
+            raise ValueError(f"working_side is {working_side}, expected at least 1 pixel")
         self.working_side = working_side
-        self.p = p
-        self.iters = iters
+        self.flow_budget_bytes = flow_budget_bytes
 
-    def encode(self, frames):
-        out = []
-        size = None
-        for i, f in enumerate(frames):
-            size = checks.check_frame(f, i, size)
-            s = min(1.0, self.working_side / max(size))
-            w = (max(1, round(size[1] * s)), max(1, round(size[0] * s)))
-            out.append(cv2.resize(f, w, interpolation=cv2.INTER_AREA))
-        return Enc(size, out, {})
+    def encode(self, frames: Sequence[np.ndarray]) -> EncodedVideo:
+        """Downscaled copies of T frames, (H, W, 3) uint8 RGB arrays of one size.
 
-    def track(self, enc, *, keyframe, boxes):
-        objs = []
-        h, w = enc.frames[0].shape[:2]
-        for b in checks.clip_boxes(boxes, enc.size):
-            res = [None] * len(enc.frames)
-            sx, sy = w / enc.size[1], h / enc.size[0]
-            x1, y1, x2, y2 = int(b[0] * sx), int(b[1] * sy), int(np.ceil((b[2] + 1) * sx)), int(np.ceil((b[3] + 1) * sy))
-            m0, models0 = self.first(enc.frames[keyframe], (x1, y1, x2, y2))
-            res[keyframe] = m0
-            for d in (1, -1):
-                m = m0
-                models = models0
-                t = keyframe + d
-                while 0 <= t < len(enc.frames):
-                    m, models = self.step(enc, t, t - d, m, models)
-                    res[t] = m
-                    t += d
-            objs.append([cv2.resize(r.astype(np.float32), enc.size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5 for r in res])
-        return objs
+        ValueError where there is no frame, or one of another size or type.
+        """
+        size, copies = None, []
+        for position, frame in enumerate(frames):
+            size = checks.check_frame(frame, position, size)
+            scale = min(1.0, self.working_side / max(size))
+            height, width = (max(1, round(side * scale)) for side in size)
+            copies.append(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+        if size is None:
+            raise ValueError("no frames to encode")
+        return EncodedVideo(size=size, frames=copies, flow=NeighbourFlow(copies, budget_bytes=self.flow_budget_bytes))
 
-    def first(self, img, box):
-        x1, y1, x2, y2 = box
-        h, w = img.shape[:2]
-        mx, my = max(8, int((x2 - x1) * self.p.get("pad", 0.5))), max(8, int((y2 - y1) * self.p.get("pad", 0.5)))
-        X1, Y1, X2, Y2 = max(0, x1 - mx), max(0, y1 - my), min(w, x2 + mx), min(h, y2 + my)
-        crop = np.ascontiguousarray(img[Y1:Y2, X1:X2])
-        m = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
-        m[y1 - Y1 : y2 - Y1, x1 - X1 : x2 - X1] = cv2.GC_PR_BGD if self.p.get("ell") else cv2.GC_PR_FGD
-        if e := self.p.get("ell"):
-            gy, gx = np.mgrid[: m.shape[0], : m.shape[1]]
-            r = ((gx + 0.5 - (x1 + x2) / 2 + X1) / ((x2 - x1) / 2)) ** 2 + ((gy + 0.5 - (y1 + y2) / 2 + Y1) / ((y2 - y1) / 2)) ** 2
-            m[r <= e * e] = cv2.GC_PR_FGD
-            m[r <= self.p.get("core", 0) ** 2] = cv2.GC_FGD
-        bg, fg = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.setRNGSeed(0)
-        cv2.grabCut(crop, m, None, bg, fg, self.iters, cv2.GC_INIT_WITH_MASK)
-        out = np.zeros((h, w), bool)
-        out[Y1:Y2, X1:X2] = self.tidy(m & 1)
-        return out, (bg, fg)
+    def track(self, encoded: EncodedVideo, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
+        """Masks of the objects in `boxes` (xyxy, frame pixels, on frame `keyframe`) over all encoded frames.
 
-    def tidy(self, m):
-        if self.p.get("fill"):
-            c, _ = cv2.findContours(m, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            if c:
-                big = max(map(cv2.contourArea, c))
-                m = np.zeros_like(m)
-                cv2.drawContours(m, [k for k in c if cv2.contourArea(k) >= 0.1 * big], -1, 1, cv2.FILLED)
-        if r := self.p.get("close"):
-            r = max(1, round(r * np.sqrt(m.sum())))
-            k = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1,) * 2)
-            m = cv2.copyMakeBorder(m, r, r, r, r, cv2.BORDER_REPLICATE)
-            m = cv2.morphologyEx(cv2.morphologyEx(m, cv2.MORPH_CLOSE, k), cv2.MORPH_OPEN, k)[r:-r, r:-r]
-        return m == 1
-
-    def flow(self, enc, t, s):
-        if (t, s) not in enc.flows:
-            dis = cv2.DISOpticalFlow_create(self.p.get("preset", cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
-            g = lambda i: cv2.cvtColor(enc.frames[i], cv2.COLOR_RGB2GRAY)
-            enc.flows[(t, s)] = dis.calc(g(t), g(s), None)
-        return enc.flows[(t, s)]
-
-    def step(self, enc, t, s, m, models):
-        fl = self.flow(enc, t, s)
-        h, w = m.shape
-        gx, gy = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
-        warped = cv2.remap(m.astype(np.float32), gx + fl[..., 0], gy + fl[..., 1], cv2.INTER_LINEAR) > 0.5
-        if not warped.any():
-            return warped, models
-        if self.p.get("ext"):
-            b = max(1, round(self.p["ext"] * np.sqrt(warped.sum())))
-            k = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * b + 1,) * 2)
-            ins = cv2.erode(warped.astype(np.uint8), k).astype(np.float32)
-            if ins.any():
-                n = 4 * b + 1
-                wgt = cv2.blur(cv2.blur(ins, (n, n)), (n, n))[..., None]
-                num = cv2.blur(cv2.blur(fl * ins[..., None], (n, n)), (n, n))
-                f2 = np.where((ins[..., None] == 0) & (wgt > 1e-3), num / np.maximum(wgt, 1e-3), fl)
-                warped = cv2.remap(m.astype(np.float32), gx + f2[..., 0], gy + f2[..., 1], cv2.INTER_LINEAR) > 0.5
-                if not warped.any():
-                    return warped, models
-        if self.p.get("norefine"):
-            return warped, models
-        ys, xs = np.nonzero(warped)
-        x1, x2, y1, y2 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
-        area = warped.sum()
-        band = max(1, round(self.p.get("band", 0.06) * np.sqrt(area)))
-        mx = my = max(8, int(0.5 * max(x2 - x1, y2 - y1)))
-        X1, Y1, X2, Y2 = max(0, x1 - mx), max(0, y1 - my), min(w, x2 + mx), min(h, y2 + my)
-        wc = warped[Y1:Y2, X1:X2].astype(np.uint8)
-        k = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * band + 1,) * 2)
-        sure, maybe = cv2.erode(wc, k), cv2.dilate(wc, k)
-        gm = np.full(wc.shape, cv2.GC_BGD, np.uint8)
-        gm[maybe > 0] = cv2.GC_PR_BGD
-        gm[wc > 0] = cv2.GC_PR_FGD
-        gm[sure > 0] = cv2.GC_FGD
-        crop = np.ascontiguousarray(enc.frames[t][Y1:Y2, X1:X2])
-        if self.p.get("keep"):
-            bg, fg = models[0].copy(), models[1].copy()
-            mode = cv2.GC_EVAL if self.p["keep"] == 1 else cv2.GC_EVAL_FREEZE_MODEL
-            cv2.grabCut(crop, gm, None, bg, fg, self.p.get("it", 1), mode)
-            models = (bg, fg)
-        else:
-            bg, fg = np.zeros((1, 65)), np.zeros((1, 65))
-            cv2.setRNGSeed(0)
-            cv2.grabCut(crop, gm, None, bg, fg, self.p.get("it", 1), cv2.GC_INIT_WITH_MASK)
-        out = np.zeros((h, w), bool)
-        out[Y1:Y2, X1:X2] = self.tidy(gm & 1)
-        return out, models
+        See `base.Tracker` for boxes that leave the frame.
+        """
+        checks.check_keyframe(keyframe, encoded.length)
+        empty = masks.encode(np.zeros(encoded.size, dtype=bool))
+        objects: list[list[Rle]] = []
+        for box in checks.clip_boxes(boxes, encoded.size):
+            rles = [empty] * encoded.length
+            if box is not None:
+                for position, mask in _follow(encoded, keyframe, box):
+                    rles[position] = _native(mask, encoded.size)
+            objects.append(rles)
+        return MaskTrack(size=encoded.size, objects=tuple(map(tuple, objects)), length=encoded.length)
 
 
-@dataclass
-class Enc:
-    size: Size
-    frames: list
-    flows: dict
+def _follow(encoded: EncodedVideo, keyframe: int, box: Box) -> Iterator[tuple[int, np.ndarray]]:
+    """Positions and working-size masks of one object, outwards from the keyframe, for as long as it is there."""
+    start = _cut_box(encoded.frames[keyframe], _working_box(box, encoded))
+    yield keyframe, start
+    for step, end in ((1, encoded.length), (-1, -1)):
+        mask = start
+        for position in range(keyframe + step, end, step):
+            mask = encoded.flow.carry(mask, position - step, position, reach=_REACH)
+            if not mask.any():
+                break
+            mask = _refine(encoded.frames[position], mask)
+            yield position, mask
+
+
+def _working_box(box: Box, encoded: EncodedVideo) -> tuple[int, int, int, int]:
+    """`box` in pixels of the working copies, half-open (x1, y1, x2, y2): all that it touches, so never empty."""
+    height, width = encoded.frames[0].shape[:2]
+    sy, sx = height / encoded.size[0], width / encoded.size[1]
+    x1, y1 = math.floor(box[0] * sx), math.floor(box[1] * sy)
+    return x1, y1, min(width, math.ceil((box[2] + 1) * sx)), min(height, math.ceil((box[3] + 1) * sy))
+
+
+def _cut_box(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """(h, w) bool mask of the object in `box`: at least one pixel, none outside the box."""
+    x1, y1, x2, y2 = box
+    y, x = np.ogrid[y1:y2, x1:x2]
+    ry = (y + 0.5 - (y1 + y2) / 2) / ((y2 - y1) / 2)
+    rx = (x + 0.5 - (x1 + x2) / 2) / ((x2 - x1) / 2)
+    radius = np.hypot(ry, rx)  # 1 where the box's ellipse is
+    labels = np.full(frame.shape[:2], cv2.GC_BGD, dtype=np.uint8)
+    inside = labels[y1:y2, x1:x2]
+    inside[:] = cv2.GC_PR_BGD
+    inside[radius <= _GUESS] = cv2.GC_PR_FGD
+    inside[radius <= max(_CORE, radius.min())] = cv2.GC_FGD  # the middle at least
+    return _grabcut(frame, labels, box, rounds=2)
+
+
+def _refine(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`mask`, not empty, with its edge moved to where the colours of inside and outside part."""
+    radius = max(1, round(_BAND * math.sqrt(np.count_nonzero(mask))))
+    drawn = mask.view(np.uint8)
+    core = cv2.erode(drawn, disc(radius))
+    if not core.any():
+        return mask  # too small to have an edge and an inside
+    labels = np.where(cv2.dilate(drawn, disc(radius)), cv2.GC_PR_BGD, cv2.GC_BGD).astype(np.uint8)
+    labels[mask] = cv2.GC_PR_FGD
+    labels[core > 0] = cv2.GC_FGD
+    x, y, width, height = cv2.boundingRect(drawn)
+    return _grabcut(frame, labels, (x, y, x + width, y + height), rounds=1)
+
+
+def _grabcut(frame: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, int], *, rounds: int) -> np.ndarray:
+    """(h, w) bool mask that GrabCut finds from `labels`, learning the background from what lies around `box`.
+
+    Without two sides, or without two colours, there is nothing to learn: then it is what `labels` hold for likely.
+    """
+    x1, y1, x2, y2 = box
+    margin = max(8, max(x2 - x1, y2 - y1) // 2)
+    window = (slice(max(0, y1 - margin), y2 + margin), slice(max(0, x1 - margin), x2 + margin))
+    crop, cut = np.ascontiguousarray(frame[window]), np.ascontiguousarray(labels[window])
+    if 0 < np.count_nonzero(cut & 1) < cut.size and (crop != crop[0, 0]).any():
+        cv2.setRNGSeed(0)  # it draws its first clusters at random
+        cv2.grabCut(crop, cut, None, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
+    found = np.zeros(labels.shape, dtype=bool)
+    found[window] = _whole(cut & 1)  # GC_FGD and GC_PR_FGD are the odd labels
+    return found
+
+
+def _whole(mask: np.ndarray) -> np.ndarray:
+    """`mask` without holes and specks: its large pieces, filled. uint8 0/1 in, bool out."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    areas = [cv2.contourArea(outline) for outline in outlines]  # 0 for a piece one pixel thin
+    large = [outline for outline, area in zip(outlines, areas, strict=True) if area >= _PART * max(areas)]
+    return cv2.drawContours(np.zeros_like(mask), large, -1, 1, cv2.FILLED).view(bool)
+
+
+def _native(mask: np.ndarray, size: Size) -> Rle:
+    """RLE at `size` of a mask at working size."""
+    if mask.shape != size:
+        mask = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+    return masks.encode(mask)

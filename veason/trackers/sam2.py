@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.resources
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from veason import masks
+from veason.errors import DataError
 from veason.trackers import checks
 from veason.trackers.feature_store import FeatureStore
 from veason.types import Box, MaskTrack, Rle, Size
@@ -42,9 +46,8 @@ try:
     from sam2 import sam2_video_predictor
     from sam2.build_sam import build_sam2_video_predictor
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"the sam2 tracker cannot import {error.name!r}: `make setup` installs the official package sam2 1.1.0",
-        name=error.name,
+    raise DataError(
+        f"the sam2 tracker cannot import {error.name!r}: `make setup` installs the official package sam2 1.1.0"
     ) from error
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,7 +93,7 @@ class Sam2Tracker:
 
         config: a file, or a name in the package such as ``configs/sam2.1/sam2.1_hiera_l.yaml``.
         checkpoint: a ``.safetensors`` file, or one of torch (read with weights_only), its tensors at the top or below
-            "model". ValueError if it does not fit the config.
+            "model". DataError if it is missing or does not fit the config.
         device: None is CUDA where there is one, otherwise the CPU.
         dtype: name of the autocast type; None is bfloat16 on CUDA, float32 (no autocast) elsewhere.
         max_objects_per_pass: how many objects propagate together; bounds memory, changes no mask.
@@ -237,7 +240,7 @@ def _build(config: str | Path, device: torch.device) -> Any:
     elif (importlib.resources.files("sam2") / str(config)).is_file():
         enter, source, name = hydra.initialize_config_module, "sam2", str(config)
     else:
-        raise FileNotFoundError(
+        raise DataError(
             f"sam2 config {str(config)!r} is neither a file nor a name in the package, "
             "such as configs/sam2.1/sam2.1_hiera_l.yaml"
         )
@@ -251,14 +254,8 @@ def _build(config: str | Path, device: torch.device) -> Any:
 
 
 def _load_weights(model: torch.nn.Module, checkpoint: str | Path, config: str | Path) -> None:
-    """Fill `model` from `checkpoint`; a ValueError that counts and names what does not fit."""
-    if Path(checkpoint).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        found = load_file(checkpoint)
-    else:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        found = found.get("model", found)
+    """Fill `model` from `checkpoint`; a DataError that counts and names what does not fit."""
+    found = _read_weights(Path(checkpoint))
     wanted = model.state_dict()
     misfits = {
         "missing": sorted(wanted.keys() - found.keys()),
@@ -267,8 +264,22 @@ def _load_weights(model: torch.nn.Module, checkpoint: str | Path, config: str | 
     }
     if any(misfits.values()):
         counts = ", ".join(f"{len(keys)} {what} (first {keys[0]!r})" for what, keys in misfits.items() if keys)
-        raise ValueError(f"{checkpoint} does not fit {config}: of {len(wanted)} weights, {counts}")
+        raise DataError(f"{checkpoint} does not fit {config}: of {len(wanted)} weights, {counts}")
     model.load_state_dict(found)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name; a file that is none of weights, or would run code when read, is a DataError."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a file of weights alone: {error}") from error
+    found = found.get("model", found) if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,3 +157,16 @@ _SAM2_1 = {  # what the SAM2.1 configs switch on
     "multimask_max_pt_num": 1,
     "use_mlp_for_obj_ptr_proj": True,
 }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m veason.trackers.sam2_tiny", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where to write sam2_tiny.yaml and sam2_tiny.pt")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    files = tiny_sam2(args.folder, args.seed)
+    print(f"--sam2-config {files.config} --sam2-checkpoint {files.checkpoint}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+# `make` lists what there is. PYTHON, KIND (auto, cpu, cuda) and PYTEST_ARGS can be given: make test PYTEST_ARGS="-k boxes"
+PYTHON ?= python3
+KIND ?= auto
+PYTEST_ARGS ?=
+WORKERS ?= 2
+VENV := .venv/bin
+
+# Nothing here needs the network once set up, and two test workers on a small machine want two threads, not eight.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
+THREADS := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup ready demo test lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make or repair .venv and say what it holds (a few minutes the first time)
+	@$(PYTHON) tools/setup_env.py --kind $(KIND)
+
+ready:
+	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
+
+demo: ready  ## a synthetic world, three runs over it, scores and a report (about a minute)
+	@$(OFFLINE) $(VENV)/python -m inference.demo
+
+test: ready  ## run the tests
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: ready  ## check style and formatting
+	@$(VENV)/ruff check . && $(VENV)/ruff format --check .
+
+format: ready  ## rewrite the code in the style that `make lint` wants
+	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
+
+bench: ready  ## measure the parts that matter for speed
+	@$(OFFLINE) $(VENV)/python -m benchmarks
+
+clean:  ## remove what runs left behind; .venv stays
+	@rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

