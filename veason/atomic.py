@@ -38,7 +38,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "ab", buffering=0)  # unbuffered: a failed write leaves nothing to fail again at close
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - until close(); unbuffered
         data = path.read_bytes()
         self._file.truncate(data.rfind(b"\n") + 1)
 

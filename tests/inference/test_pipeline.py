@@ -222,7 +222,7 @@ def test_a_full_disk_keeps_what_is_finished(dataset, tmp_path):
     items = run(samples, OraclePolicy(dataset))
     with folder(tmp_path / "run", samples) as out:
         out.write(items[0])
-        out._timings._file = open("/dev/full", "wb", buffering=0)  # every write finds no space
+        out._timings._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - no write finds space
         with pytest.raises(DataError, match="no space left while writing UVO/-a_b/1; free some and run the same"):
             out.write(items[1])
     with folder(tmp_path / "run", samples) as out:

@@ -1,0 +1,58 @@
+"""Who may import whom, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"veason", "verl", "grpo_reward", "training_data_construction", "inference", "eval"}
+ALLOWED = {
+    "veason": set(),
+    "verl": set(),
+    "grpo_reward": {"veason", "verl"},
+    "training_data_construction": {"veason"},
+    "inference": {"veason", "eval"},  # eval: the report shows scores
+    "eval": {"veason"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere in it, by full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_arrows_point_down(package):
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(bad)
+        for path in (ROOT / package).rglob("*.py")
+        if (bad := ({name.split(".")[0] for name in imports(path)} & OURS) - ALLOWED[package] - {package})
+    }
+    assert not wrong
+
+
+def test_only_one_file_imports_sam2():
+    users = [
+        str(path.relative_to(ROOT))
+        for package in OURS
+        for path in (ROOT / package).rglob("*.py")
+        if any(name.split(".")[0] == "sam2" for name in imports(path))
+    ]
+    assert users == ["veason/trackers/sam2.py"]
+
+
+@pytest.mark.parametrize("module", ["eval.revos", "inference.predict", "veason.synthetic", "veason.trackers.grabcut"])
+def test_light_modules_stay_light(module):
+    """torch loads for seconds: only what runs a model may import it."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'ray'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
