@@ -43,21 +43,22 @@ def evaluate(
     pred: str | Path,
     *,
     split: str = "valid",
+    meta: str | Path | None = None,
     robustness: Robustness = "visa",
     missing: Missing = "zero",
     workers: int = 1,
 ) -> Results:
     """Score the predictions in `pred` on one split of the ReVOS below `gt_root`.
 
-    `pred` is a run folder (with ``Annotations``) or holds ``<video>/<exp_id>/<frame>.png`` itself. Raises DataError
-    for what a user can put right before anything is scored; a single broken prediction is listed in the results.
+    `pred` is a run folder (with ``Annotations``) or holds ``<video>/<exp_id>/<frame>.png`` itself; `meta` replaces the
+    split's expression file by a subset. Raises DataError for what a user can put right before anything is scored; a single broken prediction is listed in the results.
     More than one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
     """
     _check_choice("robustness", robustness, Robustness)
     _check_choice("missing", missing, Missing)
     if workers < 1:
         raise DataError(f"workers must be at least 1, found {workers}")
-    dataset = open_dataset("revos", gt_root, split=split)
+    dataset = open_dataset("revos", gt_root, split=split, meta=meta)
     root = predictions.locate(Path(pred))
     absences = {s.key: reason for s in dataset if (reason := predictions.absence(root, s)) is not None}
     if absences and missing == "error":
@@ -152,6 +153,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pred", type=Path, required=True, help="run folder, or a folder of <video>/<exp_id>/*.png")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.csv and results.json")
     parser.add_argument("--split", default="valid")
+    parser.add_argument("--meta", type=Path, help="another expression file, such as a subset that was predicted")
     parser.add_argument("--robustness", choices=get_args(Robustness), default="visa")
     parser.add_argument("--missing", choices=get_args(Missing), default="zero")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: cores")
@@ -165,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.gt,
             args.pred,
             split=args.split,
+            meta=args.meta,
             robustness=args.robustness,
             missing=args.missing,
             workers=args.workers,

@@ -89,7 +89,8 @@ def _say_where_to_look(out: Path, seconds: float) -> None:
     _title(f"Done in {seconds / 60:.1f} minutes. Where to look")
     for run in ("oracle-grabcut", "oracle-sam2", "hf-sam2"):
         usable = [bool(record["boxes"]) for record in read_journal(out / run / "predictions.jsonl")]
-        print(f"  {out / run / 'report.html'}   {sum(usable)} of {len(usable)} expressions answered with boxes")
+        where = str(out / run / "report.html")
+        print(f"  {where:<{len(str(out)) + 30}}{sum(usable):>3} of {len(usable)} expressions answered with boxes")
     print("The random models show that the code runs, and score accordingly; GrabCut with true boxes is the baseline.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Size
 
-VERSIONED = ("torch", "transformers", "SAM-2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
+VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
 
 def parse_size(text: str) -> Size:
@@ -105,10 +106,11 @@ def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
         return ReplayPolicy.from_file(
             _required(args.replay, "--policy replay needs --replay FILE"), n=args.frames, size=args.model_size
         )
+    model = _required(args.model, "--policy hf needs --model DIR")  # before torch is imported
     from veason.policies.hf import HFPolicy
 
     return HFPolicy(
-        _required(args.model, "--policy hf needs --model DIR"),
+        model,
         device=args.device,
         dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
@@ -138,7 +140,7 @@ def _required(value: Any, message: str) -> Any:
     return value
 
 
-def versions() -> dict[str, str]:
+def versions(*, tracker: str) -> dict[str, str]:
     """Versions of Python and of the packages that decide what comes out."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in VERSIONED:
@@ -146,6 +148,8 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "missing"
+    if tracker == "sam2":  # without it, small holes in masks stay
+        found["sam2 C extension"] = "present" if importlib.util.find_spec("sam2._C") else "missing"
     return found
 
 

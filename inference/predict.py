@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError(f"--limit must be at least 1, found {args.limit}")
     samples = list(dataset)[: args.limit]
     sampling = options.build_sampling(args)
-    record = {"settings": _settings(args, dataset, len(samples)), "versions": options.versions()}
+    record = {"settings": _settings(args, dataset, len(samples)), "versions": options.versions(tracker=args.tracker)}
     with RunFolder(args.output, shard=args.shard, samples=samples, record=record) as folder:
         if folder.done < len(folder.samples):
             _predict(args, dataset, sampling, folder)

@@ -62,6 +62,11 @@ class CardMaker:
                 f"{self._run.path}: {outcome.key} is not in the {self._dataset.name} split {self._dataset.split!r} of "
                 f"{self._dataset.files['meta']}; give the --gt and --split that were predicted"
             )
+        if sample.expression != outcome.expression:
+            raise DataError(
+                f"{self._run.path}: {outcome.key} was asked {outcome.expression[:80]!r}, but it is "
+                f"{sample.expression[:80]!r} in {self._dataset.files['meta']}; the data set is another one"
+            )
         outside = [t for t in (outcome.keyframe, *outcome.frame_ids) if t is not None and not 0 <= t < len(sample)]
         if outside:
             raise DataError(f"{self._run.path}: {outcome.key} has frame id {outside[0]} in {len(sample)} frames")

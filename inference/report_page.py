@@ -13,7 +13,7 @@ import importlib.resources
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from eval.revos import GROUPS, Row
 from inference.overlay import PALETTE
@@ -56,7 +56,6 @@ class Summary:
     problems: Mapping[str | None, int]
     scored: bool
     """There are scores and truth to filter by and to draw."""
-    css: dict[str, str] = field(default_factory=lambda: {"prediction": f"rgb{PALETTE[0]}"})
 
 
 def escape(text: object) -> str:
@@ -71,7 +70,7 @@ def page(summary: Summary, cards: Iterator[str]) -> Iterator[str]:
         "title": escape(summary.title),
         "subtitle": escape(summary.subtitle),
         "script_hash": script_hash(template),
-        "prediction_colour": summary.css["prediction"],
+        "prediction_colour": f"rgb{PALETTE[0]}",
         "summary": "\n".join(summary.sections),
         "controls": controls(summary),
         "legend": legend(summary.scored),
@@ -251,8 +250,8 @@ def _keyframe(c: Card) -> str:
     if c.keyframe is None:
         return ""
     predicted, true = c.outcome.boxes, c.true_boxes
-    shapes = "".join(_rect(box, "tb", c.sample.size) for box in true)
-    shapes += "".join(_rect(box, "pb", c.sample.size) for box in predicted)
+    shapes = "".join(_rect(box, "pb", c.sample.size) for box in predicted)
+    shapes += "".join(_rect(box, "tb", c.sample.size) for box in true)  # dashed, so both show where they agree
     counts = f"{len(predicted)} predicted" + (f", {len(true)} true" if c.row is not None else "")
     words = f"keyframe {c.keyframe.frame_id}, boxes: {counts}"
     caption = f"<figcaption>{escape(words)}</figcaption>"

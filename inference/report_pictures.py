@@ -16,9 +16,9 @@ import numpy as np
 from veason import frames
 from veason.types import Size, VideoSample
 
-THUMBNAIL = 360
+THUMBNAIL = 320
 """Pixels of a thumbnail's longer side; a page shows them 150 to 400 wide."""
-QUALITY = 55
+QUALITY = 50
 """WebP quality, of 100."""
 DRAWING = 640
 """Longer side of the drawing that outlines are rounded to: half a thumbnail's pixel."""

@@ -24,6 +24,7 @@ class Outcome:
 
     video: str
     exp_id: str
+    expression: str
     frame_ids: tuple[int, ...]
     """Frames the policy was shown."""
     keyframe: int | None
@@ -107,6 +108,7 @@ def _outcome(record: dict[str, Any], where: str) -> Outcome:
     return Outcome(
         video=check_name(record.get("video"), f"{where}: video", slashes=True),
         exp_id=check_name(record.get("exp_id"), f"{where}: exp_id"),
+        expression=_text(record, "expression", where),
         frame_ids=tuple(frame_ids),
         keyframe=keyframe,
         boxes=tuple(tuple(map(float, box)) for box in boxes),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-KILLS = int(os.environ.get("VEASON_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("VEASON_TEST_KILLS", "20"))
 
 
 def command(module: str, *arguments: object) -> list[str]:

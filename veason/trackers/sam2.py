@@ -23,6 +23,7 @@ import contextlib
 import functools
 import importlib.resources
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,9 @@ except ModuleNotFoundError as error:
     raise DataError(
         f"the sam2 tracker cannot import {error.name!r}: `make setup` installs the official package sam2 1.1.0"
     ) from error
+
+# `make setup` and run.json say it; the stock warning comes in the middle of a run and reads like a failure.
+warnings.filterwarnings("ignore", message="cannot import name '_C'", category=UserWarning)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
