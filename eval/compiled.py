@@ -12,28 +12,22 @@ from numba import njit
 
 
 @njit(cache=True, boundscheck=False)
-def _move_right(bits: np.ndarray, step: int, keep: bool) -> None:
-    """Move every pixel `step` (1 … 63) to the right in place; with `keep`, what was there stays as well."""
+def _right(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
+    """Write into `moved` every pixel of `bits` moved `step` (1 … 63) to the right."""
     up, down = np.uint64(step), np.uint64(64 - step)
-    for i in range(bits.size - 1, -1, -1):
-        moved = bits[i] << up
-        if i > 0:
-            moved |= bits[i - 1] >> down
-        bits[i] = bits[i] | moved if keep else moved
+    moved[0] = bits[0] << up
+    for i in range(1, bits.size):
+        moved[i] = bits[i] << up | bits[i - 1] >> down
 
 
 @njit(cache=True, boundscheck=False)
-def _move_left(bits: np.ndarray, count: int) -> None:
-    """Move every pixel `count` to the left in place."""
-    while count > 0:
-        step = min(count, 63)
-        down, up = np.uint64(step), np.uint64(64 - step)
-        for i in range(bits.size):
-            moved = bits[i] >> down
-            if i + 1 < bits.size:
-                moved |= bits[i + 1] << up
-            bits[i] = moved
-        count -= step
+def _left(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
+    """Write into `moved` every pixel of `bits` moved `step` (1 … 63) to the left."""
+    down, up = np.uint64(step), np.uint64(64 - step)
+    last = bits.size - 1
+    for i in range(last):
+        moved[i] = bits[i] >> down | bits[i + 1] << up
+    moved[last] = bits[last] >> down
 
 
 @njit("uint64[:, ::1](uint64[:, ::1], int64, int64)", cache=True, boundscheck=False)
@@ -41,26 +35,35 @@ def dilate(boundaries: np.ndarray, words: int, radius: int) -> np.ndarray:
     """Every pixel within `radius` of a boundary pixel; (planes, H * words) uint64 in and out.
 
     As `eval.metrics._Window` lays masks out, and step by step as its own dilation: spans that grow from the disk's rim
-    inwards, kept moved right by their half-width so far.
+    inwards, kept moved right by their half-width so far. `spare` takes what is moved and changes places with it.
     """
     planes, total = boundaries.shape
     disks = np.zeros((planes, total), dtype=np.uint64)
     for plane in range(planes):
-        span, disk = boundaries[plane].copy(), disks[plane]
+        span, disk, spare = boundaries[plane].copy(), np.zeros(total, np.uint64), np.zeros(total, np.uint64)
         length, reach = 1, 0
         for height in range(radius, -1, -1):
             half_width = int(math.sqrt(radius * radius - height * height))
             while length < 2 * half_width + 1:
                 step = min(length, 2 * half_width + 1 - length, 63)
-                _move_right(span, step, True)
+                _right(span, step, spare)
+                for i in range(total):
+                    span[i] |= spare[i]
                 length += step
             while reach < half_width:
                 step = min(half_width - reach, 63)
-                _move_right(disk, step, False)
+                _right(disk, step, spare)
+                disk, spare = spare, disk
                 reach += step
             rows = height * words
+            for i in range(rows, total):
+                disk[i] |= span[i - rows]
             for i in range(total - rows):
-                disk[i + rows] |= span[i]
                 disk[i] |= span[i + rows]
-        _move_left(disk, radius)
+        while reach > 0:
+            step = min(reach, 63)
+            _left(disk, step, spare)
+            disk, spare = spare, disk
+            reach -= step
+        disks[plane] = disk
     return disks

@@ -51,8 +51,9 @@ def evaluate(
     """Score the predictions in `pred` on one split of the ReVOS below `gt_root`.
 
     `pred` is a run folder (with ``Annotations``) or holds ``<video>/<exp_id>/<frame>.png`` itself; `meta` replaces the
-    split's expression file by a subset. Raises DataError for what a user can put right before anything is scored; a single broken prediction is listed in the results.
-    More than one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
+    split's expression file by a subset. Raises DataError for what a user can put right before anything is scored; a
+    single broken prediction is listed in the results. More than one worker starts processes, so a script that calls
+    this needs its ``if __name__ == "__main__"``.
     """
     _check_choice("robustness", robustness, Robustness)
     _check_choice("missing", missing, Missing)
