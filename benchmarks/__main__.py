@@ -14,6 +14,7 @@ BENCHMARKS = {
     "bench_metrics": "J and F of a frame against the plain definition, on one core (numba: used from 10,000 frames on)",
     "bench_targets": "Ground truth of a training clip, against decoding every mask of the video",
     "bench_sam2": "SAM2 with eight prompts on one clip, against eight stock sessions",
+    "bench_sam2 --memory": "Growth of peak memory of SAM2, 250 and 1,000 frames, each in a fresh process",
 }
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     for name, title in BENCHMARKS.items():
         print(f"$ python -m benchmarks.{name}", flush=True)
         printed = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}"],
+            [sys.executable, "-m", *f"benchmarks.{name}".split()],
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from inference.pipeline import Sampling
 from veason import policies, prompt, trackers
@@ -158,10 +158,15 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except DataError as error:
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+        _stop("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(f"error: no space left ({error.filename or error}); free some and run the same command again")
+        _stop(f"error: no space left ({error.filename or error}); free some and run the same command again")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where this one was")
+        _stop("stopped; the same command goes on where this one was")
+
+
+def _stop(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)

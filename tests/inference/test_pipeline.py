@@ -1,6 +1,7 @@
 """The order of things: batches, threads, failures, and the run folder that survives them."""
 
 import json
+import threading
 from dataclasses import replace
 
 import cv2
@@ -14,8 +15,10 @@ from veason import masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
+from veason.frames import VideoFrames
 from veason.policies.oracle import OraclePolicy
 from veason.trackers import open_tracker
+from veason.types import MaskTrack
 
 SAMPLING = Sampling(n=3, size=(56, 56))
 
@@ -233,3 +236,36 @@ def test_png_bytes_decode_to_the_mask():
     mask = np.random.default_rng(0).random((7, 9)) > 0.5
     decoded = cv2.imdecode(np.frombuffer(encode_png(mask), np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(decoded, mask * 255)
+
+
+def test_decoding_policy_and_tracking_overlap(dataset):
+    """Each stage waits for another one to be under way: taken in turn they would wait in vain."""
+    second_answer, second_decoded = threading.Event(), threading.Event()
+    samples = [replace(dataset[0], video=f"v{i}") for i in range(3)]
+    reply = '<think>x</think><answer>{"keyframe_timestamp": 1, "bbox_2d_list": [[14, 28, 28, 42]]}</answer>'
+
+    class Waiting(Spy):
+        def answer(self, questions, *, seed):
+            if self.asked:
+                second_answer.set()
+            else:
+                assert second_decoded.wait(30), "the second clip was not decoded beside the first answer"
+            return super().answer(questions, seed=seed)
+
+    class WaitingTracker:
+        name = "waiting"
+
+        def encode(self, frames):
+            return None
+
+        def track(self, encoded, *, keyframe, boxes):
+            assert second_answer.wait(30), "the policy did not answer beside tracking"
+            return MaskTrack.empty((48, 64), 4)
+
+    def open_frames(sample):
+        if sample.video == "v1":
+            second_decoded.set()
+        return VideoFrames(dataset[0])
+
+    finished = run(samples, Waiting(reply), tracker=WaitingTracker(), open_frames=open_frames)
+    assert [item.prediction.sample.video for item in finished] == ["v0", "v1", "v2"]
