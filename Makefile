@@ -32,7 +32,7 @@ lint: ready  ## check style and formatting
 format: ready  ## rewrite the code in the style that `make lint` wants
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
 
-bench: ready  ## measure the parts that matter for speed
+bench: ready  ## measure speed and memory, write benchmarks/README.md (three minutes)
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays
