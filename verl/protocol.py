@@ -1,0 +1,122 @@
+"""What travels between the trainer, its workers and its plug-ins. Read this file first.
+
+Tensor names carry their axes: B rollouts (of this rank, group after group), R response positions (right-padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question for the policy, as a data set plug-in gives it."""
+
+    uid: str
+    """Unique within the run's epoch."""
+    messages: list[dict[str, Any]]
+    """Chat messages; an image entry is ``{"type": "image"}`` and takes the next of `images`."""
+    images: Any
+    """(H, W, 3) uint8 RGB arrays in the order of the messages, or a Ray reference to such a list."""
+    target: Any = field(repr=False)
+    """What the reward needs to judge a reply. Opaque here; must pickle."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One reply to a prompt, in text."""
+
+    uid: str
+    index: int
+    """Number within the group of the prompt."""
+    text: str
+    prompt_tokens: int
+    response_tokens: int
+    finished: bool
+    """The reply ended by itself; False if it was cut off at the longest length."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How one reply was judged."""
+
+    total: float
+    parts: dict[str, float]
+    """Every term on its own, by name; logged as means."""
+    problem: str | None = None
+    """Code of what was wrong with the reply's form, None if nothing; counted by code."""
+
+
+@dataclass
+class Batch:
+    """Tensors and lists over the same B rows."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Each (B, …)."""
+    lists: dict[str, list[Any]] = field(default_factory=dict)
+    """Each of length B."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(rows) for rows_by_name in (self.tensors, self.lists) for name, rows in rows_by_name.items()}
+        assert len(set(sizes.values())) <= 1, f"rows disagree: {sizes}"
+
+    def __len__(self) -> int:
+        """Number of rows B."""
+        rows = next(iter({**self.tensors, **self.lists}.values()), ())
+        return len(rows)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tensors[name] if name in self.tensors else self.lists[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors or name in self.lists
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The rows of these numbers, in this order."""
+        index = torch.as_tensor(list(rows), dtype=torch.long)
+        return self._each(lambda tensor: tensor[index.to(tensor.device)], lambda items: [items[row] for row in rows])
+
+    def split(self, size: int) -> list[Batch]:
+        """Consecutive batches of at most `size` rows."""
+        return [self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+
+    def repeat(self, times: int) -> Batch:
+        """Every row `times` times, copies next to each other."""
+        return self._each(
+            lambda tensor: tensor.repeat_interleave(times, dim=0),
+            lambda items: [item for item in items for _ in range(times)],
+        )
+
+    def with_tensors(self, **tensors: Tensor) -> Batch:
+        """This batch with more (or other) tensors."""
+        return Batch({**self.tensors, **tensors}, self.lists)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lists)
+
+    @classmethod
+    def concat(cls, batches: Sequence[Batch]) -> Batch:
+        """All rows of some batches with the same names; tensors are right-padded with 0 to the widest."""
+        if not batches:
+            return cls()
+        tensors = {name: _stack([batch.tensors[name] for batch in batches]) for name in batches[0].tensors}
+        return cls(tensors, {name: [x for b in batches for x in b.lists[name]] for name in batches[0].lists})
+
+    def _each(self, on_tensor: Callable[[Tensor], Tensor], on_list: Callable[[list], list]) -> Batch:
+        return Batch(
+            {name: on_tensor(tensor) for name, tensor in self.tensors.items()},
+            {name: on_list(items) for name, items in self.lists.items()},
+        )
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    if tensors[0].dim() < 2:
+        return torch.cat(list(tensors))
+    width = max(tensor.shape[1] for tensor in tensors)
+    padded = [torch.nn.functional.pad(t, (0, width - t.shape[1])) if t.dim() == 2 else t for t in tensors]
+    return torch.cat(padded)

@@ -1,0 +1,54 @@
+"""What a rollout engine is: it takes weights by name and draws replies. One runs inside each worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from verl.models.inputs import PromptInputs
+from verl.protocol import Batch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    """-1 keeps every token."""
+
+
+class RolloutEngine(Protocol):
+    """Draws replies with the weights of its last `sync_weights`."""
+
+    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Take full (unsharded) tensors under their Hugging Face names, one at a time; the stream must be used up."""
+        ...
+
+    def generate(self, prompts: Sequence[PromptInputs], *, n: int, sampling: Sampling, seeds: Sequence[int]) -> Batch:
+        """`n` replies per prompt, a prompt's replies next to each other: B = len(prompts) * n rows of
+
+        - ``responses`` (B, R) int64, right-padded with the pad token, the end token included where a reply ended;
+        - ``response_mask`` (B, R) int64, 1 on the reply's tokens;
+        - ``engine_logprobs`` (B, R) float32 of the tokens under the distribution they were drawn from (after
+          temperature; 0 on padding);
+        - list ``finished`` of bool: ended by itself.
+
+        The same prompts and `seeds` (one per prompt) give the same replies, whatever else is in the batch. Vision
+        control tokens are never drawn.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Free the device memory that is only needed while generating."""
+        ...
+
+    def wake(self) -> None:
+        """Take it again; called before `sync_weights` and `generate`."""
+        ...
