@@ -36,7 +36,7 @@ class PromptInputs:
 
 
 def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
-    """Run the processor over one prompt whose images are at hand. ValueError if it has more than `max_length` tokens."""
+    """Run the processor over one prompt, its images at hand. ValueError if it has more than `max_length` tokens."""
     images = [Image.fromarray(image) for image in prompt.images]
     text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
     made = processor(text=[text], images=images or None, return_tensors="pt")
