@@ -27,6 +27,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
     package_data={"": ["*.txt", "*.yaml", "*.html"]},
+    entry_points={
+        "verl.datasets": ["video_seg_keyframe_sft_base_mod = grpo_reward.task:build"],
+        "verl.rewards": ["video_match_keyframe_sft_sam_mod = grpo_reward.reward_score:build"],
+    },
     install_requires=[pin for pin in pins("requirements.txt") if not is_apart(pin)],
     extras_require={
         "vllm": [pin for pin in pins("requirements.txt") if is_apart(pin)],

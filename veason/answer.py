@@ -41,12 +41,16 @@ PROBLEMS = {
 }
 """Every problem a reply can have, by code, least far first."""
 
+BLOCKS = ("after_thinking", "first", "braces")
+"""What `Rules.block` may be."""
+
 MAX_ANSWER_CHARS = 1 << 20
 MAX_DEPTH = 32
 MAX_COORDINATE = 1e6
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # a string, closed or not, is one token
 _BETWEEN = re.compile(r"</think>\s*<answer>")
+_BRACES_OPEN, _BRACES_CLOSE = re.compile(r"<answer>\s*(?=\{)"), re.compile(r"\}(?=\s*</answer>)")
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,26 @@ class Rules:
     """Boxes with x2 < x1 or y2 < y1."""
     allow_repeated_keys: bool
     """The last of two values wins."""
+    loose_keyframe: bool = False
+    """A keyframe counts by itself: without a box list it is an answer without boxes, and one such as 12.5 or "12",
+    though a `bad_keyframe`, becomes the answer's as int() makes it one."""
+    block: str = "after_thinking"
+    """Which answer block is read: the first ``after_thinking``, the ``first`` of the text even if it was opened while
+    thinking, or the first that opens with a brace, up to a closing brace before a closing tag (``braces``)."""
+    max_depth: int = MAX_DEPTH
+    """Brackets within brackets that are read."""
 
 
 STRICT = Rules(allow_bool=False, allow_nonfinite=False, allow_inverted=False, allow_repeated_keys=False)
-RELEASED = Rules(allow_bool=True, allow_nonfinite=True, allow_inverted=True, allow_repeated_keys=True)
+RELEASED = Rules(
+    allow_bool=True,
+    allow_nonfinite=True,
+    allow_inverted=True,
+    allow_repeated_keys=True,
+    loose_keyframe=True,
+    block="first",
+    max_depth=500,  # about what Python's JSON reads before it gives up
+)
 
 
 def format_reply(thinking: str, answer: Answer) -> str:
@@ -83,11 +103,11 @@ def _short(value: float) -> float | int:
 def parse_reply(text: str, *, rules: Rules = STRICT) -> Reply:
     """Read a reply: think block, answer, first problem. Never raises on any text."""
     reply = Reply(text=text, thinking=_thinking(text), well_formed=_well_formed(text))
-    block, problem = _answer_block(text)
+    block, problem = _answer_block(text, rules.block)
     if problem:
         return _stop(reply, problem)
     reply = replace(reply, reached="answer_block")
-    value, problem, detail = _load(block)
+    value, problem, detail = _load(block, rules)
     if problem:
         return _stop(reply, problem, detail)
     reply = _read_answer(replace(reply, reached="json"), value, rules)
@@ -122,19 +142,31 @@ def _well_formed(text: str) -> bool:
     return _BETWEEN.search(text, len("<think>")) is not None
 
 
-def _answer_block(text: str) -> tuple[str, str | None]:
-    """(inside of the first answer block after the thinking, or of the first one at all, problem)."""
-    thought = text.find("</think>")
-    start = text.find("<answer>", max(thought, 0))
-    if start < 0:
-        start = text.find("<answer>")
+def _answer_block(text: str, which: str) -> tuple[str, str | None]:
+    """(inside of the answer block that `Rules.block` names, problem); the first one where none comes after thinking."""
+    if which == "braces":
+        start, end = _braces(text)
+    else:
+        thought = text.find("</think>") if which == "after_thinking" else 0
+        start = text.find("<answer>", max(thought, 0))
+        if start < 0:
+            start = text.find("<answer>")
+        start += len("<answer>") if start >= 0 else 0
+        end = text.find("</answer>", start)
     if start < 0:
         return "", "no_answer"
-    start += len("<answer>")
-    end = text.find("</answer>", start)
     if end < 0:
         return "", "answer_not_closed"
-    return (text[start:end], None) if end - start <= MAX_ANSWER_CHARS else ("", "answer_too_long")
+    if end - start > MAX_ANSWER_CHARS:
+        return "", "answer_too_long"
+    return text[start:end] if which == "after_thinking" else text[start:end].strip(), None
+
+
+def _braces(text: str) -> tuple[int, int]:
+    """Start and end of the first answer block in braces, whatever tags it holds; -1 where there is none."""
+    opened = _BRACES_OPEN.search(text)
+    closed = _BRACES_CLOSE.search(text, opened.end()) if opened else None
+    return opened.end() if opened else -1, closed.end() if closed else -1
 
 
 class _Object(dict):
@@ -155,16 +187,17 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else float(digits)  # int() of a million digits is quadratic
 
 
-def _load(block: str) -> tuple[Any, str | None, str]:
+def _load(block: str, rules: Rules) -> tuple[Any, str | None, str]:
     """(value, problem, detail) of the JSON in an answer block."""
     depth = 0
     for token in _BRACKET.finditer(block):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group()[0], 0)
-        if depth > MAX_DEPTH:
+        if depth > rules.max_depth:
             return None, "too_deep", ""
     try:
-        return json.loads(block, object_pairs_hook=_pairs, parse_int=_integer), None, ""
-    except json.JSONDecodeError as error:
+        parse_int = int if rules.allow_nonfinite else _integer
+        return json.loads(block, object_pairs_hook=_pairs, parse_int=parse_int), None, ""
+    except ValueError as error:  # JSONDecodeError, or an int of more digits than int() takes
         return None, "not_json", f"the answer block is not JSON: {error}"
 
 
@@ -177,15 +210,36 @@ def _read_answer(reply: Reply, value: Any, rules: Rules) -> Reply:
     if KEYFRAME not in value:
         return _stop(reply, "no_keyframe")
     keyframe = value[KEYFRAME]
-    if not isinstance(keyframe, int) or (isinstance(keyframe, bool) and not rules.allow_bool):
-        return _stop(reply, "bad_keyframe", f"{KEYFRAME} is {str(keyframe)[:40]!r}, not an int")
-    reply = replace(reply, reached="keyframe")
+    if isinstance(keyframe, int) and (rules.allow_bool or not isinstance(keyframe, bool)):
+        return _read_list(replace(reply, reached="keyframe"), int(keyframe), value, rules)
+    reply = _stop(reply, "bad_keyframe", f"{KEYFRAME} is {_shown(keyframe)}, not an int")
+    converted = _converted(keyframe) if rules.loose_keyframe else None
+    if converted is None:
+        return reply
+    read = _read_list(reply, converted, value, rules)
+    return replace(reply, answer=read.answer, entries=read.entries)
+
+
+def _converted(keyframe: Any) -> int | None:
+    try:
+        return int(keyframe)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)[:40])
+
+
+def _read_list(reply: Reply, keyframe: int, value: _Object, rules: Rules) -> Reply:
+    entries = value.get(BOXES)
+    if isinstance(entries, list):
+        return _read_boxes(replace(reply, reached="box_list", entries=len(entries)), keyframe, entries, rules)
+    if rules.loose_keyframe:
+        reply = replace(reply, answer=Answer(keyframe=keyframe, boxes=()))
     if BOXES not in value:
         return _stop(reply, "no_box_list")
-    entries = value[BOXES]
-    if not isinstance(entries, list):
-        return _stop(reply, "bad_box_list", f"{BOXES} is {str(entries)[:40]!r}, not a list")
-    return _read_boxes(replace(reply, reached="box_list", entries=len(entries)), int(keyframe), entries, rules)
+    return _stop(reply, "bad_box_list", f"{BOXES} is {_shown(entries)}, not a list")
 
 
 def _read_boxes(reply: Reply, keyframe: int, entries: Sequence[Any], rules: Rules) -> Reply:
@@ -207,7 +261,15 @@ def _box(entry: Any, rules: Rules) -> Box | None:
             return None
         if not rules.allow_nonfinite and not (math.isfinite(value) and abs(value) <= MAX_COORDINATE):
             return None
-    x1, y1, x2, y2 = map(float, entry)
+    x1, y1, x2, y2 = map(_coordinate, entry)
     if not rules.allow_inverted and (x2 < x1 or y2 < y1):
         return None
     return (x1, y1, x2, y2)
+
+
+def _coordinate(value: float) -> float:
+    """`value` as a float; True stays what it is, where it was let in, and an int beyond all floats is no number."""
+    try:
+        return value if isinstance(value, bool) else float(value)
+    except OverflowError:
+        return math.nan

@@ -23,7 +23,7 @@ class PromptDataset(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of prompts: each epoch a permutation of its own, cut into steps; an incomplete last step is left out."""
+    """The order of prompts: each epoch a permutation of its own, cut into steps; a last incomplete one is left out."""
 
     length: int
     batch_size: int

@@ -1,0 +1,40 @@
+"""The four terms of the reward, each a pure function of numbers or arrays; larger is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from veason import masks
+
+
+def format_term(*, well_formed: bool, valid: int, entries: int) -> float:
+    """0 … 2: one for the tags, one for the box list.
+
+    well_formed: the whole reply is think block, white space, answer block. valid of `entries` list entries are boxes;
+    an empty list, or none that could be read, is worth nothing.
+    """
+    return float(well_formed) + (valid / entries if entries else 0.0)
+
+
+def keyframe_term(areas: Sequence[int], position: int | None) -> float:
+    """0 … 1: area of the target in the chosen frame, relative to the shown frame where it is largest.
+
+    areas: of the union mask in each shown frame. position: index among them; None is a frame that was not shown.
+    """
+    if position is None or max(areas) == 0:  # the target is in no shown frame
+        return 0.0
+    return areas[position] / max(areas)
+
+
+def spatial_term(overlaps: Sequence[float], *, predicted: int, true: int) -> float:
+    """0 … 1: sum of the matched pairs' IoU over the larger number of boxes, so that missing and surplus ones cost."""
+    if max(predicted, true) == 0:  # nothing said, nothing there
+        return 0.0
+    return sum(overlaps) / max(predicted, true)
+
+
+def consistency_term(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
+    """0 … 1: mean IoU over the shown frames of two lists of (h, w) bool masks; a frame empty in both counts 1."""
+    return float(sum(masks.iou(a, b) for a, b in zip(found, true, strict=True)) / len(true))

@@ -1,0 +1,27 @@
+"""A Ray cluster of this test process alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = str(Path(__file__).parent)
+"""Where the workers find the modules beside the tests."""
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Four logical CPUs; ends with the session."""
+    import ray
+
+    from verl.single_controller.placement import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        connect(cpus=4, log_to_driver=False, object_store_memory=200 * 1024**2)
+    yield
+    ray.shutdown()

@@ -1,0 +1,395 @@
+"""Loading, typing and checking the configuration; the shipped YAML files and scripts."""
+
+import dataclasses
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl import config as configuration
+from verl.config import Config, ConfigError, check, flatten, load, to_yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "training_scripts"
+SEED_YAML = """\
+data:
+  train_files: /path/to/ReVOS # ReVOS dataset root
+  max_prompt_length: 7100
+  max_response_length: 1024
+  rollout_batch_size: 16
+  sampled_frames: 6 # Number of sampled frames per video
+  keyframe_resize: 560
+algorithm:
+  adv_estimator: grpo # Group Relative Policy Optimization
+worker:
+  actor:
+    global_batch_size: 16
+    use_kl_loss: true
+    kl_loss_coef: 5.0e-3
+    kl_loss_type: low_var_kl
+  rollout:
+    temperature: 1.0
+    tensor_parallel_size: 2
+    gpu_memory_utilization: 0.25
+    n: 8 # Group size for GRPO
+  reward:
+    reward_type: function
+    compute_score: video_match_keyframe_sft_sam_mod # Multi-granularity reward
+"""
+SEED_ARGUMENTS = [
+    "worker.actor.model.model_path=/sft",
+    "worker.actor.kl_loss_coef=5.0e-3",
+    "worker.actor.optim.lr=1.0e-6",
+    "worker.actor.micro_batch_size_per_device_for_update=1",
+    "worker.actor.micro_batch_size_per_device_for_experience=1",
+    "worker.rollout.enable_chunked_prefill=false",
+    "worker.rollout.n=8",
+    "trainer.n_gpus_per_node=2",
+    "trainer.total_episodes=1",
+    "trainer.save_checkpoint_path=/out",
+]
+NEEDED = [
+    "data.name=d",
+    "data.train_files=/revos",
+    "worker.actor.model.model_path=/model",
+    "worker.reward.compute_score=r",
+]
+
+
+def from_yaml(tmp_path: Path, text: str, *arguments: str) -> Config:
+    path = tmp_path / "given.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load([f"config={path}", *arguments])
+
+
+class TestLoading:
+    def test_no_arguments_give_the_defaults(self):
+        assert load([]) == Config()
+
+    def test_released_yaml_and_command_line(self, tmp_path):
+        config = from_yaml(tmp_path, SEED_YAML, *SEED_ARGUMENTS, "data.name=video_seg_keyframe_sft_base_mod")
+        check(config)
+        assert config.worker.actor.optim.lr == 1e-6
+        assert config.worker.actor.entropy_coeff == 1e-3  # the released default
+        assert config.worker.rollout.tensor_parallel_size == 2
+        assert config.trainer.save_checkpoint_path == "/out"
+
+    def test_later_wins_over_earlier_over_file_over_default(self, tmp_path):
+        config = from_yaml(tmp_path, "worker: {rollout: {n: 4, top_k: 7}}", "worker.rollout.n=5", "worker.rollout.n=6")
+        assert (config.worker.rollout.n, config.worker.rollout.top_k, config.worker.rollout.top_p) == (6, 7, 1.0)
+
+    def test_order_of_file_and_overrides_does_not_matter(self, tmp_path):
+        (tmp_path / "a.yaml").write_text("data: {seed: 1}")
+        assert load(["data.seed=2", f"config={tmp_path / 'a.yaml'}"]).data.seed == 2
+
+    def test_empty_files_and_sections_say_nothing(self, tmp_path):
+        assert from_yaml(tmp_path, "# only a comment\n") == Config()
+        assert from_yaml(tmp_path, "worker:\n  actor:\ndata:\n") == Config()
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("worker.actor.optim.lr=1e-6", 1e-6),
+            ("worker.actor.optim.lr=5.0e-3", 5e-3),
+            ("worker.actor.optim.lr=1", 1.0),
+            ("data.seed=7", 7),
+            ("data.shuffle=False", False),
+            ("data.shuffle=true", True),
+            ("trainer.max_steps=null", None),
+            ("trainer.max_steps=None", None),
+            ("trainer.max_steps=10", 10),
+            ("worker.actor.clip_ratio_high=0.28", 0.28),
+            ("trainer.logger=[console,wandb]", ["console", "wandb"]),
+            ("trainer.logger=console,jsonl", ["console", "jsonl"]),
+            ("trainer.logger=['console', \"wandb\"]", ["console", "wandb"]),
+            ("trainer.logger=[]", []),
+            ("worker.actor.optim.betas=[0.9,0.95]", (0.9, 0.95)),
+            ("worker.reward.weights={consistency: 0, keyframe: 1e-1}", {"consistency": 0.0, "keyframe": 0.1}),
+            ("trainer.experiment_name=a=b", "a=b"),
+            ("trainer.experiment_name=null", "null"),
+            ("data.val_files=", ""),
+        ],
+    )
+    def test_arguments_take_the_type_of_their_field(self, argument, value):
+        key = argument.partition("=")[0]
+        found = configuration.get(load([argument]), key)
+        assert found == value
+        assert type(found) is type(value)
+
+    def test_entries_of_a_dictionary(self, tmp_path):
+        text = "worker: {reward: {weights: {spatial: 2, format: 1e-1}, options: {note: x}}}"
+        config = from_yaml(tmp_path, text, "worker.reward.weights.consistency=0", "worker.reward.options.my.own=5")
+        assert config.worker.reward.weights == {"spatial": 2.0, "format": 0.1, "consistency": 0.0}
+        assert config.worker.reward.options == {"note": "x", "my.own": "5"}
+        assert Config().worker.reward.weights == {}
+
+    def test_yaml_reads_exponents_without_a_point(self, tmp_path):
+        assert from_yaml(tmp_path, "worker: {actor: {optim: {lr: 1e-6}}}").worker.actor.optim.lr == 1e-6
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("argument", "words"),
+        [
+            ("worker.actor.optim.lr=fast", ["worker.actor.optim.lr", "'fast'", "a finite number"]),
+            ("worker.actor.optim.lr=nan", ["a finite number", "'nan'"]),
+            ("data.seed=1.5", ["data.seed", "'1.5'", "a whole number"]),
+            ("data.shuffle=yes", ["data.shuffle", "'yes'", "true or false"]),
+            ("worker.rollout.n=true", ["worker.rollout.n", "a whole number"]),
+            ("worker.actor.optim.betas=0.9", ["betas", "2 values"]),
+            ("worker.reward.weights=3", ["weights", "entries by name"]),
+            ("worker.reward.weights.spatial=x", ["worker.reward.weights.spatial", "'x'", "a finite number"]),
+            ("trainer.logger=[a", ["trainer.logger", "a list"]),
+            ("worker.actor=3", ["worker.actor is a section", "global_batch_size"]),
+            ("--verbose", ["expected key=value", "'--verbose'"]),
+        ],
+    )
+    def test_wrong_arguments_say_what_arrived_and_what_was_wanted(self, argument, words):
+        with pytest.raises(ConfigError) as caught:
+            load([argument])
+        for word in ["command line", *words]:
+            assert word in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("key", "nearest"),
+        [
+            ("worker.actor.lr", "worker.actor.optim.lr"),
+            ("worker.rolout.n", "worker.rollout.n"),
+            ("trainer.n_gpus", "trainer.n_gpus_per_node"),
+            ("data.sampled_frame", "data.sampled_frames"),
+            ("algorithm.kl_coef", "worker.actor.kl_loss_coef"),
+            ("--data.seed", "data.seed"),
+        ],
+    )
+    def test_unknown_argument_names_the_nearest_key(self, key, nearest):
+        with pytest.raises(ConfigError, match=rf"command line: unknown key '{key}'; the nearest is '{nearest}'$"):
+            load([f"{key}=1"])
+
+    def test_unknown_yaml_key_names_the_file_and_the_nearest_key(self, tmp_path):
+        with pytest.raises(ValueError, match=r"given\.yaml: unknown key 'worker\.rollout\.temprature'.*temperature'"):
+            from_yaml(tmp_path, "worker: {rollout: {temprature: 1}}")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("data: {sampled_frames: 6.5}", "data.sampled_frames: expected a whole number, got 6.5"),
+            ("data: {shuffle: 1}", "data.shuffle: expected true or false, got 1"),
+            ("data: {seed: null}", "data.seed: expected a whole number, got null"),
+            ("trainer: {experiment_name: 7}", "trainer.experiment_name: expected text"),
+            ("data: [1, 2]", "data is a section"),
+            ("- a\n- b", "expected sections"),
+            ("data: {seed: 1\n", "not readable as YAML"),
+            ("data: {seed: 1, seed: 2}", "'seed' stands twice"),
+        ],
+    )
+    def test_wrong_yaml(self, tmp_path, text, words):
+        with pytest.raises(ConfigError) as caught:
+            from_yaml(tmp_path, text)
+        assert "given.yaml" in str(caught.value)
+        assert words in str(caught.value)
+
+    def test_missing_file_and_two_files(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+            load([f"config={tmp_path / 'nowhere.yaml'}"])
+        with pytest.raises(ConfigError, match="given 2 times"):
+            load(["config=a", "config=b"])
+
+
+class TestCheck:
+    def test_what_must_be_given_is_listed_at_once(self):
+        with pytest.raises(ConfigError) as caught:
+            check(Config())
+        for key in configuration.NEEDED:
+            assert f"{key} is not set" in str(caught.value)
+
+    def test_the_needed_keys_suffice(self):
+        check(load(NEEDED))
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["worker.actor.global_batch_size=5"], "does not divide data.rollout_batch_size=16"),
+            (["algorithm.adv_estimator=gae"], "known are grpo, dr_grpo"),
+            (["worker.actor.kl_loss_type=k3"], "known are low_var_kl"),
+            (["worker.actor.policy_loss=ppo"], "known are ppo_clip, gspo"),
+            (["worker.actor.loss_agg_mode=mean"], "known are token-mean"),
+            (["worker.reward.preset=lax"], "known are strict, released"),
+            (["trainer.logger=console,mlflow"], "trainer.logger=mlflow: known are"),
+            (["worker.rollout.name=sglang"], "known are hf and vllm"),
+            (["worker.rollout.n=1"], "take 2 or more"),
+            (["worker.rollout.n=0"], "worker.rollout.n=0: must be more than 0"),
+            (["worker.actor.optim.lr=0"], "must be more than 0"),
+            (["worker.actor.kl_loss_coef=-1"], "must be 0 or more"),
+            (["worker.rollout.top_p=1.5"], "must be 1 at most"),
+            (["worker.rollout.top_k=0"], "worker.rollout.top_k=0"),
+            (["trainer.max_steps=0"], "trainer.max_steps=0"),
+            (["worker.actor.clip_ratio_high=0"], "clip_ratio_high=0"),
+            (["worker.rollout.name=vllm", "worker.rollout.tensor_parallel_size=4"], "does not divide the 2 processes"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, arguments, words):
+        with pytest.raises(ConfigError) as caught:
+            check(load([*NEEDED, *arguments]))
+        assert words in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "argument",
+        [
+            "worker.actor.entropy_coeff=0",
+            "worker.rollout.top_k=-1",
+            "worker.rollout.top_k=50",
+            "worker.rollout.name=package.module:Engine",
+            "trainer.save_freq=0",
+            "worker.actor.clip_ratio_high=0.28",
+            "worker.reward.weights.consistency=0",
+        ],
+    )
+    def test_what_is_right_passes(self, argument):
+        check(load([*NEEDED, argument]))
+
+    def test_known_names_are_those_of_the_algorithms(self):
+        core_algos = pytest.importorskip("verl.core_algos")
+        assert configuration.CHOICES["algorithm.adv_estimator"] == core_algos.ESTIMATORS
+        assert configuration.CHOICES["worker.actor.policy_loss"] == core_algos.POLICY_LOSSES
+        assert configuration.CHOICES["worker.actor.kl_loss_type"] == core_algos.KL_KINDS
+        assert configuration.CHOICES["worker.actor.loss_agg_mode"] == core_algos.AGGREGATIONS
+
+    def test_every_key_of_the_rules_exists(self):
+        known = set(flatten(Config()))
+        assert known >= {*configuration.CHOICES, *configuration.NEEDED, *configuration.ZERO_TOO, *configuration.SHARES}
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+VALUES = {
+    "str": TEXT,
+    "int": st.integers(),
+    "float": NUMBER,
+    "bool": st.booleans(),
+    "list[str]": st.lists(TEXT, max_size=3),
+    "tuple[float, float]": st.tuples(NUMBER, NUMBER),
+    "dict[str, float]": st.dictionaries(TEXT, NUMBER, max_size=3),
+    "dict[str, str]": st.dictionaries(TEXT, TEXT, max_size=3),
+    "int | None": st.none() | st.integers(),
+    "float | None": st.none() | NUMBER,
+}
+
+
+def any_of(section: type) -> st.SearchStrategy:
+    fields = {}
+    for field in dataclasses.fields(section):
+        inner = getattr(configuration, field.type, None)
+        fields[field.name] = any_of(inner) if inner else VALUES[field.type]
+    return st.builds(section, **fields)
+
+
+@given(config=any_of(Config))
+@settings(max_examples=60, deadline=None)
+def test_yaml_of_any_configuration_reads_back_equal(tmp_path_factory, config):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(to_yaml(config).encode())
+    assert load([f"config={path}"]) == config
+
+
+def test_help_explains_every_key(capsys):
+    assert configuration.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for key in flatten(Config()):
+        assert f"{key}=" in shown
+    assert "Group size." in shown
+
+
+def test_command_prints_what_it_resolved_or_what_is_wrong(capsys):
+    assert configuration.main(NEEDED) == 0
+    assert "adv_estimator: grpo" in capsys.readouterr().out
+    assert configuration.main([]) == 2
+    assert "data.name is not set" in capsys.readouterr().err
+
+
+class TestScripts:
+    @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+    def test_bash_reads_it(self, path):
+        subprocess.run(["bash", "-n", path], check=True)
+
+    @pytest.mark.parametrize(("size", "gpus"), [("3b", 2), ("7b", 4)])
+    def test_yaml_holds_the_released_values(self, size, gpus):
+        config = load([f"config={SCRIPTS / f'video_seg_zero_{size}_keyframe_sam_sft_mod.yaml'}", *NEEDED])
+        check(config)
+        actor, rollout = config.worker.actor, config.worker.rollout
+        assert (config.trainer.n_gpus_per_node, rollout.tensor_parallel_size) == (gpus, gpus)
+        assert (actor.optim.lr, actor.optim.weight_decay, actor.kl_loss_coef) == (1e-6, 1e-2, 5e-3)
+        assert (actor.entropy_coeff, actor.clip_ratio, rollout.n, config.data.sampled_frames) == (1e-3, 0.2, 8, 6)
+
+    def test_tiny_yaml(self):
+        config = load([f"config={SCRIPTS / 'grpo_tiny.yaml'}", *NEEDED])
+        check(config)
+        assert (config.data.rollout_batch_size, config.worker.rollout.n, config.trainer.n_gpus_per_node) == (4, 4, 2)
+        assert config.data.keyframe_resize % 28 == 0
+
+    @staticmethod
+    def run(script: str, *arguments: str, **paths: str) -> subprocess.CompletedProcess:
+        """A script with a Python that prints its arguments, one a line, instead of training."""
+        clean = {"PATH": os.environ["PATH"], "PYTHON": str(ROOT / "tests/verl/print_arguments.sh")}
+        command = ["bash", str(SCRIPTS / script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**clean, **paths})
+
+    @pytest.mark.parametrize("size", ["3b", "7b"])
+    def test_paths_from_the_environment(self, size, tmp_path):
+        here = str(tmp_path)
+        done = self.run(
+            f"run_qwen2_5_{size}_revos_keyframe_sam_sft_mod.sh",
+            "trainer.max_steps=3",
+            MODEL_PATH=here, REVOS_ROOT=here, SAM2_CHECKPOINT=here, OUTPUT=f"{here}/a b",
+        )  # fmt: skip
+        config = self.loaded(done)
+        check(config)
+        assert config.worker.actor.model.model_path == here
+        assert config.trainer.save_checkpoint_path == f"{here}/a b"
+        assert config.trainer.max_steps == 3
+
+    def test_paths_from_arguments(self, tmp_path):
+        done = self.run(
+            "run_qwen2_5_3b_revos_keyframe_sam_sft_mod.sh",
+            "worker.actor.model.model_path=/m", "data.train_files=/r", "worker.reward.sam2_checkpoint=/s",
+            "trainer.save_checkpoint_path=/o",
+        )  # fmt: skip
+        assert self.loaded(done).worker.reward.sam2_checkpoint == "/s"
+
+    @pytest.mark.parametrize(
+        ("missing", "words"),
+        [("MODEL_PATH", "set MODEL_PATH to"), ("SAM2_CHECKPOINT", "set SAM2_CHECKPOINT to"), ("OUTPUT", "set OUTPUT")],
+    )
+    def test_missing_path_says_what_to_set(self, missing, words, tmp_path):
+        paths = dict.fromkeys(("MODEL_PATH", "REVOS_ROOT", "SAM2_CHECKPOINT", "OUTPUT"), str(tmp_path))
+        del paths[missing]
+        done = self.run("run_qwen2_5_3b_revos_keyframe_sam_sft_mod.sh", **paths)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+    def test_path_to_nothing_is_an_error(self, tmp_path):
+        done = self.run("run_qwen2_5_3b_revos_keyframe_sam_sft_mod.sh", MODEL_PATH=str(tmp_path / "gone"))
+        assert done.returncode == 2
+        assert "gone does not exist" in done.stderr
+
+    @pytest.mark.parametrize("term", ["consistency", "keyframe", "spatial"])
+    def test_ablations_switch_one_term_off(self, term, tmp_path):
+        paths = dict.fromkeys(("MODEL_PATH", "REVOS_ROOT", "OUTPUT"), str(tmp_path))
+        if term != "consistency":  # which alone needs SAM2
+            paths["SAM2_CHECKPOINT"] = str(tmp_path)
+        assert self.loaded(self.run(f"run_ablation_no_{term}.sh", **paths)).worker.reward.weights == {term: 0.0}
+
+    def test_pure_grpo_starts_from_the_base_model(self, tmp_path):
+        paths = dict.fromkeys(("BASE_MODEL_PATH", "REVOS_ROOT", "SAM2_CHECKPOINT", "OUTPUT"), str(tmp_path))
+        config = self.loaded(self.run("run_ablation_pure_grpo.sh", **paths, MODEL_PATH="/sft", MODEL_SIZE="7b"))
+        assert config.worker.actor.model.model_path == str(tmp_path)
+        assert config.trainer.n_gpus_per_node == 4
+
+    @staticmethod
+    def loaded(done: subprocess.CompletedProcess) -> Config:
+        assert done.returncode == 0, done.stderr
+        module, name, config, *arguments = done.stdout.splitlines()
+        assert (module, name) == ("-m", "verl.trainer.main")
+        return load([config.replace("=", f"={ROOT}/", 1), *arguments])

@@ -1,0 +1,176 @@
+"""What is written, cut off on resume, and shown."""
+
+import io
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from verl.config import Config
+from verl.utils import tracking
+from verl.utils.tracking import Console, JsonLines, MetricsLog, read_lines, short
+
+
+def log(folder, *, backends=("jsonl",), first_step=0, steps=()):
+    config = Config()
+    config.trainer.logger = list(backends)
+    with MetricsLog(config, folder, total_steps=9, first_step=first_step) as writer:
+        for step in steps:
+            writer.write(
+                step, {"reward/total": step / 3, "actor/kl": torch.tensor(0.5)}, {"generate": 1.0 + first_step}
+            )
+
+
+class TestJsonLines:
+    def test_a_line_by_hand(self, tmp_path):
+        log(tmp_path, steps=[3])
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "actor/kl": 0.5, "reward/total": 1.0}\n'
+        assert (tmp_path / "timings.jsonl").read_text() == '{"step": 3, "generate": 1.0}\n'
+
+    def test_killed_and_resumed_equals_uninterrupted(self, tmp_path):
+        log(tmp_path / "whole", steps=range(1, 7))
+        log(tmp_path / "killed", steps=range(1, 6))  # the last checkpoint was after step 3
+        with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+            file.write('{"step": 6, "actor/')  # cut off in the middle of a line
+        log(tmp_path / "killed", first_step=3, steps=range(4, 7))
+        whole, killed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed"))
+        assert killed == whole
+        times = read_lines(tmp_path / "killed" / "timings.jsonl")
+        assert [line["generate"] for line in times] == [1, 1, 1, 4, 4, 4]
+
+    def test_a_fresh_start_empties_the_file(self, tmp_path):
+        log(tmp_path, steps=[0, 1, 2])
+        log(tmp_path, steps=[0])
+        assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0]
+
+    def test_the_line_before_the_first_step_survives_a_resume(self, tmp_path):
+        log(tmp_path, steps=[0, 1, 2])
+        log(tmp_path, first_step=1, steps=[2])
+        assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+    def test_half_a_last_line_is_cut_even_if_no_step_is_repeated(self, tmp_path):
+        log(tmp_path, steps=[1])
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step"')
+        log(tmp_path, first_step=1, steps=[2])
+        assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+    def test_a_broken_line_in_the_middle_is_named(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2: expected a JSON object with a step, found b'nonsense"):
+            log(tmp_path, first_step=2)
+
+    def test_no_finite_number_is_null(self, tmp_path):
+        lines = JsonLines(tmp_path)
+        lines.write(1, {"a": math.nan, "b": math.inf, "c": 1.0}, {})
+        lines.close()
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": None, "c": 1.0}
+
+    def test_each_line_is_there_at_once(self, tmp_path):
+        lines = JsonLines(tmp_path)
+        lines.write(1, {"a": 1.0}, {})
+        assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+        lines.close()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestConsole:
+    metrics = {"reward/total": 2.5, "actor/kl": 1.5e-5, "unseen": 1.0}  # noqa: RUF012
+
+    def test_plain_line(self, monkeypatch):
+        clock = iter([0.0, 10.0, 20.0])
+        monkeypatch.setattr(tracking.time, "monotonic", lambda: next(clock))
+        stream = io.StringIO()
+        console = Console(total_steps=625, stream=stream)
+        console.write(1, self.metrics, {})
+        console.write(2, self.metrics, {})
+        last = stream.getvalue().splitlines()[-1]
+        assert last == "step   2/625   0%  reward 2.5  kl 1.5e-05  eta 1:43:50"  # 623 steps of 10 s
+
+    def test_columns_line_up_on_a_terminal(self):
+        stream = Terminal()
+        console = Console(total_steps=100, stream=stream)
+        for step in (1, 10, 100):
+            console.write(step, {**self.metrics, "actor/grad_norm": 10.0**step if step < 99 else math.nan}, {})
+        head, *rows = stream.getvalue().replace("\033[1m", "").replace("\033[0m", "").splitlines()
+        for name in ("reward", "kl", "grad"):
+            end = head.index(name) + len(name)
+            assert all(row[end - 1] != " " and row[end] == " " for row in [f"{row} " for row in rows])
+
+    def test_a_column_that_comes_late_gets_a_new_header(self):
+        stream = Terminal()
+        console = Console(total_steps=9, stream=stream)
+        console.write(1, self.metrics, {})
+        console.write(2, {**self.metrics, "val/reward/total": 1.0}, {})
+        console.write(3, self.metrics, {})
+        assert stream.getvalue().count("\033[1m") == 2
+
+    def test_before_the_first_step_nothing_is_known(self):
+        stream = io.StringIO()
+        Console(total_steps=9, stream=stream).write(0, {"val/reward/total": 1.0}, {})
+        assert stream.getvalue() == "step 0/9   0%  val 1  eta ?\n"
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0.0, "0.0000"), (0.0012, "0.0012"), (2.1344, "2.134"), (1.2e-7, "1.2e-07"), (312.46, "312.5"), (-12345, "-1.2e+04")],
+    )  # fmt: skip
+    def test_short_numbers(self, value, text):
+        assert short(value) == text
+
+
+class TestOthers:
+    def test_tensorboard_holds_the_numbers(self, tmp_path):
+        event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        log(tmp_path, backends=["tensorboard"], steps=[1, 2])
+        events = event_files.EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        assert [(each.step, each.value) for each in events.Scalars("actor/kl")] == [(1, 0.5), (2, 0.5)]
+        assert events.Scalars("time/generate")[0].value == 1.0
+
+    def test_wandb_gets_numbers_and_configuration_under_one_id(self, tmp_path, monkeypatch):
+        calls = []
+
+        class Run:
+            def log(self, values, step):
+                calls.append((step, values))
+
+            def finish(self):
+                calls.append("finish")
+
+        class Module:
+            @staticmethod
+            def init(**options):
+                calls.append(options)
+                return Run()
+
+        monkeypatch.setitem(sys.modules, "wandb", Module)
+        log(tmp_path, backends=["wandb"], steps=[1])
+        log(tmp_path, backends=["wandb"], first_step=1)
+        first, line, finished, second, _ = calls
+        assert line == (1, {"reward/total": 1 / 3, "actor/kl": 0.5, "time/generate": 1.0})
+        assert finished == "finish"
+        assert first["config"]["worker.actor.optim.lr"] == 1e-6
+        assert first["id"] == second["id"]
+
+    @pytest.mark.slow
+    def test_wandb_works_offline(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        pytest.importorskip("wandb")
+        log(tmp_path, backends=["wandb"], steps=[1])
+        assert list(tmp_path.rglob("*.wandb"))
+
+    @pytest.mark.parametrize(("backend", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
+    def test_missing_package_says_how_to_get_it(self, tmp_path, monkeypatch, backend, package):
+        def absent(name):
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+        monkeypatch.setattr(tracking.importlib, "import_module", absent)
+        with pytest.raises(ModuleNotFoundError, match=f"trainer.logger names {package}.*pip install {package}"):
+            log(tmp_path, backends=[backend])

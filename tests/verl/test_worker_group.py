@@ -1,0 +1,128 @@
+"""A group of workers on a real Ray: results in order, one exception for the caller, nothing that hangs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import ray
+from group_workers import Stubborn, Worker
+
+from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
+from verl.single_controller.group import WorkerGroup
+from verl.single_controller.placement import reserve
+
+
+@pytest.fixture(scope="module")
+def room(cluster):
+    placement = reserve(1, 2, gpu=False, cpus_per_rank=0.5)
+    yield placement
+    placement.free()
+
+
+@pytest.fixture(scope="module")
+def group(room):
+    with WorkerGroup(Worker, 100, placement=room, environment={"TASTE": "salty"}) as group:
+        yield group
+
+
+@pytest.fixture
+def joined(room):
+    """A group of its own, for a test that ends it, its ranks connected."""
+    with WorkerGroup(Worker, placement=room) as group:
+        group.call("join")
+        yield group
+
+
+def test_results_come_in_rank_order(group):
+    assert len(group) == 2
+    assert group.call("slow_first") == [0, 1]
+    assert group.call("add", 1) == [101, 111]
+    assert group.call("add", 1, times=2) == [202, 222]
+    assert group.call_each("add", [5, 6], times=1) == [105, 116]
+    assert group.call_each("slow_first") == [0, 1]
+    assert group.call_rank(1, "add", 3) == 113
+
+
+def test_ranks_find_their_environment(group):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TASTE")
+    assert group.call("environment", *names) == [[r, "2", "0", "127.0.0.1", "salty"] for r in ("0", "1")]
+    ports = group.call("environment", "MASTER_PORT")
+    assert ports[0] == ports[1]
+    assert len(set(group.nodes)) == 1
+
+
+def test_big_arguments_are_stored_once(group):
+    import numpy as np
+
+    image = np.arange(300_000, dtype=np.uint8)
+    assert [int(back.sum()) for back in group.call("give_back", image)] == [int(image.sum())] * 2
+
+
+def test_all_reduce_over_two_ranks_and_then_an_exception_while_the_other_waits_in_a_barrier(joined):
+    assert joined.call("sum_of_ranks") == [3.0, 3.0]
+    start = time.monotonic()
+    with pytest.raises(WorkerError) as caught:
+        joined.call("barrier_unless", 1, "raise_")
+    assert time.monotonic() - start < 60
+    message = str(caught.value)
+    assert caught.value.rank == 1
+    assert message.startswith("rank 1 failed in barrier_unless\n\nTraceback (most recent call last):")
+    assert message.endswith("Unpicklable: no such frame: 17")
+    assert 'raise Unpicklable("no such frame: 17")' in message
+    assert message.count("Traceback") == 1
+    assert "group.py" not in message
+    with pytest.raises(WorkerLost, match="shut down before"):
+        joined.call("sum_of_ranks")
+
+
+def test_a_dead_worker_is_lost_though_its_peer_complains_first(joined):
+    with pytest.raises(WorkerLost) as caught:
+        joined.call("barrier_unless", 1, "die")
+    assert caught.value.rank == 1
+    assert "rank 1 was lost in barrier_unless" in str(caught.value)
+
+
+def test_a_dead_worker_is_noticed_while_its_peer_is_stuck(room):
+    with WorkerGroup(Stubborn, placement=room) as group:
+        start = time.monotonic()
+        with pytest.raises(WorkerLost, match="rank 1 was lost in die_or_wait"):
+            group.call("die_or_wait")
+        assert time.monotonic() - start < 60
+
+
+def test_a_worker_that_cannot_be_built_says_so(room):
+    with pytest.raises(WorkerError, match=r"(?s)rank 1 failed in Worker\(\).*ValueError: rank 1 cannot be built"):
+        WorkerGroup(Worker, fail_on=1, placement=room)
+
+
+def test_an_argument_that_cannot_be_read_there_is_an_error_of_ours(room):
+    with WorkerGroup(Worker, placement=room) as group, pytest.raises(WorkerError, match="cannot be read here"):
+        group.call_each("give_back", [Unreadable(), 1])
+
+
+class Unreadable:
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise RuntimeError("cannot be read here")
+
+
+def test_too_little_room_is_told_and_given_back(cluster):
+    with pytest.raises(NoRoom, match=r"1 node\(s\) x 2 rank\(s\) with 1 CPU, 1 GPU each after 1 s; nodes have 4 CPU"):
+        reserve(1, 2, gpu=True, timeout_s=1)
+    with pytest.raises(NoRoom, match=r"2 node\(s\) x 1 rank"):
+        reserve(2, 1, gpu=False, timeout_s=1)
+    assert ray.is_initialized()
+
+
+def test_ranks_of_a_node_follow_each_other(cluster):
+    placement = reserve(2, 1 + 1, gpu=False, cpus_per_rank=0.1)  # two groups of two
+    try:
+        slots = [placement.slot(rank) for rank in range(4)]
+        where = [(placement.groups.index(s.placement_group), s.placement_group_bundle_index) for s in slots]
+        assert where == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    finally:
+        placement.free()

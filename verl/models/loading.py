@@ -1,0 +1,138 @@
+"""Policies from disk: the Hugging Face classes as they are, safetensors only, no code from the checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+
+from verl.config import LoraConfig, ModelConfig
+from verl.models.inputs import PromptInputs
+
+ADAPTER = "default"
+"""Name of the one LoRA adapter."""
+
+
+def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of a checkpoint folder (or hub name), on the CPU."""
+    return AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+    )
+
+
+def load_policy(config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """The model to train, in float32 on the CPU: adapter added, frozen and checkpointed as configured."""
+    model = load_base(config.model_path)
+    policy = add_lora(model, config.lora) if config.lora.rank > 0 else model
+    if config.freeze_vision_tower:
+        model.model.visual.requires_grad_(False)
+    if config.enable_gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Freeze the model and put an adapter beside its linear layers; a new adapter changes nothing yet.
+
+    Its random half is the same in every process, whatever was drawn before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return get_peft_model(model, peft_config(model, config), adapter_name=ADAPTER)
+
+
+def peft_config(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
+    if config.target_modules == "all-linear":
+        targets: str | list[str] = _language_linears(model)
+    else:
+        targets = [name.strip() for name in config.target_modules.split(",")]
+    return PeftLoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def _language_linears(model: nn.Module) -> str:
+    """A pattern of the linear layers of the language model; neither the vision tower's nor the output head."""
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    leaves = sorted({name.rsplit(".", 1)[1] for name in names if ".language_model." in name})
+    return rf".*\.language_model\..*\.({'|'.join(map(re.escape, leaves))})"
+
+
+def plain_weights(policy: nn.Module) -> Iterator[tuple[str, list[Tensor], float]]:
+    """Weights under the names of the plain model's ``state_dict``: tied ones under each of their names.
+
+    Yields (name, tensors, scale): one tensor W, or W, A, B of an adapted layer, which stands for W + scale · (B @ A).
+    """
+    adapted = {f"{name}.base_layer": module for name, module in policy.named_modules() if isinstance(module, LoraLayer)}
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        if ".lora_" in name:
+            continue
+        owner, leaf = name.rsplit(".", 1)
+        clean = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if leaf == "weight" and owner in adapted:
+            layer = adapted[owner]
+            pair = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+            yield clean, [parameter, *pair], layer.scaling[ADAPTER]
+        else:
+            yield clean, [parameter], 0.0
+
+
+def fold(tensors: list[Tensor], scale: float) -> Tensor:
+    """W + scale · (B @ A) in float32, W left as it was; W alone as it is."""
+    if len(tensors) == 1:
+        return tensors[0]
+    weight, a, b = tensors
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+
+
+def load_processor(path: str | Path) -> Any:
+    """Tokenizer, image processor and chat template of a checkpoint folder."""
+    return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+
+
+def pad_id(processor: Any) -> int:
+    tokenizer = processor.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def end_ids(path: str | Path, processor: Any) -> tuple[int, ...]:
+    """Tokens that end a reply: the checkpoint's generation settings, else the tokenizer's end token."""
+    try:
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # no generation_config.json
+        ends = None
+    if ends is None:
+        ends = processor.tokenizer.eos_token_id
+    return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def filler_prompt(config: Any, *, pictured: bool) -> PromptInputs:
+    """The shortest prompt there is, for passes that only keep ranks in step: one token, or one smallest image."""
+    start = torch.tensor([config.vision_start_token_id])
+    if not pictured:
+        return PromptInputs(start, torch.zeros_like(start), None, None, start)
+    ids = torch.tensor([config.vision_start_token_id, config.image_token_id, config.vision_end_token_id])
+    vision = config.vision_config
+    patches = vision.spatial_merge_size**2
+    features = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return PromptInputs(
+        input_ids=ids,
+        mm_token_type_ids=torch.tensor([0, 1, 0]),
+        pixel_values=torch.zeros(patches, features),
+        image_grid_thw=torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]]),
+        bare_ids=ids,
+    )
+
+
+def layer_classes(policy: nn.Module) -> set[str]:
+    """Class names of the repeated layers, text and vision: the units of sharding."""
+    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    return set(model._no_split_modules)

@@ -1,0 +1,230 @@
+"""The loop: draw groups of replies, judge them, compare within the groups, update, repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from verl import core_algos
+from verl.config import Config
+from verl.protocol import Prompt, Reward, Rollout
+from verl.single_controller import placement
+from verl.single_controller.group import WorkerGroup
+from verl.trainer import metrics
+from verl.trainer.data import PromptDataset, Schedule, batches
+from verl.utils import plugins
+from verl.utils.tracking import MetricsLog
+from verl.trainer import checkpoint
+from verl.workers.reward.pool import RewardPool
+from verl.workers.worker import Worker
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The rollouts of a step, group by group in the order of the prompts, and who holds them."""
+
+    prompts: list[Prompt]
+    rollouts: list[list[Rollout]]
+    """One group per prompt."""
+    ranks: int
+
+    def by_rank(self, values: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Values by group and reply, as each rank holds its rows: rank r has groups r, r + ranks, …"""
+        return [[value for group in values[rank :: self.ranks] for value in group] for rank in range(self.ranks)]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        return [[rollout.text for rollout in group] for group in self.rollouts]
+
+
+class RayTrainer:
+    """Trains one policy as its configuration says, from the last checkpoint if there is one."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = Path(config.trainer.save_checkpoint_path)
+        open_dataset = plugins.find(config.data.name, group="verl.datasets")
+        self.dataset: PromptDataset = open_dataset(config.data, split="train")
+        self.held_out: PromptDataset | None = None
+        if config.trainer.val_freq > 0 or config.trainer.val_before_train:
+            self.held_out = open_dataset(config.data, split="val")
+        data = config.data
+        self.schedule = Schedule(len(self.dataset), data.rollout_batch_size, data.seed, data.shuffle)
+        steps = self.schedule.steps_per_epoch * config.trainer.total_episodes
+        self.total_steps = min(steps, config.trainer.max_steps or steps)
+        self.bad_steps = 0
+        trainer, gpu = config.trainer, torch.cuda.is_available()
+        ranks, reward = trainer.nnodes * trainer.n_gpus_per_node, config.worker.reward
+        placement.connect(cpus=ranks + reward.num_workers * reward.num_cpus_per_worker)
+        self.place = placement.reserve(trainer.nnodes, trainer.n_gpus_per_node, gpu=gpu)
+        share = max(0.1, 1.0 - reward.num_gpus_per_worker * reward.num_workers / ranks)
+        self.group = WorkerGroup(Worker, config, total_steps=self.total_steps, placement=self.place, gpu_share=share)
+        self.rewards = RewardPool(reward, reward.compute_score)
+
+    def fit(self) -> None:
+        """Run the steps that are left."""
+        first_step = self._resume()
+        self.log = MetricsLog(self.config, self.folder, first_step=first_step, total_steps=self.total_steps)
+        if self.config.trainer.val_before_train and first_step == 0:
+            self.log.write(0, self._validate(), {})
+        prompts_by_step = batches(self.dataset, self.schedule, range(first_step, self.total_steps))
+        for step, prompts in enumerate(prompts_by_step, start=first_step):
+            self._step(step, prompts)
+        self.log.close()
+
+    def _step(self, step: int, prompts: list[Prompt]) -> None:
+        timer = Timer()
+        with timer("generate"):
+            groups = self._generate(_with_shared_images(prompts), step)
+        judged = self.rewards.submit(groups.prompts, groups.texts)  # runs beside the next two passes
+        with timer("logprobs"):
+            gap = _worst(self.group.call("add_logprobs"))
+            self._guard(gap)
+        with timer("reference"):
+            if self.config.worker.actor.use_kl_loss:
+                self.group.call("add_reference_logprobs")
+        with timer("reward"):
+            rewards = judged.result()
+        with timer("update"):
+            stats = self._update(groups, rewards)
+        with timer("sync"):
+            self.group.call("sync_weights")
+        self._finish(step, groups, rewards, {**stats, **gap}, timer)
+
+    def _generate(self, prompts: list[Prompt], step: int) -> Groups:
+        ranks = len(self.group)
+        drawn = self.group.call_each("generate", [prompts[rank::ranks] for rank in range(ranks)], step=step)
+        n = self.config.worker.rollout.n
+        by_prompt = [drawn[i % ranks][i // ranks * n : (i // ranks + 1) * n] for i in range(len(prompts))]
+        return Groups(prompts=prompts, rollouts=by_prompt, ranks=ranks)
+
+    def _update(self, groups: Groups, rewards: list[list[Reward]]) -> dict[str, float]:
+        totals_B = torch.tensor([reward.total for group in rewards for reward in group])
+        groups_B = torch.tensor([number for number, group in enumerate(rewards) for _ in group])
+        advantages_B = core_algos.group_advantages(totals_B, groups_B, estimator=self.config.algorithm.adv_estimator)
+        kept_B = torch.ones_like(groups_B, dtype=torch.bool)
+        if self.config.algorithm.drop_equal_groups:
+            kept_B = core_algos.groups_with_spread(totals_B, groups_B)
+        n, size = len(rewards[0]), self.config.worker.actor.global_batch_size
+        columns = [values.reshape(-1, n).tolist() for values in (advantages_B, kept_B, groups_B // size)]
+        stats = self.group.call_each("update", *(groups.by_rank(values) for values in columns))
+        self._count_bad_steps(stats[0]["skipped"] > 0)
+        return {**metrics.prefixed("actor", stats[0]), "group/dropped": float((~kept_B).float().mean())}
+
+    def _guard(self, gap: dict[str, float]) -> None:
+        limit = self.config.worker.rollout.logprob_tolerance
+        if gap["engine/gap_mean"] > limit:
+            raise RuntimeError(
+                f"the {self.config.worker.rollout.name} engine's log-probabilities are {gap['engine/gap_mean']:.4f} "
+                f"from the actor's on average (worker.rollout.logprob_tolerance is {limit}): its weights are stale or "
+                "its inputs differ"
+            )
+
+    def _count_bad_steps(self, skipped: bool) -> None:
+        self.bad_steps = self.bad_steps + 1 if skipped else 0
+        if self.bad_steps > self.config.trainer.max_bad_steps:
+            raise RuntimeError(
+                f"{self.bad_steps} steps in a row had a loss or gradient that was not finite "
+                "(trainer.max_bad_steps): lower the learning rate or look at the rewards"
+            )
+
+    def _finish(
+        self, step: int, groups: Groups, rewards: list[list[Reward]], stats: dict[str, float], timer: Timer
+    ) -> None:
+        """Log the step, validate and save where due."""
+        rollouts = [rollout for group in groups.rollouts for rollout in group]
+        memory = stats.pop("actor/memory_gib")
+        values = {**metrics.reward_metrics(rewards), **metrics.length_metrics(rollouts), **stats}
+        self._keep_rollouts(step, rollouts, [reward for group in rewards for reward in group])
+        trainer, last = self.config.trainer, step + 1 == self.total_steps
+        if self.held_out is not None and trainer.val_freq > 0 and ((step + 1) % trainer.val_freq == 0 or last):
+            with timer("validate"):
+                values |= self._validate()
+        self.log.write(step + 1, values, {**timer.seconds, "memory_gib": memory})
+        if last or (trainer.save_freq > 0 and (step + 1) % trainer.save_freq == 0):
+            self._save(step + 1, values)
+
+    def _validate(self) -> dict[str, float]:
+        """Greedy replies to the held-out prompts, judged by the same reward."""
+        assert self.held_out is not None
+        rewards: list[list[Reward]] = []
+        count = min(len(self.held_out), self.config.data.val_limit)
+        for start in range(0, count, self.config.data.val_batch_size):
+            stop = min(start + self.config.data.val_batch_size, count)
+            prompts = _with_shared_images([self.held_out.get(index, epoch=0) for index in range(start, stop)])
+            ranks = len(self.group)
+            drawn = self.group.call_each("validate", [prompts[rank::ranks] for rank in range(ranks)])
+            texts = [[drawn[i % ranks][i // ranks].text] for i in range(len(prompts))]
+            rewards += self.rewards.submit(prompts, texts).result()
+        wanted = ("reward/", "problem/")
+        found = {name: value for name, value in metrics.reward_metrics(rewards).items() if name.startswith(wanted)}
+        return metrics.prefixed("val", found)
+
+    def _keep_rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
+        kept = self.config.trainer.rollouts_kept
+        if kept > 0:
+            text = "\n".join(map(metrics.readable, rollouts[:kept], rewards[:kept]))
+            path = self.folder / "rollouts" / f"step_{step + 1:06d}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", errors="replace")
+
+    def _resume(self) -> int:
+        """First step to do, after loading the checkpoint to resume from if there is one."""
+        resume = self.config.trainer.resume
+        folder = None if resume == "never" else checkpoint.latest(self.folder) if resume == "auto" else Path(resume)
+        self.best, self.best_step = None, None
+        if folder is None:
+            return 0
+        progress = checkpoint.read(folder)["progress"]
+        self.group.call("load", folder)
+        print(f"resuming after step {progress['step']} from {folder}", flush=True)
+        self.best, self.best_step = progress["best"], progress["best_step"]
+        return progress["step"]
+
+    def _save(self, step: int, values: dict[str, float]) -> None:
+        """A checkpoint after `step` steps; the best by validation reward and the last few are kept."""
+        score = values.get("val/reward/total")
+        if score is not None and (self.best is None or score > self.best):
+            self.best, self.best_step = score, step
+        progress = {"step": step, "best": self.best, "best_step": self.best_step}
+        self.group.call("save", checkpoint.step_folder(self.folder, step), progress)
+        best = [] if self.best_step is None else [checkpoint.step_folder(self.folder, self.best_step)]
+        checkpoint.prune(self.folder, keep_last=self.config.trainer.keep_last, keep=best)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.rewards.close()
+        self.group.shutdown()
+        self.place.free()
+
+
+class Timer:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _with_shared_images(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with their images in Ray's object store: moved once to whoever needs them."""
+    return [replace(prompt, images=ray.put(prompt.images)) for prompt in prompts]
+
+
+def _worst(gaps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The engine's gap over all ranks: mean over tokens, largest of all."""
+    tokens = sum(gap["tokens"] for gap in gaps)
+    mean = sum(gap["mean"] * gap["tokens"] for gap in gaps) / max(tokens, 1.0)
+    return {"engine/gap_mean": mean, "engine/gap_max": max(gap["max"] for gap in gaps)}

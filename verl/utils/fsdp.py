@@ -1,0 +1,78 @@
+"""All sharding: FSDP2 over one axis of ranks. The rest of the code sees tensors that happen to be distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from verl.utils.device import device_type
+
+
+def make_mesh() -> DeviceMesh:
+    """One axis over all ranks of the process group (see `device.join`), which may be one."""
+    return init_device_mesh(device_type(), (dist.get_world_size(),), mesh_dim_names=("shard",))
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, *, layers: Iterable[str], compute_dtype: torch.dtype) -> None:
+    """Shard every module of the class names `layers` as one unit, then what is left as the last; in place.
+
+    Parameters keep their type; forward and backward run in `compute_dtype`, gradients are summed in float32.
+    """
+    # Only the root casts its inputs: rotary tables reach the layers in float32 and are meant to.
+    inner = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    outer = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    names = set(layers)
+    for module in [module for module in model.modules() if type(module).__name__ in names]:
+        fully_shard(module, mesh=mesh, mp_policy=inner)
+    fully_shard(model, mesh=mesh, mp_policy=outer)
+
+
+def reshard(model: nn.Module) -> None:
+    """Put the shards back in place. After a forward pass without backward the root still holds full tensors, in the
+    compute type: its named parameters are not the ones that are trained."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, on every rank; all ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def grad_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Norm () of the gradients over all parameters and ranks; NaN or infinite on every rank if it is on one."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    return full(norm)
+
+
+def clip(parameters: Sequence[nn.Parameter], *, max_norm: float, norm: Tensor) -> None:
+    """Scale gradients of this total `norm` down to `max_norm`, in place."""
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+
+
+def reduce(values: Tensor, mesh: DeviceMesh, *, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Sum (or another `op`) over ranks, elementwise, the result on every rank."""
+    result = values.to(mesh.device_type, copy=True)
+    dist.all_reduce(result, op=op, group=mesh.get_group())
+    return result
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move the shards to a device, in place: the optimiser goes on seeing the same parameters."""
+    reshard(model)
+    model.to(device)
+
+
+def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move an optimiser's moments; step counts stay on the CPU, where AdamW wants them."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                state[name] = value.to(device)

@@ -1,0 +1,49 @@
+"""Find a plug-in by name: an entry point of a group, or ``package.module:attribute``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+
+def find(name: str, *, group: str) -> Any:
+    """What `name` stands for, imported. ValueError if there is no such thing; an error inside the plug-in's own module
+    is passed on as it is."""
+    if ":" in name:
+        return _attribute(name, *name.split(":", 1))
+    known = _registered(group)
+    if name not in known:
+        raise ValueError(_unknown(name, known, group=group))
+    return known[name].load()
+
+
+def _unknown(name: str, known: Mapping[str, Any], *, group: str) -> str:
+    """What to tell the user who asked for `name`."""
+    there = ", ".join(sorted(known)) or "none (is the project installed?)"
+    near = get_close_matches(name, known, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"no plug-in of {group} is called {name!r}{meant}; there are: {there}. Name your own package.module:attribute"
+    )
+
+
+def _registered(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _attribute(name: str, module_name: str, path: str) -> Any:
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it imports is not
+        raise ValueError(f"plug-in {name!r}: there is no module {error.name!r} on the Python path") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            there = ", ".join(key for key in vars(found) if not key.startswith("_"))
+            raise ValueError(f"plug-in {name!r}: {module_name} has no {part!r}; it has {there}")
+        found = getattr(found, part)
+    return found

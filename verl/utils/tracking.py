@@ -1,0 +1,257 @@
+"""Where a run's numbers go: the console, JSON lines, TensorBoard, Weights & Biases.
+
+``metrics.jsonl`` holds what a run computes, one line a step, and nothing that differs between two equal runs; a run
+that was killed and resumed ends with the same file, line for line. Seconds and bytes go to ``timings.jsonl``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from verl.config import Config, flatten
+
+METRICS_FILE = "metrics.jsonl"
+TIMINGS_FILE = "timings.jsonl"
+COLUMNS = {
+    "reward/total": "reward",
+    "reward/format": "format",
+    "reward/keyframe": "keyframe",
+    "reward/spatial": "spatial",
+    "reward/consistency": "consist.",
+    "group/equal": "equal",
+    "actor/loss": "loss",
+    "actor/kl": "kl",
+    "actor/entropy": "entropy",
+    "actor/clip_fraction": "clipped",
+    "actor/grad_norm": "grad",
+    "length/response": "length",
+    "val/reward/total": "val",
+}
+"""What the console shows, and under which heading; everything else is in the files."""
+WIDTH = 9
+"""Characters per column."""
+HEADER_EVERY = 20
+"""Rows between two headers."""
+ETA_OVER = 20
+"""Steps whose mean duration the remaining time is told from."""
+
+
+class Backend(Protocol):
+    """One place that numbers go to."""
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """Hands each step's numbers to every backend of ``trainer.logger``."""
+
+    def __init__(self, config: Config, folder: Path, *, total_steps: int, first_step: int = 0) -> None:
+        """`folder` is the run's. `first_step` is the number of steps already done: lines of later steps, which a
+        killed run left after its last checkpoint, are cut off; 0 starts the files anew."""
+        folder.mkdir(parents=True, exist_ok=True)
+        open_backend = {
+            "console": lambda: Console(total_steps=total_steps),
+            "jsonl": lambda: JsonLines(folder, first_step=first_step),
+            "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step=first_step),
+            "wandb": lambda: Wandb(folder, config),
+        }
+        self._backends: list[Backend] = [open_backend[name]() for name in config.trainer.logger]
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        """`step` is the number of steps done, 0 before the first; each step is written once. `metrics` must be the same
+        in a repeated run, `timings` (seconds, bytes) need not."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        times = {name: float(value) for name, value in timings.items()}
+        for backend in self._backends:
+            backend.write(step, numbers, times)
+
+    def close(self) -> None:
+        for backend in self._backends:
+            backend.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Console:
+    """One row a step with progress and remaining time: a table on a terminal, named values elsewhere."""
+
+    def __init__(self, *, total_steps: int, stream: TextIO | None = None) -> None:
+        self._total = total_steps
+        self._stream = stream or sys.stdout
+        self._as_table = self._stream.isatty()
+        self._ends = deque([time.monotonic()], maxlen=ETA_OVER + 1)
+        self._rows = 0
+        self._shown: tuple[str, ...] = ()
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        if step > 0:
+            self._ends.append(time.monotonic())
+        count = len(str(self._total))
+        progress = f"{step:>{count}}/{self._total} {step / max(self._total, 1):>4.0%}"
+        eta = f"eta {self._remaining(step)}"
+        if self._as_table:
+            self._write_row(progress, eta, metrics)
+        else:
+            values = "  ".join(f"{COLUMNS[name]} {short(metrics[name])}" for name in COLUMNS if name in metrics)
+            self._write_line(f"step {progress}  {values}  {eta}")
+
+    def _write_row(self, progress: str, eta: str, metrics: Mapping[str, float]) -> None:
+        shown = tuple(name for name in COLUMNS if name in metrics or name in self._shown)
+        if shown != self._shown or self._rows % HEADER_EVERY == 0:
+            self._shown = shown
+            heads = "".join(f"{COLUMNS[name]:>{WIDTH}}" for name in shown)
+            self._write_line(f"\033[1m{'step':<{len(progress)}}{heads}\033[0m")
+        cells = "".join(f"{short(metrics[name]) if name in metrics else '':>{WIDTH}}" for name in shown)
+        self._write_line(f"{progress}{cells}  {eta}")
+        self._rows += 1
+
+    def _write_line(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def _remaining(self, step: int) -> str:
+        """Time left at the pace of the last steps; unknown before one is done."""
+        if len(self._ends) < 2:
+            return "?"
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return str(timedelta(seconds=round(pace * max(self._total - step, 0))))
+
+    def close(self) -> None:
+        pass
+
+
+def short(value: float) -> str:
+    """A number in at most eight characters: 0.0012, 2.134, 1.2e-07, 312.5."""
+    if not math.isfinite(value):
+        return str(value)
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+        return f"{value:.1e}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
+
+
+class JsonLines:
+    """``metrics.jsonl`` and ``timings.jsonl``: ``{"step": 3, "actor/kl": 0.01, …}``, names in order. A value that is no
+    finite number is null: JSON has no word for it."""
+
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+        self._metrics = _open_after(folder / METRICS_FILE, first_step)
+        self._timings = _open_after(folder / TIMINGS_FILE, first_step)
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        for handle, values in ((self._metrics, metrics), (self._timings, timings)):
+            finite = {name: value if math.isfinite(value) else None for name, value in sorted(values.items())}
+            _append(handle, json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False))
+
+    def close(self) -> None:
+        os.close(self._metrics)
+        os.close(self._timings)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a half-written last line is left out."""
+    return [record for record, _ in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Whole records in order, each with the number of bytes up to its end."""
+    end = 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return  # cut off while it was written
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object with a step, found {line[:80]!r}") from error
+        end += len(line)
+        yield record, end
+
+
+def _open_after(path: Path, first_step: int) -> int:
+    """Handle that appends to `path` after the lines of the first `first_step` steps; what follows them is removed."""
+    end = 0
+    if first_step > 0 and path.exists():
+        end = max((end for record, end in _records(path) if record["step"] <= first_step), default=0)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.ftruncate(handle, end)
+    return handle
+
+
+def _append(handle: int, line: str) -> None:
+    """One line in one system call where the disk allows, on the disk when this returns: a cut leaves a half last line
+    at worst."""
+    rest = memoryview(line.encode() + b"\n")
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+    os.fsync(handle)
+
+
+class TensorBoard:
+    """Event files for ``tensorboard --logdir``."""
+
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+        writer = _optional("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self._writer = writer(str(folder), purge_step=first_step + 1 if first_step > 0 else 0)
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        for name, value in _all(metrics, timings).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases, online or with ``WANDB_MODE=offline``; a resumed run goes on under its old id."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        wandb = _optional("wandb", "wandb")
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:8])
+        self._run = wandb.init(
+            project=config.trainer.project_name,
+            name=config.trainer.experiment_name,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=str(folder),
+            config=flatten(config),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        self._run.log(_all(metrics, timings), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _all(metrics: Mapping[str, float], timings: Mapping[str, float]) -> dict[str, float]:
+    return {**metrics, **{f"time/{name}": value for name, value in timings.items()}}
+
+
+def _optional(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"trainer.logger names {package}, but {error.name} is not installed: pip install {package}, or take it out "
+            "of trainer.logger"
+        ) from error

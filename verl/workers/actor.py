@@ -1,0 +1,261 @@
+"""The policy that is trained: sharded over all ranks, it scores replies and learns from them.
+
+Every public method is called on all ranks together, each with its own rows, which may be none. What comes out does not
+depend on how rows are spread over ranks or cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim.lr_scheduler import LambdaLR
+
+from verl import core_algos
+from verl.config import ActorConfig, OptimConfig
+from verl.models import loading
+from verl.models.inputs import collate
+from verl.protocol import Batch
+from verl.utils import fsdp, micro_batches
+from verl.utils.device import device_type, free_cache, rank_device
+
+SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction")
+"""Metrics of an update that add up over micro-batches and ranks."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows go through the model together: as many passes on every rank, some of them with no rows."""
+
+    passes: list[list[int]]
+    pictured: bool
+    """Some rank has images, so every pass must go through the vision tower."""
+
+
+class Actor:
+    """Policy, optimiser and, where the KL loss needs one beside it, the reference policy."""
+
+    def __init__(
+        self, config: ActorConfig, *, temperature: float, total_steps: int = 0, mesh: DeviceMesh | None = None
+    ) -> None:
+        """The process group must exist. `total_steps` of the run is needed for a cosine schedule or a warm-up."""
+        self.config, self.temperature = config, temperature
+        self.mesh = mesh or fsdp.make_mesh()
+        self.device = rank_device()
+        on_gpu = self.device.type == "cuda"
+        self.compute_dtype = getattr(torch, config.fsdp.torch_dtype) if on_gpu else torch.float32
+        self.pad_id = loading.pad_id(loading.load_processor(config.model.model_path))
+        self.model = self._sharded(loading.load_policy(config.model))
+        self.reference: nn.Module | None = None
+        if config.use_kl_loss and not self.has_adapter:
+            frozen = loading.load_base(config.model.model_path, dtype=self.compute_dtype)
+            self.reference = self._sharded(frozen.requires_grad_(False).eval())
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        optim = config.optim
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay, foreach=True
+        )
+        self.scheduler = LambdaLR(self.optimizer, lr_factor(optim, total_steps))
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the replies' tokens at the run's temperature, 0 on padding: (B, R) float32, CPU."""
+        return self._score(self.model, batch)
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """The same under the policy that training began with."""
+        if self.has_adapter:
+            with self.model.disable_adapter():
+                return self._score(self.model, batch)
+        if self.reference is None:
+            raise ValueError("there is no reference policy: worker.actor.use_kl_loss is false")
+        return self._score(self.reference, batch)
+
+    @torch.no_grad()
+    def _score(self, model: nn.Module, batch: Batch) -> Tensor:
+        model.eval()
+        plan = self._plan(batch, self.config.micro_batch_size_per_device_for_experience)
+        logprobs_BR = torch.zeros(batch["responses"].shape) if len(batch) else torch.zeros(0, 0)
+        for rows in plan.passes:
+            part, logits = self._forward(model, batch, rows, pictured=plan.pictured)
+            if rows:
+                found = core_algos.gather_logprobs(logits, part["responses"], temperature=self.temperature)
+                found = core_algos.masked(found, part["response_mask"])
+                logprobs_BR[torch.tensor(rows), : found.shape[1]] = found.cpu()
+        fsdp.reshard(model)
+        return logprobs_BR
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step on all ranks' rows; the metrics are those of the whole, equal on every rank.
+
+        Rows have lists ``inputs`` and tensors ``responses``, ``response_mask``, ``advantages``; ``old_logprobs`` unless
+        the replies were drawn from these very weights; ``ref_logprobs`` for the KL loss. A loss or gradient that is not
+        finite leaves weights, optimiser and schedule as they were, on all ranks, and counts as ``skipped``.
+        """
+        self.model.train()
+        plan = self._plan(batch, self.config.micro_batch_size_per_device_for_update)
+        tokens, denominator = self._denominators(batch)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        if denominator > 0:
+            for rows in plan.passes:
+                loss, parts = self._loss(batch, rows, denominator, tokens, pictured=plan.pictured)
+                # FSDP averages gradients over ranks; the loss is already a share of the global one.
+                (loss * self.mesh.size()).backward()
+                sums += parts
+        totals = dict(zip(SUMS, fsdp.reduce(sums, self.mesh).tolist(), strict=True))
+        stepped, norm = self._step(totals["loss"]) if denominator > 0 else (False, 0.0)
+        skipped = float(denominator > 0 and not stepped)
+        lr = self.scheduler.get_last_lr()[0]
+        return {**totals, "grad_norm": norm, "lr": lr, "tokens": tokens, "skipped": skipped}
+
+    def _denominators(self, batch: Batch) -> tuple[float, float]:
+        """Over all ranks: reply tokens, and what the loss is to be divided by."""
+        modes = ("token-mean", self.config.loss_agg_mode)
+        mask_BR = batch["response_mask"] if len(batch) else torch.zeros(1, 1)
+        local = torch.stack([core_algos.denominator(mask_BR, mode=mode) for mode in modes]).double()
+        tokens, denominator = fsdp.reduce(local, self.mesh).tolist()
+        return tokens, denominator
+
+    def _loss(
+        self, batch: Batch, rows: Sequence[int], denominator: float, tokens: float, *, pictured: bool
+    ) -> tuple[Tensor, Tensor]:
+        """These rows' share of the global loss, and of each of `SUMS`."""
+        part, logits = self._forward(self.model, batch, rows, pictured=pictured)
+        if not rows:
+            return 0.0 * logits[..., 0].float().sum(), torch.zeros(len(SUMS), device=self.device)
+        config, mask = self.config, part["response_mask"]
+        logprobs = core_algos.gather_logprobs(logits, part["responses"], temperature=self.temperature)
+        policy, clipped = core_algos.policy_loss(
+            logprobs,
+            part["old_logprobs"] if "old_logprobs" in part else logprobs.detach(),
+            part["advantages"],
+            mask,
+            kind=config.policy_loss,
+            clip_low=config.clip_ratio,
+            clip_high=config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high,
+        )
+        kl = torch.zeros_like(logprobs)
+        if config.use_kl_loss:
+            kl = core_algos.kl_penalty(logprobs, part["ref_logprobs"], kind=config.kl_loss_type)
+        with nullcontext() if config.entropy_coeff != 0 else torch.no_grad():
+            entropy = core_algos.entropy_from_logits(logits, temperature=self.temperature)
+        policy, kl, entropy = (
+            core_algos.aggregate(values, mask, mode=config.loss_agg_mode) / denominator
+            for values in (policy, kl, entropy)
+        )
+        loss = policy + config.kl_loss_coef * kl - config.entropy_coeff * entropy
+        share = core_algos.aggregate(clipped, mask, mode="token-mean") / tokens
+        return loss, torch.stack([loss, policy, kl, entropy, share]).detach()
+
+    def _step(self, loss: float) -> tuple[bool, float]:
+        """Step if all is finite; whether it did, and the gradient's norm before clipping. Equal on every rank, since
+        both numbers were summed over ranks."""
+        norm = fsdp.grad_norm(list(self.trained.values()))
+        finite = math.isfinite(loss) and math.isfinite(float(norm))
+        if finite:
+            fsdp.clip(list(self.trained.values()), max_norm=self.config.max_grad_norm, norm=norm)
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite, float(norm)
+
+    # ------------------------------------------------------------------------------------------------ one pass
+
+    def _plan(self, batch: Batch, rows: int) -> Plan:
+        """This rank's micro-batches, filled up with empty ones until every rank has as many."""
+        passes = micro_batches.by_count(len(batch), rows)
+        if self.config.max_tokens_per_micro_batch > 0 and len(batch):
+            replies = batch["response_mask"].sum(dim=1).tolist()
+            sizes = [(len(prompt), reply) for prompt, reply in zip(batch["inputs"], replies, strict=True)]
+            passes = micro_batches.by_tokens(sizes, self.config.max_tokens_per_micro_batch)
+        pictured = len(batch) > 0 and any(prompt.pixel_values is not None for prompt in batch["inputs"])
+        mine = torch.tensor([len(passes), int(pictured)])
+        count, pictured = fsdp.reduce(mine, self.mesh, op=dist.ReduceOp.MAX).tolist()
+        return Plan(passes + [[]] * (count - len(passes)), pictured=bool(pictured))
+
+    def _forward(self, model: nn.Module, batch: Batch, rows: Sequence[int], *, pictured: bool) -> tuple[Batch, Tensor]:
+        """These rows on the device, cut to their longest reply r, and their logits (b, r, V). For no rows: the logits
+        of a filler, to be weighted with 0."""
+        part = _cut(batch.select(rows).to(self.device)) if rows else Batch()
+        prompts = part["inputs"] if rows else []
+        responses, mask = (part[n].cpu() if rows else torch.zeros(0, 1).long() for n in ("responses", "response_mask"))
+        if not rows or (pictured and all(prompt.pixel_values is None for prompt in prompts)):
+            # Sharded layers are collectives: where one rank looks at images, all must.
+            prompts = [*prompts, loading.filler_prompt(model.config, pictured=pictured)]
+            responses, mask = (nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (responses, mask))
+        inputs = collate(prompts, responses, mask, pad_id=self.pad_id)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        logits = model(**inputs, logits_to_keep=responses.shape[1] + 1, use_cache=False).logits[:, :-1]
+        return part, logits[: len(rows)] if rows else logits
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full float32 tensors, one at a time, under every name of the plain model's ``state_dict`` (a tied head
+        included), an adapter folded in. Every rank must use up the stream."""
+        fsdp.reshard(self.model)
+        for name, tensors, scale in loading.plain_weights(self.model):
+            yield name, loading.fold([fsdp.full(tensor.detach()) for tensor in tensors], scale)
+
+    def offload(self) -> None:
+        """Move what the configuration allows off the GPU until `reload`."""
+        self._move(torch.device("cpu"))
+
+    def reload(self) -> None:
+        self._move(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        if device_type() == "cpu":
+            return
+        if self.config.fsdp.param_offload:
+            for model in filter(None, (self.model, self.reference)):
+                fsdp.move(model, device)
+        if self.config.fsdp.optimizer_offload:
+            fsdp.move_optimizer(self.optimizer, device)
+        free_cache()
+
+    def _sharded(self, model: nn.Module) -> nn.Module:
+        fsdp.shard(model, self.mesh, layers=loading.layer_classes(model), compute_dtype=self.compute_dtype)
+        return model
+
+
+def _cut(part: Batch) -> Batch:
+    """Response columns up to the longest reply, at least one."""
+    width = max(1, int(part["response_mask"].sum(dim=1).max()))
+    wide = part["responses"].shape[1]
+    tensors = {n: t[:, :width] if t.dim() == 2 and t.shape[1] == wide else t for n, t in part.tensors.items()}
+    return Batch(tensors, part.lists)
+
+
+def lr_factor(config: OptimConfig, total_steps: int):
+    """Learning rate at a step as a share of the configured one: linear warm-up, then constant or a half cosine to 0."""
+    if config.lr_scheduler not in ("constant", "cosine"):
+        raise ValueError(f"worker.actor.optim.lr_scheduler is {config.lr_scheduler!r}; known are constant, cosine")
+    needs_total = config.lr_scheduler == "cosine" or config.lr_warmup_steps_ratio > 0
+    if needs_total and total_steps <= 0:
+        raise ValueError("a cosine schedule or a warm-up needs the number of steps of the run")
+    warmup = math.ceil(config.lr_warmup_steps_ratio * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if config.lr_scheduler == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+    return factor

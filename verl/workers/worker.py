@@ -1,0 +1,136 @@
+"""One rank: policy and rollout engine in one process, with the tensors of the step that is under way.
+
+The driver hands in prompts and gets text back; tokens, patches and log-probabilities never leave the worker. A rank
+keeps the same prompts from generation to update, so images come to it once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from verl.config import Config
+from verl.models.inputs import PromptInputs, process
+from verl.models.loading import load_processor
+from verl.protocol import Batch, Prompt, Rollout
+from verl.utils import device, seeding
+from verl.trainer import checkpoint
+from verl.workers.actor import Actor
+from verl.workers.rollout import open_engine
+from verl.workers.rollout.base import Sampling
+
+
+class Worker:
+    """Policy and engine of one rank. Every method is called on all ranks together: inside are collectives."""
+
+    def __init__(self, config: Config, *, total_steps: int) -> None:
+        """The environment holds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as for torch.distributed."""
+        self.config = config
+        model_path = config.worker.actor.model.model_path
+        device.join(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), init_method="env://")
+        seeding.seed_all(config.data.seed)
+        self.processor = load_processor(model_path)
+        self.actor = Actor(config.worker.actor, temperature=config.worker.rollout.temperature, total_steps=total_steps)
+        self.engine = open_engine(
+            model_path, config=config.worker.rollout, device=self.actor.device, dtype=self.actor.compute_dtype
+        )
+        self._batch = Batch()
+        self.sync_weights()
+
+    def sync_weights(self) -> None:
+        """Give the engine the policy's weights."""
+        self.engine.wake()
+        self.engine.sync_weights(self.actor.weights())
+        self.actor.offload()
+
+    def generate(self, prompts: Sequence[Prompt], *, step: int) -> list[Rollout]:
+        """Draw a group of replies to each of this rank's prompts and keep them for the rest of the step."""
+        rollout = self.config.worker.rollout
+        sampling = Sampling(
+            max_tokens=self.config.data.max_response_length,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+        )
+        self._batch, rollouts = self._draw(prompts, n=rollout.n, sampling=sampling, step=step)
+        self.engine.sleep()
+        self.actor.reload()
+        return rollouts
+
+    def validate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """One greedy reply to each of this rank's prompts; nothing is kept."""
+        sampling = Sampling(max_tokens=self.config.data.max_response_length, temperature=0.0)
+        self.engine.wake()
+        return self._draw(prompts, n=1, sampling=sampling, step=0)[1]
+
+    def _draw(self, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, step: int) -> tuple[Batch, list[Rollout]]:
+        if not prompts:
+            return Batch(), []
+        inputs = [self._process(prompt) for prompt in prompts]
+        seeds = [seeding.derive(self.config.data.seed, step, prompt.uid) for prompt in prompts]
+        batch = self.engine.generate(inputs, n=n, sampling=sampling, seeds=seeds)
+        batch.lists["inputs"] = [item for item in inputs for _ in range(n)]
+        return batch, [self._rollout(prompts[row // n], batch, row, row % n) for row in range(len(batch))]
+
+    def _process(self, prompt: Prompt) -> PromptInputs:
+        if isinstance(prompt.images, ray.ObjectRef):
+            prompt = replace(prompt, images=ray.get(prompt.images))
+        return process(prompt, self.processor, max_length=self.config.data.max_prompt_length)
+
+    def _rollout(self, prompt: Prompt, batch: Batch, row: int, index: int) -> Rollout:
+        length = int(batch["response_mask"][row].sum())
+        tokens = batch["responses"][row, :length]
+        return Rollout(
+            uid=prompt.uid,
+            index=index,
+            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            prompt_tokens=len(batch["inputs"][row]),
+            response_tokens=length,
+            finished=bool(batch["finished"][row]),
+        )
+
+    def add_logprobs(self) -> dict[str, float]:
+        """The actor's log-probabilities of the kept replies; how far the engine's are from them."""
+        self._batch = self._batch.with_tensors(old_logprobs=self.actor.logprobs(self._batch))
+        return logprob_gap(self._batch)
+
+    def add_reference_logprobs(self) -> None:
+        self._batch = self._batch.with_tensors(ref_logprobs=self.actor.reference_logprobs(self._batch))
+
+    def update(
+        self, advantages: Sequence[float], kept: Sequence[bool], mini_batches: Sequence[int]
+    ) -> dict[str, float]:
+        """Train on the kept replies: one optimiser step per mini-batch number, in order, the same on every rank.
+
+        `advantages`, `kept` (dynamic sampling may leave rows out) and the mini-batch number are by row. Returns the
+        metrics of the last step, skipped steps summed.
+        """
+        batch = self._batch.with_tensors(advantages=torch.tensor(list(advantages), dtype=torch.float32))
+        totals: dict[str, float] = {}
+        for number in range(self.config.data.rollout_batch_size // self.config.worker.actor.global_batch_size):
+            rows = [row for row in range(len(advantages)) if mini_batches[row] == number and kept[row]]
+            stats = self.actor.update(batch.select(rows) if rows else Batch())
+            totals = {**stats, "skipped": stats["skipped"] + totals.get("skipped", 0.0)}
+        return {**totals, "memory_gib": device.peak_memory_gib(self.actor.device)}
+
+    def save(self, folder: Path, progress: dict[str, Any]) -> None:
+        checkpoint.save(folder, self.actor, progress)
+
+    def load(self, folder: Path) -> None:
+        checkpoint.load(folder, self.actor)
+        self.sync_weights()
+
+
+def logprob_gap(batch: Batch) -> dict[str, float]:
+    """Mean and largest distance between the engine's and the actor's log-probabilities of the drawn tokens."""
+    if not len(batch):
+        return {"mean": 0.0, "max": 0.0, "tokens": 0.0}
+    mask = batch["response_mask"].bool()
+    gaps = (batch["engine_logprobs"] - batch["old_logprobs"].cpu()).abs()[mask]
+    return {"mean": float(gaps.mean()), "max": float(gaps.max()), "tokens": float(mask.sum())}
