@@ -24,7 +24,7 @@ demo: ready  ## a synthetic world, three runs over it, scores and a report (abou
 	@$(OFFLINE) $(VENV)/python -m inference.demo
 
 test: ready  ## run the tests
-	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: ready  ## check style and formatting
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check .

@@ -93,7 +93,7 @@ def _score(
 
 def _reward_of(settings: Mapping[str, Any]) -> KeyframeReward:
     """The reward of these settings, built once a process: it may own a tracker."""
-    return _built(json.dumps(settings, sort_keys=True))
+    return _built(json.dumps(settings, sort_keys=True, default=str))
 
 
 @lru_cache(maxsize=4)

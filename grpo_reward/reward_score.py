@@ -132,7 +132,8 @@ class KeyframeReward:
     def _consistency(self, position: int, boxes: Iterable[Box], target: Target, images: Sequence[np.ndarray]) -> float:
         """R_u of the boxes that were matched, on the shown frame `position`."""
         finite = [box for box in boxes if all(map(math.isfinite, box))]  # as an object that is nowhere
-        track = self.tracker.track(self._encode(images, target), keyframe=position, boxes=finite)
+        encoded = self._encode(images, target)
+        track = self.tracker.track(encoded, keyframe=position, boxes=finite)
         true = [masks.decode(rle, target.size) for rle in target.masks]  # T x (h, w) bool
         return terms.consistency_term(list(track.unions()), true)
 

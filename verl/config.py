@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -240,7 +241,7 @@ def load(argv: Sequence[str]) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -253,13 +254,9 @@ def describe() -> str:
     notes = {key: note for section, prefix in _classes(Config) for key, note in _notes(section, prefix)}
     lines = []
     for key, value in flatten(Config()).items():
-        shown = {None: "null", "": "''", True: "true", False: "false"}.get(value, value) if _is_scalar(value) else value
+        shown = (value or "''") if isinstance(value, str) else json.dumps(value)
         lines += [f"{key}={shown}", *([f"    {notes[key]}"] if key in notes else [])]
     return "\n".join(lines)
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool)
 
 
 def _classes(section: type, prefix: str = "") -> Iterator[tuple[type, str]]:
@@ -282,6 +279,18 @@ def _split_argument(argument: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"command line: expected key=value, got {argument!r}")
     return key.strip(), value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text with line breaks of any kind goes in double quotes, where they are escaped; PyYAML's choice loses some."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, style='"' if len(f"{text}.".splitlines()) > 1 else None
+        )
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 class _Loader(yaml.SafeLoader):
@@ -502,6 +511,7 @@ ZERO_TOO = {
     "trainer.val_freq",
     "trainer.save_freq",
     "trainer.max_restarts",
+    "trainer.max_bad_steps",
     "trainer.rollouts_kept",
 }
 """Numbers that may be 0; all others are more."""

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from verl.config import LoraConfig, ModelConfig
 from verl.models import loading
-from verl.trainer import checkpoint
+from verl.workers import checkpoint
 
 
 def export(folder: str | Path, out: str | Path, *, merge: bool = True, base: str | Path | None = None) -> None:

@@ -128,7 +128,7 @@ def on_two_ranks(
 ) -> list[dict[str, Any]]:
     """Run `scenario(rank, folder)` in two processes of one group; what each returned."""
     # Both are forked from a server that imported everything once, which takes longer than most scenarios.
-    multiprocessing.set_forkserver_preload(["verl.trainer.checkpoint", "veason.synthetic.policy"])
+    multiprocessing.set_forkserver_preload(["verl.workers.checkpoint", "veason.synthetic.policy"])
     running = start_processes(_one_of_two, (scenario, folder), nprocs=2, join=False, start_method="forkserver")
     end = time.monotonic() + timeout_s
     try:

@@ -12,7 +12,7 @@ from verl.config import LoraConfig, ModelConfig, OptimConfig
 from verl.models import loading
 from verl.models.inputs import collate
 from verl.protocol import Batch
-from verl.utils import micro_batches
+from verl.utils import fsdp, micro_batches
 from verl.workers.actor import lr_factor
 
 
@@ -76,6 +76,7 @@ def test_without_kl_loss_there_is_no_reference(policy):
 
 
 CUTS = {
+    "all rows at once": {"micro_batch_size_per_device_for_update": 6},
     "four rows at a time": {"micro_batch_size_per_device_for_update": 4},
     "by tokens": {"max_tokens_per_micro_batch": 60},
     "checkpointed": {"checkpointing": True},
@@ -89,7 +90,7 @@ def test_updates_do_not_depend_on_the_cut(policy, mode, cut):
     one, other = (cases.open_actor(policy, loss_agg_mode=mode, **fields) for fields in ({}, CUTS[cut]))
     for _ in range(2):
         ours, theirs = one.update(batch), other.update(batch)
-        assert theirs == pytest.approx(ours, abs=1e-5)
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-5)
     assert cases.largest_gap(cases.weights(one), cases.weights(other)) < 1e-5
 
 
@@ -163,6 +164,33 @@ def test_weights_after_scoring_are_the_trained_ones(policy):
     assert cases.largest_gap(before, cases.weights(actor)) == 0
     wanted = loading.load_base(policy).state_dict()
     assert cases.largest_gap(before, wanted) == 0
+
+
+def test_images_are_looked_at_once_per_prompt(policy):
+    """Six rows, three prompts, two of them with images: of 2 x 16 and of 1 x 36 patches."""
+    actor = cases.open_actor(policy, micro_batch_size_per_device_for_update=6)
+    patches = []
+    hook = loading.vision_tower(actor.model).patch_embed.register_forward_hook(
+        lambda module, args, output: patches.append(len(output))
+    )
+    actor.update(cases.six_rollouts(policy))
+    hook.remove()
+    assert patches == [2 * 16 + 36]
+
+
+def test_half_precision_passes_leave_full_precision_weights(policy, monkeypatch):
+    """As on a GPU: bfloat16 forward and backward, float32 parameters, gradients and stream."""
+    shard = fsdp.shard
+    monkeypatch.setattr(fsdp, "shard", lambda *a, **k: shard(*a, **{**k, "compute_dtype": torch.bfloat16}))
+    batch = cases.six_rollouts(policy)
+    actor = cases.open_actor(policy, checkpointing=True)
+    gap = actor.logprobs(batch) - plain_logprobs(loading.load_base(policy), batch, temperature=0.9)
+    assert 0 < gap.abs().max() < 0.1
+    assert cases.largest_gap(cases.weights(actor), loading.load_base(policy).state_dict()) == 0
+    stats = actor.update(batch)
+    monkeypatch.undo()
+    assert stats["grad_norm"] == pytest.approx(cases.open_actor(policy).update(batch)["grad_norm"], rel=0.05)
+    assert {tensor.dtype for tensor in cases.weights(actor).values()} == {torch.float32}
 
 
 def test_named_lora_targets():

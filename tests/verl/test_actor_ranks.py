@@ -13,7 +13,13 @@ KINDS = {
     "by tokens": {"max_tokens_per_micro_batch": 60},
     "checkpointed": {"checkpointing": True, "frozen": True, "loss_agg_mode": "seq-mean-token-mean"},
     "lora": {"rank": 4, "checkpointing": True},
+    "tied": {"tied": True},
 }
+
+
+def open_kind(folder, kind):
+    fields = dict(KINDS[kind])
+    return cases.open_actor(folder / ("tied" if fields.pop("tied", False) else "policy"), **fields)
 
 
 def two_updates(actor, batch):
@@ -26,8 +32,8 @@ def both(rank, folder):
     rows = cases.six_rollouts(policy)
     mine = rows.select(range(4) if rank == 0 else range(4, 6))
     found = {}
-    for kind, fields in KINDS.items():
-        actor = cases.open_actor(policy, **fields)
+    for kind in KINDS:
+        actor = open_kind(folder, kind)
         scores = actor.logprobs(mine)
         found[kind] = {"scores": scores, "stats": two_updates(actor, mine), "weights": cases.weights(actor)}
     actor = cases.open_actor(policy)
@@ -62,6 +68,7 @@ def poisoned(actor, mine, rank):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     cases.write_policy(folder / "policy")
+    cases.write_policy(folder / "tied", tied=True)
     return folder
 
 
@@ -72,30 +79,30 @@ def ranks(folder):
 
 @pytest.fixture(scope="module")
 def alone(folder, ranks):
-    """The policy's folder, within a group of one."""
+    """The folder, within a group of one."""
     with cases.group(folder):
-        yield folder / "policy"
+        yield folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_are_one(ranks, alone, kind):
-    rows = cases.six_rollouts(alone)
-    actor = cases.open_actor(alone, **KINDS[kind])
+    rows = cases.six_rollouts(alone / "policy")
+    actor = open_kind(alone, kind)
     scores = torch.cat([rank[kind]["scores"] for rank in ranks])
     torch.testing.assert_close(actor.logprobs(rows), scores, atol=1e-5, rtol=0)
     for number, stats in enumerate(two_updates(actor, rows)):
         for rank in ranks:
-            assert rank[kind]["stats"][number] == pytest.approx(stats, abs=1e-5)
+            assert rank[kind]["stats"][number] == pytest.approx(stats, rel=1e-5, abs=1e-5)
     for rank in ranks:
         assert cases.largest_gap(rank[kind]["weights"], cases.weights(actor)) < 1e-5
 
 
 def test_a_rank_without_rows_keeps_in_step(ranks, alone):
-    rows = cases.six_rollouts(alone).select(range(4))
-    actor = cases.open_actor(alone)
+    rows = cases.six_rollouts(alone / "policy").select(range(4))
+    actor = cases.open_actor(alone / "policy")
     stats = two_updates(actor, rows)
     for rank in ranks:
-        assert rank["idle"]["stats"][1] == pytest.approx(stats[1], abs=1e-5)
+        assert rank["idle"]["stats"][1] == pytest.approx(stats[1], rel=1e-5, abs=1e-5)
         assert cases.largest_gap(rank["idle"]["weights"], cases.weights(actor)) < 1e-5
     assert [tuple(rank["idle"]["shape"]) for rank in ranks] == [(4, 7), (0, 0)]
 

@@ -9,7 +9,7 @@ import actor_cases as cases
 import pytest
 import torch
 
-from verl.trainer import checkpoint
+from verl.workers import checkpoint
 
 
 def save_and_go_on(rank, folder):
@@ -76,7 +76,7 @@ def test_saved_on_two_ranks_resumed_on_one(ranks, alone):
     assert progress["step"] == 1
     assert actor.scheduler.last_epoch == 1
     stats = actor.update(cases.six_rollouts(alone / "policy"))
-    assert stats == pytest.approx(ranks[0]["next"]["stats"], abs=1e-5)
+    assert stats == pytest.approx(ranks[0]["next"]["stats"], rel=1e-5, abs=1e-5)
     assert cases.largest_gap(cases.weights(actor), ranks[0]["next"]["weights"]) < 1e-5
 
 

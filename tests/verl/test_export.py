@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl import export
 from verl.models import loading
 from verl.models.inputs import collate
-from verl.trainer import checkpoint
+from verl.workers import checkpoint
 
 
 @pytest.fixture(scope="module")

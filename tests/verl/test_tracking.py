@@ -118,7 +118,8 @@ class TestConsole:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(0.0, "0.0000"), (0.0012, "0.0012"), (2.1344, "2.134"), (1.2e-7, "1.2e-07"), (312.46, "312.5"), (-12345, "-1.2e+04")],
+        [(0.0, "0.0000"), (0.0012, "0.0012"), (2.1344, "2.134"), (1.2e-7, "1.2e-07"), (312.46, "312.5"),
+         (-12345, "-1.2e+04"), (math.nan, "nan")],
     )  # fmt: skip
     def test_short_numbers(self, value, text):
         assert short(value) == text

@@ -12,7 +12,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from verl.config import LoraConfig, ModelConfig
 from verl.models.inputs import PromptInputs
@@ -21,19 +21,22 @@ ADAPTER = "default"
 """Name of the one LoRA adapter."""
 
 
-def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a checkpoint folder (or hub name), on the CPU."""
-    return AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-    )
+def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, empty: bool = False) -> PreTrainedModel:
+    """The model of a checkpoint folder (or hub name), on the CPU; `empty`: its shapes alone, on the meta device."""
+    how = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+    if empty:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            return AutoModelForImageTextToText.from_config(config, **how)
+    return AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **how)
 
 
-def load_policy(config: ModelConfig) -> PreTrainedModel | PeftModel:
+def load_policy(config: ModelConfig, *, empty: bool = False) -> PreTrainedModel | PeftModel:
     """The model to train, in float32 on the CPU: adapter added, frozen and checkpointed as configured."""
-    model = load_base(config.model_path)
+    model = load_base(config.model_path, empty=empty)
     policy = add_lora(model, config.lora) if config.lora.rank > 0 else model
     if config.freeze_vision_tower:
-        model.model.visual.requires_grad_(False)
+        vision_tower(policy).requires_grad_(False)
     if config.enable_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
@@ -132,7 +135,15 @@ def filler_prompt(config: Any, *, pictured: bool) -> PromptInputs:
     )
 
 
+def plain(policy: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model, adapter layers in it or not."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+
+
+def vision_tower(policy: nn.Module) -> nn.Module:
+    return plain(policy).model.visual
+
+
 def layer_classes(policy: nn.Module) -> set[str]:
     """Class names of the repeated layers, text and vision: the units of sharding."""
-    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    return set(model._no_split_modules)
+    return set(plain(policy)._no_split_modules)

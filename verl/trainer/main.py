@@ -17,7 +17,11 @@ from verl.single_controller.errors import WorkerLost
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = configuration.load(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(f"{__doc__}\n{configuration.describe()}")
+        return
+    config = configuration.load(argv)
     configuration.check(config)
     text = configuration.to_yaml(config)
     folder = Path(config.trainer.save_checkpoint_path)
@@ -46,4 +50,8 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except configuration.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

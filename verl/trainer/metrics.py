@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean, pstdev
+from statistics import fmean
 
 from verl.protocol import Reward, Rollout
 
@@ -24,9 +25,15 @@ def reward_metrics(groups: Sequence[Sequence[Reward]]) -> dict[str, float]:
         **{f"reward/{name}": fmean(r.parts[name] for r in rewards if name in r.parts) for name in sorted(terms)},
         "reward/without_problem": sum(reward.problem is None for reward in rewards) / len(rewards),
         **{f"problem/{code}": count / len(rewards) for code, count in sorted(problems.items())},
-        "group/std": fmean(pstdev(group) for group in totals),
+        "group/std": fmean(_spread(group) for group in totals),
         "group/equal": fmean(float(len(set(group)) == 1) for group in totals),
     }
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Population standard deviation; NaN where a value is."""
+    mean = fmean(values)
+    return math.sqrt(fmean((value - mean) ** 2 for value in values))
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

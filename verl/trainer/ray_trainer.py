@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from verl.trainer import metrics
 from verl.trainer.data import PromptDataset, Schedule, batches
 from verl.utils import plugins
 from verl.utils.tracking import MetricsLog
-from verl.trainer import checkpoint
+from verl.workers import checkpoint
 from verl.workers.reward.pool import RewardPool
 from verl.workers.worker import Worker
 
@@ -60,24 +61,40 @@ class RayTrainer:
         steps = self.schedule.steps_per_epoch * config.trainer.total_episodes
         self.total_steps = min(steps, config.trainer.max_steps or steps)
         self.bad_steps = 0
-        trainer, gpu = config.trainer, torch.cuda.is_available()
-        ranks, reward = trainer.nnodes * trainer.n_gpus_per_node, config.worker.reward
+        with ExitStack() as opened:
+            self._open_workers(opened)
+            self._opened = opened.pop_all()  # all came up: from here on `close` ends them
+
+    def _open_workers(self, opened: ExitStack) -> None:
+        """Ranks first, then the reward workers, on the ranks' GPUs where they want a share of one."""
+        trainer, reward = self.config.trainer, self.config.worker.reward
+        ranks = trainer.nnodes * trainer.n_gpus_per_node
+        beside = math.ceil(reward.num_workers / ranks)
+        shared = reward.num_gpus_per_worker > 0
         placement.connect(cpus=ranks + reward.num_workers * reward.num_cpus_per_worker)
-        self.place = placement.reserve(trainer.nnodes, trainer.n_gpus_per_node, gpu=gpu)
-        share = max(0.1, 1.0 - reward.num_gpus_per_worker * reward.num_workers / ranks)
-        self.group = WorkerGroup(Worker, config, total_steps=self.total_steps, placement=self.place, gpu_share=share)
-        self.rewards = RewardPool(reward, reward.compute_score)
+        place = placement.reserve(
+            trainer.nnodes,
+            trainer.n_gpus_per_node,
+            gpu=ray.cluster_resources().get("GPU", 0) > 0,
+            cpus_per_rank=1 + beside * reward.num_cpus_per_worker * shared,
+        )
+        opened.callback(place.free)
+        share = 1.0 - beside * reward.num_gpus_per_worker
+        self.group = WorkerGroup(Worker, self.config, total_steps=self.total_steps, placement=place, gpu_share=share)
+        opened.callback(self.group.shutdown)
+        slots = [place.slot(rank) for rank in range(ranks)] if shared else []
+        self.rewards = RewardPool(reward, reward.compute_score, slots=slots)
+        opened.callback(self.rewards.close)
 
     def fit(self) -> None:
         """Run the steps that are left."""
         first_step = self._resume()
-        self.log = MetricsLog(self.config, self.folder, first_step=first_step, total_steps=self.total_steps)
-        if self.config.trainer.val_before_train and first_step == 0:
-            self.log.write(0, self._validate(), {})
-        prompts_by_step = batches(self.dataset, self.schedule, range(first_step, self.total_steps))
-        for step, prompts in enumerate(prompts_by_step, start=first_step):
-            self._step(step, prompts)
-        self.log.close()
+        with MetricsLog(self.config, self.folder, first_step=first_step, total_steps=self.total_steps) as self.log:
+            if self.config.trainer.val_before_train and first_step == 0:
+                self.log.write(0, self._validate(), {})
+            left = range(first_step, self.total_steps)
+            for step, prompts in zip(left, batches(self.dataset, self.schedule, left), strict=True):
+                self._step(step, prompts)
 
     def _step(self, step: int, prompts: list[Prompt]) -> None:
         timer = Timer()
@@ -199,10 +216,8 @@ class RayTrainer:
         checkpoint.prune(self.folder, keep_last=self.config.trainer.keep_last, keep=best)
 
     def close(self) -> None:
-        """End the workers."""
-        self.rewards.close()
-        self.group.shutdown()
-        self.place.free()
+        """End the workers, whatever they are doing."""
+        self._opened.close()
 
 
 class Timer:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from verl.utils.device import device_type
 
@@ -31,6 +31,31 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, layers: Iterable[str], compute_
     for module in [module for module in model.modules() if type(module).__name__ in names]:
         fully_shard(module, mesh=mesh, mp_policy=inner)
     fully_shard(model, mesh=mesh, mp_policy=outer)
+
+
+def load_sharded(
+    load: Callable[[bool], nn.Module],
+    mesh: DeviceMesh,
+    *,
+    layers: Callable[[nn.Module], Iterable[str]],
+    compute_dtype: torch.dtype,
+) -> nn.Module:
+    """A sharded model, read from disk once: ``load(empty)`` gives rank 0 the weights and other ranks the shapes."""
+    first = mesh.get_local_rank() == 0
+    model = load(not first)
+    whole = {name: tensor.detach() for name, tensor in model.named_parameters()} if first else {}
+    shard(model, mesh, layers=layers(model), compute_dtype=compute_dtype)
+    if mesh.size() > 1:
+        device = torch.device(mesh.device_type)
+        if not first:
+            model.to_empty(device=device)
+        for name, parameter in model.named_parameters():
+            source = whole.pop(name) if first else torch.empty(parameter.shape, dtype=parameter.dtype)
+            shares = distribute_tensor(source.to(device), mesh, parameter.placements, src_data_rank=0)
+            parameter.detach().to_local().copy_(shares.to_local())
+        for buffer in model.buffers():
+            dist.broadcast(buffer, group=mesh.get_group(), group_src=0)
+    return model
 
 
 def reshard(model: nn.Module) -> None:

@@ -15,11 +15,11 @@ def by_count(rows: int, size: int) -> list[list[int]]:
 
 
 def by_tokens(sizes: Sequence[Size], max_tokens: int) -> list[list[int]]:
-    """As few micro-batches of at most `max_tokens` as rows in order of length allow, then as even as that number
-    allows. Padding counts as tokens. A row that is longer on its own is a micro-batch on its own."""
+    """As few micro-batches of at most `max_tokens` as rows in order of prompt length allow, then as even as that number
+    allows. Padding counts as tokens; replies to one prompt stay together. A row that is too long is alone."""
     if not sizes:
         return []
-    order = sorted(range(len(sizes)), key=lambda row: (-sum(sizes[row]), row))
+    order = sorted(range(len(sizes)), key=lambda row: (-sizes[row][0], row))
     count = len(_fill(order, sizes, max_tokens))
     even = bisect_left(range(max_tokens), True, key=lambda limit: len(_fill(order, sizes, limit)) <= count)
     return _fill(order, sizes, even)

@@ -7,7 +7,7 @@ depend on how rows are spread over ranks or cut into micro-batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,14 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
-from verl.models import loading
+from verl.models import loading, vision
 from verl.models.inputs import collate
 from verl.protocol import Batch
 from verl.utils import fsdp, micro_batches
-from verl.utils.device import device_type, free_cache, rank_device
+from verl.utils.device import free_cache, rank_device
 
 SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction")
 """Metrics of an update that add up over micro-batches and ranks."""
+
+NO_ROWS = Batch({name: torch.zeros(0, 1, dtype=torch.long) for name in ("responses", "response_mask")}, {"inputs": []})
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,21 @@ class Actor:
         on_gpu = self.device.type == "cuda"
         self.compute_dtype = getattr(torch, config.fsdp.torch_dtype) if on_gpu else torch.float32
         self.pad_id = loading.pad_id(loading.load_processor(config.model.model_path))
-        self.model = self._sharded(loading.load_policy(config.model))
+        self.model = self._sharded(lambda empty: loading.load_policy(config.model, empty=empty))
         self.reference: nn.Module | None = None
         if config.use_kl_loss and not self.has_adapter:
-            frozen = loading.load_base(config.model.model_path, dtype=self.compute_dtype)
-            self.reference = self._sharded(frozen.requires_grad_(False).eval())
+            self.reference = self._sharded(
+                lambda empty: loading.load_base(
+                    config.model.model_path, dtype=self.compute_dtype, empty=empty
+                ).requires_grad_(False)
+            )
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay, foreach=True
         )
         self.scheduler = LambdaLR(self.optimizer, lr_factor(optim, total_steps))
+        self._offloaded = False
 
     @property
     def has_adapter(self) -> bool:
@@ -177,6 +183,7 @@ class Actor:
 
     def _plan(self, batch: Batch, rows: int) -> Plan:
         """This rank's micro-batches, filled up with empty ones until every rank has as many."""
+        self.reload()
         passes = micro_batches.by_count(len(batch), rows)
         if self.config.max_tokens_per_micro_batch > 0 and len(batch):
             replies = batch["response_mask"].sum(dim=1).tolist()
@@ -190,17 +197,17 @@ class Actor:
     def _forward(self, model: nn.Module, batch: Batch, rows: Sequence[int], *, pictured: bool) -> tuple[Batch, Tensor]:
         """These rows on the device, cut to their longest reply r, and their logits (b, r, V). For no rows: the logits
         of a filler, to be weighted with 0."""
-        part = _cut(batch.select(rows).to(self.device)) if rows else Batch()
-        prompts = part["inputs"] if rows else []
-        responses, mask = (part[n].cpu() if rows else torch.zeros(0, 1).long() for n in ("responses", "response_mask"))
+        part = _cut(batch.select(rows)) if rows else NO_ROWS
+        prompts, responses, mask = list(part["inputs"]), part["responses"], part["response_mask"]
         if not rows or (pictured and all(prompt.pixel_values is None for prompt in prompts)):
             # Sharded layers are collectives: where one rank looks at images, all must.
-            prompts = [*prompts, loading.filler_prompt(model.config, pictured=pictured)]
+            prompts.append(loading.filler_prompt(model.config, pictured=pictured))
             responses, mask = (nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (responses, mask))
-        inputs = collate(prompts, responses, mask, pad_id=self.pad_id)
+        inputs = collate(vision.without_repeats(prompts), responses, mask, pad_id=self.pad_id)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        logits = model(**inputs, logits_to_keep=responses.shape[1] + 1, use_cache=False).logits[:, :-1]
-        return part, logits[: len(rows)] if rows else logits
+        with vision.images_once(loading.vision_tower(model), prompts):
+            logits = model(**inputs, logits_to_keep=responses.shape[1] + 1, use_cache=False).logits[:, :-1]
+        return part.to(self.device), logits[: len(rows)] if rows else logits
 
     # ------------------------------------------------------------------------------------------------ weights
 
@@ -208,19 +215,24 @@ class Actor:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full float32 tensors, one at a time, under every name of the plain model's ``state_dict`` (a tied head
         included), an adapter folded in. Every rank must use up the stream."""
+        self.reload()
         fsdp.reshard(self.model)
         for name, tensors, scale in loading.plain_weights(self.model):
             yield name, loading.fold([fsdp.full(tensor.detach()) for tensor in tensors], scale)
 
     def offload(self) -> None:
-        """Move what the configuration allows off the GPU until `reload`."""
-        self._move(torch.device("cpu"))
+        """Move what the configuration allows off the GPU, until `reload` or the next use."""
+        if not self._offloaded:
+            self._move(torch.device("cpu"))
+            self._offloaded = True
 
     def reload(self) -> None:
-        self._move(self.device)
+        if self._offloaded:
+            self._move(self.device)
+            self._offloaded = False
 
     def _move(self, device: torch.device) -> None:
-        if device_type() == "cpu":
+        if self.device.type == "cpu":
             return
         if self.config.fsdp.param_offload:
             for model in filter(None, (self.model, self.reference)):
@@ -229,9 +241,8 @@ class Actor:
             fsdp.move_optimizer(self.optimizer, device)
         free_cache()
 
-    def _sharded(self, model: nn.Module) -> nn.Module:
-        fsdp.shard(model, self.mesh, layers=loading.layer_classes(model), compute_dtype=self.compute_dtype)
-        return model
+    def _sharded(self, load: Callable[[bool], nn.Module]) -> nn.Module:
+        return fsdp.load_sharded(load, self.mesh, layers=loading.layer_classes, compute_dtype=self.compute_dtype)
 
 
 def _cut(part: Batch) -> Batch:
@@ -242,7 +253,7 @@ def _cut(part: Batch) -> Batch:
     return Batch(tensors, part.lists)
 
 
-def lr_factor(config: OptimConfig, total_steps: int):
+def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
     """Learning rate at a step as a share of the configured one: linear warm-up, then constant or a half cosine to 0."""
     if config.lr_scheduler not in ("constant", "cosine"):
         raise ValueError(f"worker.actor.optim.lr_scheduler is {config.lr_scheduler!r}; known are constant, cosine")

@@ -14,13 +14,14 @@ from typing import Any
 
 import ray
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from verl.config import Config
 from verl.models.inputs import PromptInputs, process
 from verl.models.loading import load_processor
 from verl.protocol import Batch, Prompt, Rollout
 from verl.utils import device, seeding
-from verl.trainer import checkpoint
+from verl.workers import checkpoint
 from verl.workers.actor import Actor
 from verl.workers.rollout import open_engine
 from verl.workers.rollout.base import Sampling
@@ -35,6 +36,7 @@ class Worker:
         model_path = config.worker.actor.model.model_path
         device.join(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), init_method="env://")
         seeding.seed_all(config.data.seed)
+        disable_progress_bar()  # one "Loading weights" a rank says nothing
         self.processor = load_processor(model_path)
         self.actor = Actor(config.worker.actor, temperature=config.worker.rollout.temperature, total_steps=total_steps)
         self.engine = open_engine(
@@ -113,7 +115,8 @@ class Worker:
         """
         batch = self._batch.with_tensors(advantages=torch.tensor(list(advantages), dtype=torch.float32))
         totals: dict[str, float] = {}
-        for number in range(self.config.data.rollout_batch_size // self.config.worker.actor.global_batch_size):
+        count = self.config.data.rollout_batch_size // self.config.worker.actor.global_batch_size
+        for number in [*range(count)] * self.config.worker.actor.ppo_epochs:
             rows = [row for row in range(len(advantages)) if mini_batches[row] == number and kept[row]]
             stats = self.actor.update(batch.select(rows) if rows else Batch())
             totals = {**stats, "skipped": stats["skipped"] + totals.get("skipped", 0.0)}

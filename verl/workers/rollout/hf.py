@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, DynamicCache, PreTrainedMo
 from verl.config import RolloutConfig
 from verl.models.inputs import PromptInputs, collate
 from verl.protocol import Batch
+from verl.workers.rollout.attention import use_shared_heads
 from verl.workers.rollout.base import Sampling
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -44,6 +45,7 @@ class HFEngine:
             raise ValueError(f"worker.rollout.batch_size is {self._rows}, it must be at least 1")
         model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=dtype)
         self.model: PreTrainedModel = model.to(self._device).eval().requires_grad_(False)
+        use_shared_heads(model)
         ends = model.generation_config.eos_token_id
         self._ends = torch.tensor([] if ends is None else ends, dtype=torch.long, device=self._device).reshape(-1)
         self._pad = _pad_token(model)

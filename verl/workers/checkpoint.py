@@ -112,6 +112,7 @@ def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
     folder, facts = Path(folder), read(folder)
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.keys()
     _check_names(folder, stored, actor)
+    actor.reload()
     _prepare_moments(stored, actor)
     dcp.load(trained_state(actor), checkpoint_id=folder)
     actor.scheduler.load_state_dict(facts["schedule"])
@@ -124,6 +125,7 @@ def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
 
 def trained_state(actor: Actor) -> dict[str, Tensor]:
     """Trained weights and their moments by name: the tensors themselves, so loading into them loads the actor."""
+    actor.reload()
     fsdp.reshard(actor.model)
     state = {MODEL + name: parameter.detach() for name, parameter in actor.trained.items()}
     for name, parameter in actor.trained.items():

@@ -1,0 +1,165 @@
+"""The reward of one training step, against one stock SAM2 session per reply, as the released trainer called it.
+
+Usage: ``python -m benchmarks.bench_reward [--image-size N]``: 16 prompts of 5 frames x 8 replies, on a random SAM2 as
+deep as hiera-large, but narrow: in the real one, too, nearly all the time is the image encoder's. Two groups of replies: all different and well-formed; and as a policy in training gives them, where some repeat
+another's answer and some cannot be used, which released skipped too. Seconds are those of the processor, one thread:
+a busy machine stretches them less. The JPEG frames that a stock session needs are written before the clock starts.
+Exits with 1 if a reward differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # stock sessions draw a bar each
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.bench_sam2 import counted, quiet, write_jpegs
+from eval.tables import aligned
+from grpo_reward import matching, reward_score, terms
+from grpo_reward.reward_score import STRICT, KeyframeReward
+from grpo_reward.target import Target
+from veason import masks
+from veason.answer import format_reply
+from veason.trackers.sam2 import Sam2Tracker
+from veason.trackers.sam2_tiny import tiny_sam2
+from veason.types import Answer, Box, Clip
+from verl.protocol import Prompt
+
+SIDE, FRAMES, PROMPTS, GROUP = 280, 5, 16, 8
+REPEATED, UNUSABLE = 3, 1
+"""Of the eight replies of a group in training: so many repeat another's answer, so many have none."""
+
+
+TRUNK = {"stages": [2, 6, 36, 4], "global_att_blocks": [23, 33, 43]}
+"""Depth of hiera-large; on one CPU core at 1024 px it takes 28 s to encode a frame and 2.4 s to track an object on it."""
+
+
+def deep_sam2(folder: Path, image_size: int) -> Sam2Tracker:
+    """The tiny SAM2 with hiera-large's depth, and its four layers of memory attention."""
+    model = yaml.safe_load(tiny_sam2(folder, 0, image_size=image_size).config.read_text())["model"]
+    model["image_encoder"]["trunk"] |= TRUNK
+    model["memory_attention"]["num_layers"] = 4
+    deeper = {name: model[name] for name in ("image_encoder", "memory_attention")}
+    files = tiny_sam2(folder, 0, image_size=image_size, **deeper)
+    return Sam2Tracker(config=files.config, checkpoint=files.checkpoint, device="cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, the folder of its JPEGs, and the box that is its answer."""
+
+    prompt: Prompt
+    folder: Path
+    box: Box
+
+
+def make_case(root: Path, number: int) -> Case:
+    """A square drifts over blotches; frame ids are 0, 10, 20, …"""
+    rng = np.random.default_rng(number)
+    blotches = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE)))
+    side, x, y = (int(v) for v in rng.integers((60, 10, 10), (110, 90, 140)))
+    shown, tracks = [], [[None] * (10 * FRAMES)]
+    for position in range(FRAMES):
+        mask = np.zeros((SIDE, SIDE), bool)
+        mask[y : y + side, x + 15 * position : x + 15 * position + side] = True
+        shown.append(np.where(mask[..., None], np.uint8(230), picture))
+        tracks[0][10 * position] = masks.encode(mask)
+    folder = root / f"{number}"
+    folder.mkdir()
+    write_jpegs(shown, folder)
+    images = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.jpg"))]
+    clip = Clip(frame_ids=tuple(range(0, 10 * FRAMES, 10)), size=(SIDE, SIDE))
+    target = Target.of_tracks(tracks, clip, size=(SIDE, SIDE))
+    return Case(Prompt(f"{number}", [], images, target), folder, (x, y, x + side - 1.0, y + side - 1.0))
+
+
+def make_replies(case: Case, rng: Random, *, repeated: int, unusable: int) -> list[str]:
+    """`GROUP` replies about the true box moved a little, shuffled."""
+    said = []
+    for i in range(GROUP - repeated - unusable):
+        moved = tuple(value + rng.uniform(-12, 12) + i / 10 for value in case.box)
+        said.append(Answer(10 * rng.randrange(FRAMES), (moved,)))
+    said += rng.choices(said, k=repeated)
+    replies = [format_reply(f"thought {i}", answer) for i, answer in enumerate(said)]
+    replies += ["<think>the square, of course</think><answer>top left</answer>"] * unusable
+    rng.shuffle(replies)
+    return replies
+
+
+def stock(tracker: Sam2Tracker, case: Case, reply: str) -> float:
+    """Total of one reply, its masks from a session of its own."""
+    target = case.prompt.target
+    reading = reward_score.read(reply, target, STRICT)
+    if reading.position is None:
+        return reading.format
+    true = reward_score.true_boxes(target.boxes[reading.position], zero_boxes=False)
+    found = matching.match(reading.boxes, true)
+    state = tracker.predictor.init_state(str(case.folder))
+    for number, (i, _) in enumerate(found.pairs):
+        box = np.array(reading.boxes[i], np.float32)
+        tracker.predictor.add_new_points_or_box(state, frame_idx=reading.position, obj_id=number, box=box)
+    unions = np.zeros((FRAMES, SIDE, SIDE), bool)
+    for reverse in (False, True):
+        for t, _, logits in tracker.predictor.propagate_in_video(state, reading.position, reverse=reverse):
+            unions[t] = (logits[:, 0] > 0.0).any(dim=0).numpy()
+    return (
+        reading.format
+        + terms.keyframe_term(target.areas, reading.position)
+        + terms.spatial_term(found.overlaps, predicted=found.predicted, true=found.true)
+        + terms.consistency_term(unions, [masks.decode(rle, target.size) for rle in target.masks])
+    )
+
+
+def compare(tracker: Sam2Tracker, cases: Sequence[Case], groups: Sequence[list[str]]) -> tuple[list, list, bool]:
+    """(seconds, encoder calls) of stock and ours, and whether the totals are the same."""
+    calls = counted(tracker)
+    start = time.process_time()
+    expected = [[stock(tracker, case, reply) for reply in group] for case, group in zip(cases, groups, strict=True)]
+    theirs = [time.process_time() - start, len(calls)]
+    calls.clear()
+    start = time.process_time()
+    reward = KeyframeReward(tracker=tracker)
+    rewards = [reward.score(case.prompt, group) for case, group in zip(cases, groups, strict=True)]
+    ours = [time.process_time() - start, len(calls)]
+    return theirs, ours, np.allclose(expected, [[r.total for r in group] for group in rewards], atol=1e-9)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_reward", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--image-size", type=int, default=256, help="side that SAM2 works on; default: %(default)s")
+    args = parser.parse_args(argv)
+    quiet()
+    torch.set_num_threads(1)
+    kinds = {"all different, well-formed": (0, 0), f"{REPEATED} repeat, {UNUSABLE} unusable": (REPEATED, UNUSABLE)}
+    rows, equal = [], True
+    with tempfile.TemporaryDirectory() as temporary:
+        tracker = deep_sam2(Path(temporary) / "model", args.image_size)
+        cases = [make_case(Path(temporary), number) for number in range(PROMPTS)]
+        stock(tracker, cases[0], make_replies(cases[0], Random(0), repeated=0, unusable=0)[0])  # warm-up
+        for name, (repeated, unusable) in kinds.items():
+            groups = [make_replies(c, Random(i), repeated=repeated, unusable=unusable) for i, c in enumerate(cases)]
+            theirs, ours, same = compare(tracker, cases, groups)
+            equal &= same
+            rows.append((f"{name}: CPU seconds", f"{theirs[0]:.2f}", f"{ours[0]:.2f}", f"x{theirs[0] / ours[0]:.1f}"))
+            rows.append((f"{name}: encoder calls", *map(str, (theirs[1], ours[1])), f"x{theirs[1] / ours[1]:.1f}"))
+    print(aligned((f"{PROMPTS} prompts x {GROUP} replies, {args.image_size} px", "stock", "ours", "ratio"), rows))
+    print(f"\nrewards {'equal' if equal else 'DIFFER'}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""The page on rewards keeps its word: its example runs, its table names every switch and term."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from grpo_reward.reward_score import TERMS, Preset
+from veason.answer import Rules
+from verl.config import RewardConfig
+from verl.utils import plugins
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def test_the_reward_in_ten_lines_runs(prompt, say, tmp_path, monkeypatch):
+    [example] = re.findall(r"```python\n# my_reward\.py\n(.*?)```", PAGE, re.DOTALL)
+    assert sum(bool(line.strip()) for line in example.splitlines()) <= 10
+    (tmp_path / "my_reward.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = plugins.find("my_reward:build", group="verl.rewards")(RewardConfig(options={"longest": "10"}))
+    rewards = reward.score(prompt, [say(12, "[[1, 2, 3, 4]]"), "no"])
+    assert [(r.total, r.problem) for r in rewards] == [(pytest.approx(1.9), None), (0.0, "no_answer")]
+
+
+def test_every_term_and_switch_is_named():
+    names = {field.name for record in (Preset, Rules) for field in fields(record)} - {"rules"}
+    assert not {name for name in (*names, *TERMS) if f"`{name}`" not in PAGE}

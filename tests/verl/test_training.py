@@ -1,0 +1,197 @@
+"""The loop on real Ray workers: what it writes, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from veason.synthetic.policy import write_tiny_policy
+from verl import config as configuration
+from verl.single_controller.errors import WorkerLost
+from verl.trainer.main import main
+from verl.workers.reward.pool import RewardError
+
+pytestmark = pytest.mark.slow
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    write_tiny_policy(folder, seed=0)
+    return folder
+
+
+def settings(policy, folder, *more):
+    return [
+        "data.name=toy_task:open_squares",
+        "data.train_files=unused",
+        "data.rollout_batch_size=4",
+        "data.max_response_length=8",
+        f"worker.actor.model.model_path={policy}",
+        "worker.actor.global_batch_size=4",
+        "worker.actor.micro_batch_size_per_device_for_update=8",
+        "worker.actor.micro_batch_size_per_device_for_experience=8",
+        "worker.actor.model.enable_gradient_checkpointing=false",
+        "worker.actor.optim.lr=1e-3",
+        "worker.rollout.n=3",
+        "worker.reward.compute_score=toy_task:Letters",
+        "worker.reward.num_cpus_per_worker=0.1",
+        "trainer.n_gpus_per_node=2",
+        "trainer.total_episodes=5",
+        "trainer.max_steps=4",
+        "trainer.save_freq=2",
+        f"trainer.save_checkpoint_path={folder}",
+        *more,
+    ]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, policy, tmp_path_factory):
+    """An uninterrupted run of four steps, to compare with."""
+    folder = tmp_path_factory.mktemp("whole")
+    main(settings(policy, folder, "trainer.val_freq=2", "data.val_limit=4", "data.val_batch_size=3"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(cluster, policy, tmp_path_factory):
+    """The same without validation."""
+    folder = tmp_path_factory.mktemp("plain")
+    main(settings(policy, folder))
+    return folder
+
+
+def test_a_run_writes_what_it_did(whole):
+    steps = lines(whole)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    for line in steps:
+        assert line["reward/total"] == line["reward/letters"]
+        assert line["length/response_max"] <= 8
+        assert line["engine/gap_max"] < 1e-4
+        assert line["actor/skipped"] == 0
+        assert line["actor/clip_fraction"] == 0  # one update per batch: the ratio is 1
+    assert steps[0]["actor/kl"] < 1e-6 < steps[1]["actor/kl"]
+    assert ["val/reward/total" in line for line in steps] == [False, True, False, True]
+    assert sorted(path.name for path in whole.glob("step_*")) == ["step_000002", "step_000004"]
+    text = (whole / "rollouts" / "step_000001.txt").read_text()
+    assert text.startswith("== 0/")
+    assert configuration.load([f"config={whole / 'config.yaml'}"]).worker.rollout.n == 3
+    assert {"generate", "logprobs", "reward", "update", "sync", "memory_gib"} <= set(
+        json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
+    )
+
+
+def test_validation_changes_nothing_that_is_trained(whole, plain):
+    without = [{k: v for k, v in line.items() if not k.startswith("val/")} for line in lines(whole)]
+    assert without == lines(plain)
+
+
+def test_killed_in_mid_step_and_resumed_equals_uninterrupted(policy, plain, tmp_path):
+    """SIGKILL after the third line is out, that is past the checkpoint of step 2 and somewhere in step 4."""
+    arguments = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    path = tmp_path / "metrics.jsonl"
+    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(lines(tmp_path)) in (3, 4)
+    main(settings(policy, tmp_path))
+    assert lines(tmp_path) == lines(plain)
+    assert path.read_bytes() == (plain / "metrics.jsonl").read_bytes()
+
+
+def test_saved_on_two_ranks_resumed_on_one(cluster, policy, plain, tmp_path):
+    main(settings(policy, tmp_path, "trainer.max_steps=2"))
+    main(settings(policy, tmp_path, "trainer.n_gpus_per_node=1"))
+    for ours, theirs in zip(lines(tmp_path), lines(plain), strict=True):
+        for name in ("reward/total", "actor/loss", "actor/kl", "actor/grad_norm", "length/response"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), (ours["step"], name)
+
+
+@pytest.fixture
+def mortal(policy, tmp_path):
+    """A copy of the policy whose engine dies once."""
+    shutil.copytree(policy, tmp_path / "mortal")
+    return tmp_path / "mortal"
+
+
+def test_a_lost_rank_restarts_the_run_from_its_last_checkpoint(cluster, mortal, plain, tmp_path, capsys):
+    main(settings(mortal, tmp_path / "run", "worker.rollout.name=toy_task:MortalEngine"))
+    assert (mortal / "died").exists()
+    assert "restart 1 of 3: rank" in capsys.readouterr().err
+    assert lines(tmp_path / "run") == lines(plain)
+
+
+def test_without_restarts_a_lost_rank_is_the_end(cluster, mortal, tmp_path):
+    more = ["worker.rollout.name=toy_task:MortalEngine", "trainer.max_restarts=0"]
+    with pytest.raises(WorkerLost, match="in generate"):
+        main(settings(mortal, tmp_path / "run", *more))
+
+
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_a_reward_worker_that_dies_or_hangs_is_replaced(cluster, policy, plain, tmp_path, fault):
+    options = [
+        f"worker.reward.options.{k}={v}" for k, v in (("fault", fault), ("target", 3), ("marker", tmp_path / "once"))
+    ]
+    main(settings(policy, tmp_path / "run", *options, "worker.reward.timeout_s=5"))
+    assert (tmp_path / "once").exists()
+    assert lines(tmp_path / "run") == lines(plain)
+
+
+def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(cluster, policy, tmp_path):
+    options = ["worker.reward.options.fault=raise", "worker.reward.options.target=3"]
+    with pytest.raises(RewardError, match="0/3") as error:
+        main(settings(policy, tmp_path, *options))
+    assert "the tracker tripped" in str(error.value)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop_the_run(cluster, policy, plain, tmp_path):
+    once = ["worker.reward.options.fault=nan", "worker.reward.options.target=3"]
+    main(settings(policy, tmp_path / "once", *once, f"worker.reward.options.marker={tmp_path / 'once_marker'}"))
+    steps = lines(tmp_path / "once")
+    assert [line["actor/skipped"] for line in steps].count(1.0) == 1
+    assert len(steps) == 4
+    with pytest.raises(RuntimeError, match="1 steps in a row"):
+        main(settings(policy, tmp_path / "often", *once, "trainer.max_bad_steps=0"))
+
+
+def test_groups_without_spread_can_be_left_out(cluster, policy, tmp_path):
+    """With greedy-like sampling all replies of a group are equal: nothing is left to train on, and nothing breaks."""
+    more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_steps=1"]
+    main(settings(policy, tmp_path, *more, "worker.rollout.logprob_tolerance=1e9"))
+    (line,) = lines(tmp_path)
+    assert (line["group/equal"], line["group/dropped"], line["actor/tokens"]) == (1.0, 1.0, 0.0)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(cluster, policy, tmp_path):
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(RuntimeError, match="step_000002") as error:
+            main(settings(policy, folder, "trainer.save_freq=1"))
+        assert "could not be written" in str(error.value)
+        assert sorted(path.name for path in folder.glob("step_*")) == ["step_000001"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
