@@ -1,10 +1,11 @@
 """The reward of one training step, against one stock SAM2 session per reply, as the released trainer called it.
 
 Usage: ``python -m benchmarks.bench_reward [--image-size N]``: 16 prompts of 5 frames x 8 replies, on a random SAM2 as
-deep as hiera-large, but narrow: in the real one, too, nearly all the time is the image encoder's. Two groups of replies: all different and well-formed; and as a policy in training gives them, where some repeat
-another's answer and some cannot be used, which released skipped too. Seconds are those of the processor, one thread:
-a busy machine stretches them less. The JPEG frames that a stock session needs are written before the clock starts.
-Exits with 1 if a reward differs.
+deep as hiera-large, but narrow: in the real one, too, most of the time is the image encoder's. Two groups of replies:
+all different and well-formed; and as a policy in training gives them, where some repeat another's answer and some
+cannot be used, which released skipped too. Seconds are those of the processor, one thread: a busy machine stretches
+them less. The JPEG frames that a stock session needs are written before the clock starts. Exits with 1 if a reward
+differs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ REPEATED, UNUSABLE = 3, 1
 
 
 TRUNK = {"stages": [2, 6, 36, 4], "global_att_blocks": [23, 33, 43]}
-"""Depth of hiera-large; on one CPU core at 1024 px it takes 28 s to encode a frame and 2.4 s to track an object on it."""
+"""Depth of hiera-large, which on one CPU core takes 28 s to encode a frame and 2.4 s to track an object through it."""
 
 
 def deep_sam2(folder: Path, image_size: int) -> Sam2Tracker:
@@ -140,7 +141,7 @@ def compare(tracker: Sam2Tracker, cases: Sequence[Case], groups: Sequence[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_reward", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--image-size", type=int, default=256, help="side that SAM2 works on; default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=128, help="side that SAM2 works on; default: %(default)s")
     args = parser.parse_args(argv)
     quiet()
     torch.set_num_threads(1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from veason import masks
@@ -32,7 +31,17 @@ def boxes(tracks: Tracks, frame_id: int) -> list[Box | None]:
 
 
 def clip_masks(tracks: Tracks, clip: Clip, size: Size) -> np.ndarray:
-    """Union masks of the shown frames at model size: (len(clip), h, w) bool. `size`: native (height, width)."""
-    height, width = clip.size
-    unions = (masks.union([rles[t] for rles in tracks], size).view(np.uint8) for t in clip.frame_ids)
-    return np.stack([cv2.resize(u, (width, height), interpolation=cv2.INTER_NEAREST) for u in unions]).view(bool)
+    """Union masks of the shown frames at model size: (len(clip), h, w) bool. `size`: native (height, width).
+
+    Resized by nearest neighbour as torch's ``interpolate`` picks it, which is how the released data set does it; OpenCV
+    rounds otherwise in some rows and columns.
+    """
+    rows, columns = (_nearest(n, out) for n, out in zip(size, clip.size, strict=True))
+    unions = (masks.union([rles[t] for rles in tracks], size) for t in clip.frame_ids)
+    return np.stack([union[rows][:, columns] for union in unions])
+
+
+def _nearest(length: int, out: int) -> np.ndarray:
+    """For each of `out` positions the one of `length` that it takes; float32 on purpose, as torch computes it."""
+    scaled = np.floor(np.arange(out, dtype=np.float32) * np.float32(length / out)).astype(np.int64)
+    return np.minimum(scaled, length - 1)

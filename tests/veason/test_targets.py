@@ -1,6 +1,8 @@
 """Clip targets by hand: areas, boxes and masks of the union."""
 
 import numpy as np
+import pytest
+import torch
 
 from veason import masks, targets
 from veason.types import Clip
@@ -38,3 +40,11 @@ def test_clip_masks_are_unions_at_model_size():
     assert shown.shape == (2, 8, 12)
     assert np.array_equal(shown[0], expected)
     assert not shown[1].any()
+
+
+@pytest.mark.parametrize(("length", "out"), [(720, 560), (360, 560), (854, 560), (480, 84), (7, 5), (5, 7)])
+def test_masks_are_resized_as_torch_resizes_them(length, out):
+    mask = np.random.default_rng(length).random((length, 3)) > 0.5
+    shown = targets.clip_masks([[masks.encode(mask)]], Clip(frame_ids=(0,), size=(out, 3)), (length, 3))[0]
+    expected = torch.nn.functional.interpolate(torch.tensor(mask)[None, None].float(), size=(out, 3), mode="nearest")
+    assert np.array_equal(shown, expected[0, 0].bool().numpy())

@@ -21,6 +21,7 @@ from verl.workers.reward.pool import RewardError
 
 pytestmark = pytest.mark.slow
 HERE = str(Path(__file__).parent)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,31 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(cluster, policy, tmp_path
         assert sorted(path.name for path in folder.glob("step_*")) == ["step_000001"]
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("tracker", ["grabcut", "sam2"])
+def test_three_steps_on_the_synthetic_world(cluster, world, tmp_path, tracker):
+    """The ReVOS task, the four-term reward and its tracker, as the embedded default is configured."""
+    more = []
+    if tracker == "sam2":
+        from veason.trackers.sam2_tiny import tiny_sam2
+
+        tiny = tiny_sam2(tmp_path / "sam2", 0)
+        more = [f"worker.reward.sam2_config={tiny.config}", f"worker.reward.sam2_checkpoint={tiny.checkpoint}"]
+    main(
+        [
+            f"config={ROOT / 'training_scripts' / 'grpo_tiny.yaml'}",
+            f"data.train_files={world}",
+            f"worker.actor.model.model_path={world / 'tiny_policy'}",
+            f"worker.reward.tracker={tracker}",
+            "worker.reward.num_cpus_per_worker=0.1",
+            f"trainer.save_checkpoint_path={tmp_path / 'run'}",
+            *more,
+        ]
+    )
+    steps = lines(tmp_path / "run")
+    assert len(steps) == 3
+    for line in steps:
+        assert {"reward/format", "reward/keyframe", "reward/spatial", "reward/consistency"} <= line.keys()
+        problems = sum(value for name, value in line.items() if name.startswith("problem/"))
+        assert problems + line["reward/without_problem"] == pytest.approx(1)

@@ -31,7 +31,7 @@ def open_squares(config, *, split):
 
 
 class Letters:
-    """Pays the share of letters in a reply. ``options``: a ``fault`` on prompt ``target``, once if there is a ``marker``."""
+    """Pays the share of letters in a reply. ``options``: ``fault`` at prompt ``target``, once if a ``marker`` is named."""
 
     def __init__(self, config):
         self._options = config.options

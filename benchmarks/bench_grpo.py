@@ -1,0 +1,485 @@
+"""One GRPO step, phase by phase, against TRL's GRPOTrainer: same tiny Qwen2.5-VL, prompts, group size and reply lengths.
+
+Usage: ``python -m benchmarks.bench_grpo [--prompts N] [--frames N] [--replies N] [--tokens N] …``. Both sides live in
+this process and take turns: after each step of TRL's own training loop comes one of ours on the same prompts, so a busy
+machine slows them alike. Ours is what a rank does (`verl.workers.worker`, no Ray); the whole `RayTrainer` on one rank
+follows, in seconds of the clock. All in float32 on one thread: one optimiser step a batch, KL loss against a reference
+model, no gradient checkpointing, as many rows a pass, replies that never end by themselves, a reward that counts
+letters. Exits with 1 if the two sides did not have the same work.
+
+TRL 0.24 does not run this model under transformers 5 as it stands; `trl_trainer` says what was put right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from torch import nn
+
+from transformers import AutoProcessor, TrainerCallback
+from transformers.utils import logging
+
+from eval.tables import aligned
+from veason.synthetic.policy import write_tiny_policy
+from verl import config as configuration
+from verl import core_algos
+from verl.config import Config, DataConfig, RewardConfig
+from verl.models import loading
+from verl.models.inputs import process
+from verl.protocol import Batch, Prompt, Reward
+from verl.utils import device
+from verl.workers.rollout.hf import VISION_TOKENS
+from verl.workers.worker import Worker
+
+WARM_UP = 2
+"""Steps of each side that do not count."""
+PHASES = ("generate", "logprobs", "reference", "reward", "update", "sync")
+"""As the trainer names them in ``timings.jsonl``."""
+MOST_APART = 1e-4
+"""Between the two sides' reference log-probabilities of the same replies."""
+QUESTION = (
+    "These are frames of a video in order. Find the shape that moves from left to right while all others stand still, "
+    "say in which frame it is seen best, and give its box in that frame. Think first, then answer. This is shape {}."
+)
+
+
+# ---------------------------------------------------------------------------------------------------- the task
+
+
+class Pictures:
+    """As many prompts as wanted, with a few pictures each: a data set plug-in."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._frames, self._side = config.sampled_frames, config.keyframe_resize
+
+    def __len__(self) -> int:
+        return 1024
+
+    def get(self, index: int, *, epoch: int) -> Prompt:
+        rng = np.random.default_rng(index)
+        shape = (self._side, self._side, 3)
+        frames = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(self._frames)]
+        content = [*[{"type": "image"}] * self._frames, {"type": "text", "text": QUESTION.format(index)}]
+        return Prompt(uid=str(index), messages=[{"role": "user", "content": content}], images=frames, target=None)
+
+
+def open_pictures(config: DataConfig, *, split: str) -> Pictures:
+    return Pictures(config)
+
+
+def letters(reply: str) -> float:
+    """The share of letters in a reply."""
+    return sum(char.isalpha() for char in reply) / max(1, len(reply))
+
+
+class Letters:
+    """The same as a reward plug-in."""
+
+    def __init__(self, config: RewardConfig) -> None: ...
+
+    def score(self, prompt: Prompt, replies: Sequence[str]) -> list[Reward]:
+        return [Reward(total=letters(reply), parts={}) for reply in replies]
+
+
+def write_policy(folder: Path) -> None:
+    """The tiny policy, with a generation configuration in which no token ends a reply."""
+    write_tiny_policy(folder, seed=0)
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "eos_token_id": None}))
+
+
+def settings(args: argparse.Namespace, policy: Path, output: Path) -> Config:
+    """What both sides are to do, in our terms."""
+    total = args.prompts * args.replies
+    rows = args.rows or total
+    return configuration.load(
+        [
+            "data.name=benchmarks.bench_grpo:open_pictures",
+            "data.train_files=unused",
+            f"data.rollout_batch_size={args.prompts}",
+            f"data.max_response_length={args.tokens}",
+            f"data.sampled_frames={args.frames}",
+            f"data.keyframe_resize={args.side}",
+            "data.shuffle=false",
+            f"worker.actor.model.model_path={policy}",
+            "worker.actor.model.enable_gradient_checkpointing=false",
+            f"worker.actor.global_batch_size={args.prompts}",
+            f"worker.actor.micro_batch_size_per_device_for_update={rows}",
+            f"worker.actor.micro_batch_size_per_device_for_experience={rows}",
+            "worker.actor.entropy_coeff=0",  # TRL has no entropy bonus; both sides measure the entropy
+            f"worker.rollout.n={args.replies}",
+            f"worker.rollout.batch_size={total}",
+            "worker.reward.compute_score=benchmarks.bench_grpo:Letters",
+            "worker.reward.num_cpus_per_worker=0.1",
+            "trainer.n_gpus_per_node=1",
+            "trainer.logger=[jsonl]",
+            "trainer.save_freq=0",
+            "trainer.rollouts_kept=0",
+            f"trainer.max_steps={WARM_UP + args.steps}",
+            f"trainer.save_checkpoint_path={output}",
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class Step:
+    """What one side did in one step, and how long it took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the processor, by phase."""
+    wall: float = 0.0
+    """Seconds of the clock, the whole step."""
+    work: Counter[str] = field(default_factory=Counter)
+    """Tokens over all rows (a prompt counts once per reply), and pictures through vision towers."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.wall = time.perf_counter() - start
+
+
+class Side:
+    """The steps of one side; the last is under way."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def count_pictures(self, *models: nn.Module) -> None:
+        def count(tower: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            self.steps[-1].work["pictures"] += len(kwargs["grid_thw"])
+
+        for model in models:
+            loading.vision_tower(model).register_forward_hook(count, with_kwargs=True)
+
+    @property
+    def measured(self) -> list[Step]:
+        return self.steps[WARM_UP:]
+
+    def mean(self, of: Callable[[Step], float]) -> float:
+        return statistics.fmean(map(of, self.measured))
+
+
+# ---------------------------------------------------------------------------------------------------- our side
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """The environment from which a worker joins its process group, and that group's end."""
+    before = dict(os.environ)
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        yield
+    finally:
+        device.leave()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Ours(Side):
+    """A worker, driven as `RayTrainer` drives it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.worker = config, Worker(config, total_steps=config.trainer.max_steps or 0)
+        actor = self.worker.actor
+        assert actor.reference is not None
+        self.count_pictures(self.worker.engine.model, actor.model, actor.reference)
+
+    def step(self, prompts: Sequence[Prompt]) -> None:
+        step = Step()
+        self.steps.append(step)
+        with step.whole():
+            with step.phase("generate"):
+                rollouts = self.worker.generate(prompts, step=len(self.steps))
+            with step.phase("logprobs"):
+                self.worker.add_logprobs()
+            with step.phase("reference"):
+                self.worker.add_reference_logprobs()
+            with step.phase("reward"):
+                rewards_B = torch.tensor([letters(rollout.text) for rollout in rollouts])
+                groups_B = torch.arange(len(rollouts)) // self.config.worker.rollout.n
+                advantages_B = core_algos.group_advantages(rewards_B, groups_B, estimator="grpo")
+            with step.phase("update"):
+                self.worker.update(advantages_B.tolist(), [True] * len(rollouts), [0] * len(rollouts))
+            with step.phase("sync"):
+                self.worker.sync_weights()
+        step.work["prompt tokens"] = sum(rollout.prompt_tokens for rollout in rollouts)
+        step.work["reply tokens"] = sum(rollout.response_tokens for rollout in rollouts)
+
+    def gap(self, prompts: Sequence[Prompt], scored: dict[str, Any]) -> float:
+        """Largest distance of our reference log-probabilities from TRL's, on what TRL drew. ValueError if its prompts
+        have other tokens."""
+        n = self.config.worker.rollout.n
+        inputs = [process(prompt, self.worker.processor, max_length=10**6) for prompt in prompts for _ in range(n)]
+        for row, ids, mask in zip(inputs, scored["prompt_ids"], scored["prompt_mask"], strict=True):
+            if row.input_ids.tolist() != ids[mask.bool()].tolist():
+                raise ValueError(f"TRL's prompt has other tokens: {ids[mask.bool()].tolist()}, ours {row.input_ids}")
+        tensors = {"responses": scored["completion_ids"], "response_mask": scored["completion_mask"]}
+        ours = self.worker.actor.reference_logprobs(Batch(tensors, {"inputs": inputs}))
+        return float((ours - scored["ref_per_token_logps"]).abs().max())
+
+
+def with_ray(config: Config) -> list[float]:
+    """Seconds of the clock per measured step of the whole trainer on one rank."""
+    from verl.single_controller.placement import connect
+    from verl.trainer.ray_trainer import RayTrainer
+
+    connect(cpus=2, log_to_driver=False, object_store_memory=200 * 1024**2)
+    trainer = RayTrainer(config)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+        ray.shutdown()
+    lines = (trainer.folder / "timings.jsonl").read_text().splitlines()
+    return [sum(json.loads(line)[phase] for phase in PHASES) for line in lines[WARM_UP:]]
+
+
+# ---------------------------------------------------------------------------------------------------- TRL's side
+
+
+class Theirs(Side, TrainerCallback):
+    """Takes the time of a GRPOTrainer's steps; after each of them, `after_step` has its turn."""
+
+    def __init__(self, trainer: Any, after_step: Callable[[int, dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._after_step = after_step
+        self._scored: dict[str, Any] = {}
+        self._wrap(trainer)
+        trainer.add_callback(self)
+        self.count_pictures(trainer.model, trainer.ref_model)
+
+    def _wrap(self, trainer: Any) -> None:
+        """Put clocks around the trainer's methods. What lies between them in `_prepare_inputs` is the reward's, and what
+        is outside it the update's."""
+        generate, prepare = trainer._generate, trainer._prepare_inputs
+        score, judge = trainer._get_per_token_logps_and_entropies, trainer._generate_and_score_completions
+
+        def timed_generate(*args: Any) -> Any:
+            with self.steps[-1].phase("generate"):
+                return generate(*args)
+
+        def timed_score(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                return score(model, *args, **kwargs)
+            with self.steps[-1].phase("reference" if model is trainer.ref_model else "logprobs"):
+                return score(model, *args, **kwargs)
+
+        def timed_prepare(*args: Any) -> Any:
+            with self.steps[-1].phase("prepare"):
+                return prepare(*args)
+
+        def kept_judge(*args: Any) -> Any:
+            self._scored = judge(*args)
+            return self._scored
+
+        trainer._generate, trainer._prepare_inputs = timed_generate, timed_prepare
+        trainer._get_per_token_logps_and_entropies, trainer._generate_and_score_completions = timed_score, kept_judge
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        step = Step()
+        self.steps.append(step)
+        self._clocks = step.whole(), step.phase("whole")
+        for clock in self._clocks:
+            clock.__enter__()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        for clock in reversed(self._clocks):
+            clock.__exit__(None, None, None)
+        step = self.steps[-1]
+        whole, prepare = step.seconds.pop("whole"), step.seconds.pop("prepare")
+        step.seconds["reward"] = prepare - sum(step.seconds.values())
+        step.seconds["update"] = whole - prepare
+        step.work["prompt tokens"] = int(self._scored["prompt_mask"].sum())
+        step.work["reply tokens"] = int(self._scored["completion_mask"].sum())
+        self._after_step(len(self.steps) - 1, self._scored)
+
+
+def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
+    """A GRPOTrainer over these prompts, in order.
+
+    Put right, for TRL 0.24 under transformers 5: (1) flags of optional packages, which became tuples and so always true;
+    (2) ``warnings_issued``, an attribute that models no longer have; (3) `_with_token_types`: the log-probability passes
+    do not know ``mm_token_type_ids``, without which they fail or, left out, give image tokens the positions of text.
+    """
+    import trl.import_utils as flags
+
+    for name, value in vars(flags).items():
+        if name.endswith("_available") and isinstance(value, tuple):
+            setattr(flags, name, value[0])
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    actor, rows = config.worker.actor, config.data.rollout_batch_size * config.worker.rollout.n
+    passes = rows // actor.micro_batch_size_per_device_for_update
+    model = loading.load_base(actor.model.model_path)
+    model.warnings_issued = {}
+    processor = AutoProcessor.from_pretrained(actor.model.model_path)
+    ends = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]
+    arguments = GRPOConfig(
+        output_dir=str(output),
+        max_steps=config.trainer.max_steps,
+        per_device_train_batch_size=rows // passes,
+        gradient_accumulation_steps=passes,  # one generation, then one optimiser step
+        num_generations=config.worker.rollout.n,
+        max_prompt_length=None,
+        max_completion_length=config.data.max_response_length,
+        # ours never draws vision tokens, which mean nothing in a reply
+        generation_kwargs={"suppress_tokens": [*ends, *(getattr(model.config, name) for name in VISION_TOKENS)]},
+        temperature=config.worker.rollout.temperature,
+        top_k=0,
+        beta=actor.kl_loss_coef,
+        loss_type="dapo",  # TRL's name for the mean over all tokens of the batch
+        learning_rate=actor.optim.lr,
+        weight_decay=actor.optim.weight_decay,
+        lr_scheduler_type=actor.optim.lr_scheduler,
+        max_grad_norm=actor.max_grad_norm,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        shuffle_dataset=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=_letters_of_each,
+        args=arguments,
+        train_dataset=[_as_trl(prompt) for prompt in prompts],
+        processing_class=processor,
+    )
+    _with_token_types(trainer)
+    return trainer
+
+
+def _letters_of_each(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [letters(messages[0]["content"]) for messages in completions]
+
+
+def _as_trl(prompt: Prompt) -> dict[str, Any]:
+    return {"prompt": prompt.messages, "images": [Image.fromarray(image) for image in prompt.images]}
+
+
+def _with_token_types(trainer: Any) -> None:
+    """Take ``mm_token_type_ids`` out of what TRL hands from generation to its log-probability passes, and give the
+    models what belongs there: 1 on image tokens."""
+    generate = trainer._generate_single_turn
+
+    def without_types(*args: Any) -> tuple:
+        *made, inputs = generate(*args)
+        return *made, {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+
+    def add_types(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if kwargs.get("pixel_values") is not None and kwargs.get("mm_token_type_ids") is None:
+            kwargs["mm_token_type_ids"] = (kwargs["input_ids"] == model.config.image_token_id).long()
+        return args, kwargs
+
+    trainer._generate_single_turn = without_types
+    for model in (trainer.model, trainer.ref_model):
+        model.register_forward_pre_hook(add_types, with_kwargs=True)
+
+
+# ---------------------------------------------------------------------------------------------------- comparing
+
+
+def compare(args: argparse.Namespace, folder: Path) -> bool:
+    """Print the tables; whether both sides had the same work."""
+    write_policy(folder / "policy")
+    config = settings(args, folder / "policy", folder / "ours")
+    pictures, size = Pictures(config.data), args.prompts
+    prompts = [pictures.get(index, epoch=0) for index in range(size * (config.trainer.max_steps or 0))]
+    trainer = trl_trainer(config, prompts, folder / "theirs")
+    gaps: list[float] = []
+    with group_of_one():
+        ours = Ours(config)
+
+        def after_step(step: int, scored: dict[str, Any]) -> None:
+            mine = prompts[step * size : (step + 1) * size]
+            ours.step(mine)
+            if step == 0:  # before either side has learnt anything that the other has not
+                gaps.append(ours.gap(mine, scored))
+
+        theirs = Theirs(trainer, after_step)
+        trainer.train()
+    print(f"{size} prompts of {args.frames} frames of {args.side} x {args.side} px, {args.replies} replies each")
+    print(f"{args.steps} steps a side, mean per step, after {WARM_UP} to warm up\n")
+    print(aligned(("processor seconds", "TRL", "ours", "ratio"), list(phase_rows(theirs, ours))))
+    clocks = {"TRL": theirs.mean(lambda step: step.wall), "ours, a worker": ours.mean(lambda step: step.wall)}
+    if not args.no_ray:
+        clocks["ours, RayTrainer on one rank"] = statistics.fmean(with_ray(config))
+    rows = [(name, f"{seconds:.3f}", f"x{clocks['TRL'] / seconds:.2f}") for name, seconds in clocks.items()]
+    print(f"\n{aligned(('seconds of the clock, whole step', 'seconds', 'ratio'), rows)}")
+    print(f"\n{aligned(('work', 'TRL', 'ours'), list(work_rows(theirs, ours)))}")
+    print(f"\nreference log-probabilities of the same replies: at most {gaps[0]:.0e} apart")
+    tokens = ("prompt tokens", "reply tokens")
+    pairs = zip(theirs.steps, ours.steps, strict=True)
+    return gaps[0] < MOST_APART and all(a.work[name] == b.work[name] for a, b in pairs for name in tokens)
+
+
+def phase_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str, str]]:
+    for phase in PHASES:
+        pair = [side.mean(lambda step: step.seconds.get(phase, 0.0)) for side in (theirs, ours)]  # noqa: B023
+        ratio = f"x{pair[0] / pair[1]:.2f}" if all(phase in side.steps[-1].seconds for side in (theirs, ours)) else "–"
+        yield phase, *(f"{s:.3f}" if s else "–" for s in pair), ratio
+    pair = [side.mean(lambda step: sum(step.seconds.values())) for side in (theirs, ours)]
+    yield "whole step", *(f"{seconds:.3f}" for seconds in pair), f"x{pair[0] / pair[1]:.2f}"
+
+
+def work_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str]]:
+    names = {"prompt tokens": "prompt tokens, all rows", "reply tokens": "reply tokens", "pictures": "pictures encoded"}
+    for name, title in names.items():
+        yield title, *(f"{side.mean(lambda step: step.work[name]):,.0f}" for side in (theirs, ours))  # noqa: B023
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_grpo", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--prompts", type=int, default=4, help="a step; default: %(default)s")
+    parser.add_argument("--frames", type=int, default=4, help="a prompt; default: %(default)s")
+    parser.add_argument("--side", type=int, default=84, help="of a frame, in pixels; default: %(default)s")
+    parser.add_argument("--replies", type=int, default=8, help="a prompt; default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=32, help="a reply; default: %(default)s")
+    parser.add_argument("--rows", type=int, default=0, help="a pass, on both sides; default: all")
+    parser.add_argument("--steps", type=int, default=8, help="measured, on each side; default: %(default)s")
+    parser.add_argument("--no-ray", action="store_true", help="leave the whole RayTrainer out")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # as a Ray worker; a tiny model is no faster on more
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as temporary:
+        equal = compare(args, Path(temporary))
+    print(f"work {'equal' if equal else 'DIFFERS'}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
