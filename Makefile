@@ -20,7 +20,7 @@ setup:  ## make or repair .venv and say what it holds (a few minutes the first t
 ready:
 	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
 
-demo: ready  ## a synthetic world, three runs over it, scores and a report (about a minute)
+demo: ready  #x
 	@$(OFFLINE) $(VENV)/python -m inference.demo
 
 test: ready  ## run the tests
@@ -32,7 +32,7 @@ lint: ready  ## check style and formatting
 format: ready  ## rewrite the code in the style that `make lint` wants
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
 
-bench: ready  ## measure speed and memory, write benchmarks/README.md (three minutes)
+bench: ready  ## measure speed and memory, write benchmarks/README.md (five minutes)
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays

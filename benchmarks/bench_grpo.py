@@ -1,4 +1,4 @@
-"""One GRPO step, phase by phase, against TRL's GRPOTrainer: same tiny Qwen2.5-VL, prompts, group size and reply lengths.
+"""One GRPO step, phase by phase, against TRL's GRPOTrainer: same tiny Qwen2.5-VL, prompts, group size, reply length.
 
 Usage: ``python -m benchmarks.bench_grpo [--prompts N] [--frames N] [--replies N] [--tokens N] …``. Both sides live in
 this process and take turns: after each step of TRL's own training loop comes one of ours on the same prompts, so a busy
@@ -31,8 +31,7 @@ import ray
 import torch
 from PIL import Image
 from torch import nn
-
-from transformers import AutoProcessor, TrainerCallback
+from transformers import AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from eval.tables import aligned
@@ -278,8 +277,8 @@ class Theirs(Side, TrainerCallback):
         self.count_pictures(trainer.model, trainer.ref_model)
 
     def _wrap(self, trainer: Any) -> None:
-        """Put clocks around the trainer's methods. What lies between them in `_prepare_inputs` is the reward's, and what
-        is outside it the update's."""
+        """Put clocks around the trainer's methods. What lies between them in `_prepare_inputs` is the reward's, what is
+        outside it the update's."""
         generate, prepare = trainer._generate, trainer._prepare_inputs
         score, judge = trainer._get_per_token_logps_and_entropies, trainer._generate_and_score_completions
 
@@ -326,9 +325,8 @@ class Theirs(Side, TrainerCallback):
 def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
     """A GRPOTrainer over these prompts, in order.
 
-    Put right, for TRL 0.24 under transformers 5: (1) flags of optional packages, which became tuples and so always true;
-    (2) ``warnings_issued``, an attribute that models no longer have; (3) `_with_token_types`: the log-probability passes
-    do not know ``mm_token_type_ids``, without which they fail or, left out, give image tokens the positions of text.
+    Put right for TRL 0.24 under transformers 5: flags of optional packages, which became tuples and so always true;
+    ``warnings_issued``, which models no longer have; and `_with_token_types`.
     """
     import trl.import_utils as flags
 
@@ -378,6 +376,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         train_dataset=[_as_trl(prompt) for prompt in prompts],
         processing_class=processor,
     )
+    trainer.remove_callback(PrinterCallback)
     _with_token_types(trainer)
     return trainer
 
@@ -391,8 +390,8 @@ def _as_trl(prompt: Prompt) -> dict[str, Any]:
 
 
 def _with_token_types(trainer: Any) -> None:
-    """Take ``mm_token_type_ids`` out of what TRL hands from generation to its log-probability passes, and give the
-    models what belongs there: 1 on image tokens."""
+    """Give the models ``mm_token_type_ids``, 1 on image tokens, in TRL's log-probability passes. TRL hands on those of
+    the prompts alone, to a method that does not take them; without any, image tokens get the positions of text."""
     generate = trainer._generate_single_turn
 
     def without_types(*args: Any) -> tuple:

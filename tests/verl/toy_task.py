@@ -31,7 +31,7 @@ def open_squares(config, *, split):
 
 
 class Letters:
-    """Pays the share of letters in a reply. ``options``: ``fault`` at prompt ``target``, once if a ``marker`` is named."""
+    """Pays the share of letters in a reply. ``options``: ``fault`` at prompt ``target``, once with a ``marker``."""
 
     def __init__(self, config):
         self._options = config.options
