@@ -7,6 +7,9 @@ follows, in seconds of the clock. All in float32 on one thread: one optimiser st
 model, no gradient checkpointing, as many rows a pass, replies that never end by themselves, a reward that counts
 letters. Exits with 1 if the two sides did not have the same work.
 
+Where they still differ: our update also holds the engine's log-probabilities against the actor's, and TRL has no
+engine of its own to bring up to date.
+
 TRL 0.24 does not run this model under transformers 5 as it stands; `trl_trainer` says what was put right.
 """
 
@@ -21,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +51,9 @@ from verl.workers.worker import Worker
 
 WARM_UP = 2
 """Steps of each side that do not count."""
-PHASES = ("generate", "logprobs", "reference", "reward", "update", "sync")
+PHASES = ("generate", "reference", "reward", "update", "sync")
 """As the trainer names them in ``timings.jsonl``."""
+TOKENS = ("prompt tokens, all rows", "reply tokens")
 MOST_APART = 1e-4
 """Between the two sides' reference log-probabilities of the same replies."""
 QUESTION = (
@@ -100,8 +104,7 @@ def write_policy(folder: Path) -> None:
     """The tiny policy, with a generation configuration in which no token ends a reply."""
     write_tiny_policy(folder, seed=0)
     path = folder / "generation_config.json"
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps({**settings, "eos_token_id": None}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
 
 
 def settings(args: argparse.Namespace, policy: Path, output: Path) -> Config:
@@ -172,7 +175,7 @@ class Side:
 
     def count_pictures(self, *models: nn.Module) -> None:
         def count(tower: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            self.steps[-1].work["pictures"] += len(kwargs["grid_thw"])
+            self.steps[-1].work["pictures encoded"] += len(kwargs["grid_thw"])
 
         for model in models:
             loading.vision_tower(model).register_forward_hook(count, with_kwargs=True)
@@ -181,8 +184,13 @@ class Side:
     def measured(self) -> list[Step]:
         return self.steps[WARM_UP:]
 
-    def mean(self, of: Callable[[Step], float]) -> float:
-        return statistics.fmean(map(of, self.measured))
+    def seconds(self, phase: str) -> float:
+        """Of the processor, mean per step; 0 for a phase that this side does not have."""
+        return statistics.fmean(step.seconds.get(phase, 0.0) for step in self.measured)
+
+    def wall(self) -> float:
+        """Seconds of the clock, mean per step."""
+        return statistics.fmean(step.wall for step in self.measured)
 
 
 # ---------------------------------------------------------------------------------------------------- our side
@@ -218,8 +226,6 @@ class Ours(Side):
         with step.whole():
             with step.phase("generate"):
                 rollouts = self.worker.generate(prompts, step=len(self.steps))
-            with step.phase("logprobs"):
-                self.worker.add_logprobs()
             with step.phase("reference"):
                 self.worker.add_reference_logprobs()
             with step.phase("reward"):
@@ -230,8 +236,8 @@ class Ours(Side):
                 self.worker.update(advantages_B.tolist(), [True] * len(rollouts), [0] * len(rollouts))
             with step.phase("sync"):
                 self.worker.sync_weights()
-        step.work["prompt tokens"] = sum(rollout.prompt_tokens for rollout in rollouts)
-        step.work["reply tokens"] = sum(rollout.response_tokens for rollout in rollouts)
+        step.work[TOKENS[0]] = sum(rollout.prompt_tokens for rollout in rollouts)
+        step.work[TOKENS[1]] = sum(rollout.response_tokens for rollout in rollouts)
 
     def gap(self, prompts: Sequence[Prompt], scored: dict[str, Any]) -> float:
         """Largest distance of our reference log-probabilities from TRL's, on what TRL drew. ValueError if its prompts
@@ -306,19 +312,18 @@ class Theirs(Side, TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         step = Step()
         self.steps.append(step)
-        self._clocks = step.whole(), step.phase("whole")
-        for clock in self._clocks:
-            clock.__enter__()
+        self._clocks = ExitStack()
+        self._clocks.enter_context(step.whole())
+        self._clocks.enter_context(step.phase("whole"))
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        for clock in reversed(self._clocks):
-            clock.__exit__(None, None, None)
+        self._clocks.close()
         step = self.steps[-1]
         whole, prepare = step.seconds.pop("whole"), step.seconds.pop("prepare")
         step.seconds["reward"] = prepare - sum(step.seconds.values())
         step.seconds["update"] = whole - prepare
-        step.work["prompt tokens"] = int(self._scored["prompt_mask"].sum())
-        step.work["reply tokens"] = int(self._scored["completion_mask"].sum())
+        step.work[TOKENS[0]] = int(self._scored["prompt_mask"].sum())
+        step.work[TOKENS[1]] = int(self._scored["completion_mask"].sum())
         self._after_step(len(self.steps) - 1, self._scored)
 
 
@@ -433,31 +438,33 @@ def compare(args: argparse.Namespace, folder: Path) -> bool:
     print(f"{size} prompts of {args.frames} frames of {args.side} x {args.side} px, {args.replies} replies each")
     print(f"{args.steps} steps a side, mean per step, after {WARM_UP} to warm up\n")
     print(aligned(("processor seconds", "TRL", "ours", "ratio"), list(phase_rows(theirs, ours))))
-    clocks = {"TRL": theirs.mean(lambda step: step.wall), "ours, a worker": ours.mean(lambda step: step.wall)}
+    clocks = {"TRL": theirs.wall(), "ours, a worker": ours.wall()}
     if not args.no_ray:
         clocks["ours, RayTrainer on one rank"] = statistics.fmean(with_ray(config))
     rows = [(name, f"{seconds:.3f}", f"x{clocks['TRL'] / seconds:.2f}") for name, seconds in clocks.items()]
     print(f"\n{aligned(('seconds of the clock, whole step', 'seconds', 'ratio'), rows)}")
     print(f"\n{aligned(('work', 'TRL', 'ours'), list(work_rows(theirs, ours)))}")
-    print(f"\nreference log-probabilities of the same replies: at most {gaps[0]:.0e} apart")
-    tokens = ("prompt tokens", "reply tokens")
+    print(f"\nreference log-probabilities of the same replies: at most {gaps[0]:.1e} apart")
     pairs = zip(theirs.steps, ours.steps, strict=True)
-    return gaps[0] < MOST_APART and all(a.work[name] == b.work[name] for a, b in pairs for name in tokens)
+    return gaps[0] < MOST_APART and all(a.work[name] == b.work[name] for a, b in pairs for name in TOKENS)
 
 
 def phase_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str, str]]:
+    by_phase = [{phase: side.seconds(phase) for phase in PHASES} for side in (theirs, ours)]
     for phase in PHASES:
-        pair = [side.mean(lambda step: step.seconds.get(phase, 0.0)) for side in (theirs, ours)]  # noqa: B023
-        ratio = f"x{pair[0] / pair[1]:.2f}" if all(phase in side.steps[-1].seconds for side in (theirs, ours)) else "–"
-        yield phase, *(f"{s:.3f}" if s else "–" for s in pair), ratio
-    pair = [side.mean(lambda step: sum(step.seconds.values())) for side in (theirs, ours)]
-    yield "whole step", *(f"{seconds:.3f}" for seconds in pair), f"x{pair[0] / pair[1]:.2f}"
+        yield phase, *_against(*(seconds[phase] for seconds in by_phase))
+    yield "whole step", *_against(*(sum(seconds.values()) for seconds in by_phase))
+
+
+def _against(theirs: float, ours: float) -> tuple[str, str, str]:
+    """Both and their ratio; a dash for what was not done."""
+    ratio = f"x{theirs / ours:.2f}" if theirs and ours else "–"
+    return *(f"{seconds:.3f}" if seconds else "–" for seconds in (theirs, ours)), ratio
 
 
 def work_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str]]:
-    names = {"prompt tokens": "prompt tokens, all rows", "reply tokens": "reply tokens", "pictures": "pictures encoded"}
-    for name, title in names.items():
-        yield title, *(f"{side.mean(lambda step: step.work[name]):,.0f}" for side in (theirs, ours))  # noqa: B023
+    for name in (*TOKENS, "pictures encoded"):
+        yield name, *(f"{statistics.fmean(step.work[name] for step in s.measured):,.0f}" for s in (theirs, ours))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,9 +90,24 @@ def test_a_run_writes_what_it_did(whole):
     text = (whole / "rollouts" / "step_000001.txt").read_text()
     assert text.startswith("== 0/")
     assert configuration.load([f"config={whole / 'config.yaml'}"]).worker.rollout.n == 3
-    assert {"generate", "logprobs", "reward", "update", "sync", "memory_gib"} <= set(
+    assert {"generate", "reference", "reward", "update", "sync", "memory_gib"} <= set(
         json.loads((whole / "timings.jsonl").read_text().splitlines()[0])
     )
+
+
+def test_two_updates_per_batch(cluster, policy, tmp_path):
+    """Off-policy from the second update on: old log-probabilities get a pass of their own, ratios leave 1."""
+    main(settings(policy, tmp_path, "worker.actor.global_batch_size=2", "trainer.max_steps=2"))
+    first = lines(tmp_path)[0]
+    assert first["engine/gap_max"] < 1e-4
+    assert first["actor/policy_loss"] != 0
+    assert "logprobs" in json.loads((tmp_path / "timings.jsonl").read_text().splitlines()[0])
+
+
+def test_lora_trains_the_adapter_alone(cluster, policy, tmp_path):
+    main(settings(policy, tmp_path, "worker.actor.model.lora.rank=4", "trainer.max_steps=2"))
+    assert [line["actor/kl"] > 1e-9 for line in lines(tmp_path)] == [False, True]
+    assert all(line["engine/gap_max"] < 1e-4 for line in lines(tmp_path))  # folded on the fly
 
 
 def test_validation_changes_nothing_that_is_trained(whole, plain):
@@ -224,3 +239,12 @@ def test_three_steps_on_the_synthetic_world(cluster, world, tmp_path, tracker):
         assert {"reward/format", "reward/keyframe", "reward/spatial", "reward/consistency"} <= line.keys()
         problems = sum(value for name, value in line.items() if name.startswith("problem/"))
         assert problems + line["reward/without_problem"] == pytest.approx(1)
+
+
+def test_two_nodes_of_a_cluster_that_was_there_before(policy, plain, tmp_path):
+    more = ["trainer.nnodes=2", "trainer.n_gpus_per_node=1"]
+    arguments = [sys.executable, str(Path(HERE) / "two_nodes.py"), *settings(policy, tmp_path, *more)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lines(tmp_path) == lines(plain)  # the ranks do not care where they are

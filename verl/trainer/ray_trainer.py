@@ -101,9 +101,10 @@ class RayTrainer:
         with timer("generate"):
             groups = self._generate(_with_shared_images(prompts), step)
         judged = self.rewards.submit(groups.prompts, groups.texts)  # runs beside the next two passes
-        with timer("logprobs"):
-            gap = _worst(self.group.call("add_logprobs"))
-            self._guard(gap)
+        if not self.on_policy:
+            with timer("logprobs"):
+                gap = _worst(self.group.call("add_logprobs"))
+                self._guard(gap)
         with timer("reference"):
             if self.config.worker.actor.use_kl_loss:
                 self.group.call("add_reference_logprobs")
@@ -111,9 +112,20 @@ class RayTrainer:
             rewards = judged.result()
         with timer("update"):
             stats = self._update(groups, rewards)
+        gaps = {"mean": stats.pop("actor/engine_gap"), "max": stats.pop("actor/engine_gap_max")}
+        if self.on_policy:
+            gap = metrics.prefixed("engine", {f"gap_{name}": value for name, value in gaps.items()})
+            self._guard(gap)  # before anything of this update is saved
         with timer("sync"):
             self.group.call("sync_weights")
         self._finish(step, groups, rewards, {**stats, **gap}, timer)
+
+    @property
+    def on_policy(self) -> bool:
+        """One update per batch: the replies come from the very weights that are updated, the ratio is 1, and the
+        update's own log-probabilities are compared with the engine's; no pass of their own is needed."""
+        actor = self.config.worker.actor
+        return actor.ppo_epochs == 1 and actor.global_batch_size == self.config.data.rollout_batch_size
 
     def _generate(self, prompts: list[Prompt], step: int) -> Groups:
         ranks = len(self.group)
@@ -137,7 +149,7 @@ class RayTrainer:
 
     def _guard(self, gap: dict[str, float]) -> None:
         limit = self.config.worker.rollout.logprob_tolerance
-        if gap["engine/gap_mean"] > limit:
+        if not gap["engine/gap_mean"] <= limit:  # NaN is no agreement either
             raise RuntimeError(
                 f"the {self.config.worker.rollout.name} engine's log-probabilities are {gap['engine/gap_mean']:.4f} "
                 f"from the actor's on average (worker.rollout.logprob_tolerance is {limit}): its weights are stale or "

@@ -26,7 +26,7 @@ from verl.protocol import Batch
 from verl.utils import fsdp, micro_batches
 from verl.utils.device import free_cache, rank_device
 
-SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction")
+SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "engine_gap")
 """Metrics of an update that add up over micro-batches and ranks."""
 
 NO_ROWS = Batch({name: torch.zeros(0, 1, dtype=torch.long) for name in ("responses", "response_mask")}, {"inputs": []})
@@ -109,13 +109,16 @@ class Actor:
         """One optimiser step on all ranks' rows; the metrics are those of the whole, equal on every rank.
 
         Rows have lists ``inputs`` and tensors ``responses``, ``response_mask``, ``advantages``; ``old_logprobs`` unless
-        the replies were drawn from these very weights; ``ref_logprobs`` for the KL loss. A loss or gradient that is not
-        finite leaves weights, optimiser and schedule as they were, on all ranks, and counts as ``skipped``.
+        the replies were drawn from these very weights; ``ref_logprobs`` for the KL loss. ``engine_logprobs``, if given,
+        are compared with the policy's: ``engine_gap`` is the mean distance over tokens, ``engine_gap_max`` the largest.
+        A loss or gradient that is not finite leaves weights, optimiser and schedule as they were, on all ranks, and
+        counts as ``skipped``.
         """
         self.model.train()
         plan = self._plan(batch, self.config.micro_batch_size_per_device_for_update)
         tokens, denominator = self._denominators(batch)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        self._largest_gap = torch.zeros((), device=self.device)
         if denominator > 0:
             for rows in plan.passes:
                 loss, parts = self._loss(batch, rows, denominator, tokens, pictured=plan.pictured)
@@ -126,7 +129,8 @@ class Actor:
         stepped, norm = self._step(totals["loss"]) if denominator > 0 else (False, 0.0)
         skipped = float(denominator > 0 and not stepped)
         lr = self.scheduler.get_last_lr()[0]
-        return {**totals, "grad_norm": norm, "lr": lr, "tokens": tokens, "skipped": skipped}
+        gap = float(fsdp.reduce(self._largest_gap, self.mesh, op=dist.ReduceOp.MAX))
+        return {**totals, "engine_gap_max": gap, "grad_norm": norm, "lr": lr, "tokens": tokens, "skipped": skipped}
 
     def _denominators(self, batch: Batch) -> tuple[float, float]:
         """Over all ranks: reply tokens, and what the loss is to be divided by."""
@@ -165,7 +169,16 @@ class Actor:
         )
         loss = policy + config.kl_loss_coef * kl - config.entropy_coeff * entropy
         share = core_algos.aggregate(clipped, mask, mode="token-mean") / tokens
-        return loss, torch.stack([loss, policy, kl, entropy, share]).detach()
+        gap = self._engine_gap(part, logprobs.detach(), mask) / tokens
+        return loss, torch.stack([loss, policy, kl, entropy, share, gap]).detach()
+
+    def _engine_gap(self, part: Batch, logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
+        """Sum over tokens of the engine's distance from the policy; the largest so far is kept aside."""
+        if "engine_logprobs" not in part:
+            return torch.zeros((), device=self.device)
+        gaps_BR = core_algos.masked((part["engine_logprobs"] - logprobs_BR).abs(), mask_BR)
+        self._largest_gap = torch.maximum(self._largest_gap, gaps_BR.max())
+        return gaps_BR.sum()
 
     def _step(self, loss: float) -> tuple[bool, float]:
         """Step if all is finite; whether it did, and the gradient's norm before clipping. Equal on every rank, since
