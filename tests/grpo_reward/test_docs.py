@@ -19,7 +19,7 @@ def test_the_reward_in_ten_lines_runs(prompt, say, tmp_path, monkeypatch):
     assert sum(bool(line.strip()) for line in example.splitlines()) <= 10
     (tmp_path / "my_reward.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    reward = plugins.find("my_reward:build", group="verl.rewards")(RewardConfig(options={"longest": "10"}))
+    reward = plugins.find("my_reward:Brief", group="verl.rewards")(RewardConfig(options={"longest": "10"}))
     rewards = reward.score(prompt, [say(12, "[[1, 2, 3, 4]]"), "no"])
     assert [(r.total, r.problem) for r in rewards] == [(pytest.approx(1.9), None), (0.0, "no_answer")]
 
