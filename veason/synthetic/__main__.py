@@ -23,8 +23,8 @@ The same arguments give the same bytes. OUT appears whole or not at all; a folde
 left alone, one that holds anything else is refused.
 
 examples:
-  python -m veason.synthetic --out /tmp/world --videos 12 --seed 0
-  python -m veason.synthetic --out /tmp/small --videos 4 --size 84x84 --max-frames 8 --no-policy
+  python -m veason.synthetic --out world --videos 12 --seed 0
+  python -m veason.synthetic --out small --videos 4 --size 84x84 --max-frames 8 --no-policy
 """
 
 
