@@ -49,7 +49,7 @@ def by_decoding(tracks: list[list[Rle]], seed: int) -> tuple[tuple[int, ...], li
     areas = tuple(int(union.sum()) for union in unions)
     clip: Clip = frames.sample_clip(LENGTH, policy="train_grid", n=6, size=MODEL_SIZE, areas=areas, rng=Random(seed))
     boxes = [[_box_of_pixels(mask) for mask in decoded[:, t]] for t in clip.frame_ids]
-    rows, columns = (targets._nearest(n, out) for n, out in zip(SIZE, MODEL_SIZE, strict=True))
+    rows, columns = (targets.nearest(n, out) for n, out in zip(SIZE, MODEL_SIZE, strict=True))
     shown = [unions[t][rows][:, columns] for t in clip.frame_ids]
     return areas, boxes, np.stack(shown).astype(bool)
 

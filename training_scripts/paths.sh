@@ -50,3 +50,29 @@ resolve_paths() {
     fi
     take trainer.save_checkpoint_path OUTPUT "the folder to write checkpoints, metrics and rollouts to" "$@"
 }
+
+# launch SIZE GPUS ARGUMENT…: train the 3b or 7b policy as the paper does; later arguments override earlier ones
+launch() {
+    local size=$1 gpus=$2 here
+    shift 2
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    resolve_paths "$@"
+
+    export PYTHONPATH="${here%/*}${PYTHONPATH:+:$PYTHONPATH}"
+    export VLLM_ATTENTION_BACKEND=XFORMERS
+    export MKL_SERVICE_FORCE_INTEL=1
+    export RAY_memory_monitor_refresh_ms=0
+
+    exec "${PYTHON:-python3}" -m verl.trainer.main \
+        config="$here/video_seg_zero_${size}_keyframe_sam_sft_mod.yaml" \
+        worker.actor.kl_loss_coef=5.0e-3 \
+        worker.actor.optim.lr=1.0e-6 \
+        worker.actor.micro_batch_size_per_device_for_update=1 \
+        worker.actor.micro_batch_size_per_device_for_experience=1 \
+        worker.rollout.enable_chunked_prefill=false \
+        worker.rollout.n=8 \
+        trainer.n_gpus_per_node="$gpus" \
+        trainer.total_episodes=1 \
+        "${PATHS[@]}" \
+        "$@"
+}

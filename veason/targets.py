@@ -36,12 +36,12 @@ def clip_masks(tracks: Tracks, clip: Clip, size: Size) -> np.ndarray:
     Resized by nearest neighbour as torch's ``interpolate`` picks it, which is how the released data set does it; OpenCV
     rounds otherwise in some rows and columns.
     """
-    rows, columns = (_nearest(n, out) for n, out in zip(size, clip.size, strict=True))
+    rows, columns = (nearest(n, out) for n, out in zip(size, clip.size, strict=True))
     unions = (masks.union([rles[t] for rles in tracks], size) for t in clip.frame_ids)
     return np.stack([union[rows][:, columns] for union in unions])
 
 
-def _nearest(length: int, out: int) -> np.ndarray:
+def nearest(length: int, out: int) -> np.ndarray:
     """For each of `out` positions the one of `length` that it takes; float32 on purpose, as torch computes it."""
     scaled = np.floor(np.arange(out, dtype=np.float32) * np.float32(length / out)).astype(np.int64)
     return np.minimum(scaled, length - 1)
