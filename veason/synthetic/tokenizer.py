@@ -31,8 +31,11 @@ SPECIAL = (
 INTEGERS = 1000
 """Every integer from 0 up to, not including, this one is a token."""
 
-PIECES = r", (?=\d)| ?\p{L}+|\d{1,3}| ?[^\s\p{L}\d]+|\s"
-"""How a text is cut before the vocabulary is asked: the comma between numbers, words, digits, signs, single spaces."""
+TAGS = r"</?(?:think|answer)>"
+KEYS = r"\{\"keyframe_timestamp\": |, \"bbox_2d_list\": "
+PIECES = rf"{TAGS}|{KEYS}|, (?=\d)| ?\p{{L}}+|\d{{1,3}}| ?[^\s\p{{L}}\d<>\[\]{{}}]+|\[+|\]+| ?[<>{{}}]|\s"
+"""How a text is cut before the vocabulary is asked: the reply format's tags and keys whole, the comma between numbers,
+words, digits, signs, single spaces."""
 
 PHRASES = """
 the shape shapes that is are which of one two three all except and both another an a
@@ -40,9 +43,9 @@ growing grows grow shrinking shrinks shrink moving moves move to left right upwa
 leftmost rightmost topmost lowest largest smallest fastest on at far top bottom picture beginning end in
 leaves leave comes come into later first last the hidden hides hide by front behind cross each other fills whole
 frame frames id: size: sizes: box: target: target is seen best largest there so no none it its visible area keyframe
-The video shows This I see and I answer. It is the, same as
-<think> </think><answer>{"keyframe_timestamp": 0, "bbox_2d_list": [[0, 0, 0, 0], [0, 0, 0, 0]]}</answer>
-(0s) [[ ]] ]]} [ ] . .</ ." ?" ? ,
+The video shows This I see and I answer. It is the, same as They Sizes Frame The target keyframe At middle shape 0:12, 3:15.
+<think> </think><answer>{"keyframe_timestamp": 0, "bbox_2d_list": [[0, 0, 0, 0], [0, 0, 0, 0]]}</answer> [[0]]
+(0s) [[ ]] ]]} [ ] . .</ ." ?" ". ?". ? ,
 """
 """Words and signs of the world's expressions, of a short reasoning about them, and of the reply format."""
 

@@ -1,0 +1,55 @@
+"""Lessons hold what can be seen: true boxes and sizes, and replies that say them."""
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from veason.answer import parse_reply
+from veason.synthetic import lessons
+from veason.synthetic.lessons import AT_A_GLANCE, SIDE
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [lessons.draw(np.random.default_rng([3, i])) for i in range(6)]
+
+
+def test_the_same_seed_gives_the_same_lessons_whatever_the_workers():
+    one, two = lessons.lessons(3, seed=4, workers=1), lessons.lessons(3, seed=4, workers=2)
+    assert [lesson.scene for lesson in one] == [lesson.scene for lesson in two]
+    assert all((a.frames == b.frames).all() for a, b in zip(one, two, strict=True))
+    assert lessons.lessons(1, seed=5)[0].scene != one[0].scene
+
+
+def test_boxes_hold_their_masks():
+    masks = np.zeros((1, 2, SIDE, SIDE), dtype=bool)
+    masks[0, 0, 10:20, 30:41] = True  # rows 10 … 19, columns 30 … 40
+    assert np.allclose(lessons._boxes(masks)[0, 0], [30.5, 10.5, 41.1, 20.1])
+    assert np.isnan(lessons._boxes(masks)[0, 1]).all()
+
+
+def test_a_reply_boxes_a_frame_that_shows_all_targets(drawn):
+    for lesson in drawn:
+        rng = Random(1)
+        shown = lessons.choose_frames(lesson, 4, rng)
+        for turn in lessons.turns(lesson, shown, 8, rng, rough=False):
+            reply = parse_reply(turn.reply)
+            assert reply.problem is None
+            assert reply.answer.keyframe == lesson.frame_ids[turn.position] and turn.position in shown
+            truth = [lesson.boxes[i, turn.position] for i in turn.targets]
+            assert np.abs(np.array(reply.answer.boxes) - truth).max() <= 0.5
+
+
+def test_rough_replies_come_in_three_styles(drawn):
+    rng = Random(2)
+    replies = [turn.reply for lesson in drawn for turn in lessons.turns(lesson, [0, 1, 2], 40, rng)]
+    starts = {reply[:6] for reply in replies}
+    assert starts == {"<think", '{"keyf', "This i"}
+
+
+def test_one_frame_is_asked_nothing_about_time(drawn):
+    lesson = drawn[0]
+    facts = {e.text: e.fact for e in lesson.asked}
+    asked = list(lessons.turns(lesson, [0], 30, Random(3)))
+    assert asked and all(facts[turn.expression] in AT_A_GLANCE for turn in asked)

@@ -1,0 +1,98 @@
+"""A packed sequence says what the stock model says of each prompt alone."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from veason import prompt
+from veason.synthetic import lessons, pretrain
+from veason.synthetic.packing import COORDINATE, SIZE, Packer
+from veason.synthetic.policy import PolicySize, build_model, build_processor
+from veason.synthetic.tokenizer import build_tokenizer
+from veason.types import Clip
+
+
+@pytest.fixture(scope="module")
+def parts():
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0, size=PolicySize())
+    return tokenizer, model, Packer(tokenizer, model), lessons.draw(np.random.default_rng([3, 0]))
+
+
+def stock_logits(tokenizer, model, lesson, shown, turn):
+    """Logits of the reply's tokens as transformers computes them, and the image patches."""
+    images = [Image.fromarray(frame) for frame in lesson.frames[shown]]
+    clip = Clip(tuple(lesson.frame_ids[k] for k in shown), (84, 84))
+    processor = build_processor(tokenizer)
+    asked = prompt.messages(turn.expression, clip, images)
+    text = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text + turn.reply + tokenizer.eos_token], images=images, return_tensors="pt")
+    count = len(tokenizer(turn.reply)["input_ids"]) + 1
+    with torch.no_grad():
+        return model(**inputs).logits[0, -count - 1 : -1], inputs["pixel_values"]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_packed_logits_are_those_of_each_prompt_alone(parts, batched):
+    tokenizer, model, packer, lesson = parts
+    shown = lessons.choose_frames(lesson, 4, Random(0))
+    asked = list(lessons.turns(lesson, shown, 3, Random(1)))
+    clip = ([lesson.frame_ids[k] for k in shown], lesson.frames[shown])
+    other = ([lesson.frame_ids[0]], lesson.frames[:1])  # another clip of another length, in the same batch
+    alone = list(lessons.turns(lesson, [0], 1, Random(2)))
+    pack = packer.pack([clip, other], [asked, alone], instructions=True)
+    expected = [stock_logits(tokenizer, model, lesson, shown, turn) for turn in asked]
+    expected += [stock_logits(tokenizer, model, lesson, [0], turn) for turn in alone]
+    if batched:
+        pretrain.batched_vision(model)
+    with torch.no_grad():
+        logits, _ = pretrain.reply_logits(model, packer, pack)
+    assert torch.allclose(logits, torch.cat([found for found, _ in expected]), atol=2e-5)
+    patches = torch.cat([expected[0][1], expected[-1][1]])
+    assert torch.allclose(pack.patches, patches, atol=1e-5)
+
+
+def test_without_instructions_the_reply_stands_where_it_will(parts):
+    tokenizer, _, packer, lesson = parts
+    asked = list(lessons.turns(lesson, [0, 1], 2, Random(1)))
+    clip = ([lesson.frame_ids[k] for k in (0, 1)], lesson.frames[:2])
+    whole, brief = (packer.pack([clip], [asked], instructions=given) for given in (True, False))
+    assert brief.ids.shape[1] < whole.ids.shape[1] - 100
+    for a, b in ((whole, brief),):
+        assert torch.equal(a.ids[a.learned], b.ids[b.learned])
+        assert torch.equal(a.positions[:, a.learned], b.positions[:, b.learned])
+
+
+def test_numbers_are_marked(parts):
+    tokenizer, _, packer, lesson = parts
+    turn = lessons.Turn(
+        "the red circle",
+        'This is the red circle. Sizes 0:12, 3:15. Frame 3: [[10, 20, 30, 41]]',
+        ((10.4, 20.1, 29.6, 41.0),),
+        (0,),
+        0,
+    )
+    pack = packer.pack([([0, 3], lesson.frames[:2])], [[turn]], instructions=False)
+    marked = [
+        (tokenizer.decode([int(token)]), int(kind), round(float(value), 1))
+        for token, kind, value in zip(pack.ids[0], pack.kinds[0], pack.values[0], strict=True)
+        if kind
+    ]
+    assert marked == [
+        ("12", SIZE, 12.0), ("15", SIZE, 15.0),
+        ("10", COORDINATE, 10.4), ("20", COORDINATE, 20.1), ("30", COORDINATE, 29.6), ("41", COORDINATE, 41.0),
+    ]  # fmt: skip
+
+
+def test_a_question_sees_the_frames_and_itself(parts):
+    _, _, packer, lesson = parts
+    asked = list(lessons.turns(lesson, [0, 1], 2, Random(1)))
+    pack = packer.pack([([0, 1], lesson.frames[:2])], [asked], instructions=False)
+    mask, blocks = pack.mask()[0, 0], pack.blocks[0]
+    first, second = ((blocks == number).nonzero()[:, 0] for number in (1, 2))
+    frames = int((blocks == 0).sum())
+    assert mask[second[0], :frames].all() and not mask[second][:, first].any()
+    assert mask[second[-1], second].all() and not mask[second[0], second[1:]].any()

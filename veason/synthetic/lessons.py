@@ -1,0 +1,151 @@
+"""What the base policy is taught: to find and box what the words name, in any frame, and roughly how to say it.
+
+A lesson is a scene seen in a few frames and asked several questions; a reply names the targets, gives their sizes and
+boxes them in **any** frame that shows them all. Half of the questions are answered without the tags of the reply
+format, as a model does that has never been told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from random import Random
+
+import numpy as np
+
+from veason.answer import BOXES, KEYFRAME, format_reply
+from veason.synthetic import reasoning
+from veason.synthetic.expressions import REASONING, Expression, questions
+from veason.synthetic.facts import measure
+from veason.synthetic.render import render_clip
+from veason.synthetic.sampling import PLOTS, sample_scene
+from veason.synthetic.world import Scene
+from veason.types import Answer, Box, Size
+
+SIDE = 84
+"""Of the square frames, in pixels: 3 x 3 tokens each."""
+
+KEPT = 10
+"""Frames of a scene that are rendered; a clip takes some of them."""
+
+SIZES: tuple[Size, ...] = ((84, 112), (90, 120), (112, 84), (80, 104), (96, 96), (80, 110))
+"""Native sizes of the scenes, half of the world's."""
+
+AT_A_GLANCE = ("name", "colour", "kind", "kinds", "pair", "all", "except")
+"""Facts that one frame is enough for."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One scene, rendered in K frames, with N shapes and everything that can be asked of it."""
+
+    scene: Scene
+    frame_ids: tuple[int, ...]
+    """K ascending frame ids."""
+    frames: np.ndarray
+    """(K, SIDE, SIDE, 3) uint8 RGB."""
+    boxes: np.ndarray
+    """(N, K, 4) float32 in model pixels, as the reward's true boxes; NaN where a shape is not visible."""
+    areas: np.ndarray
+    """(N, K) int: visible model pixels."""
+    asked: tuple[Expression, ...]
+    """With targets only."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question about a lesson's clip and one reply to it."""
+
+    expression: str
+    reply: str
+    boxes: tuple[Box, ...]
+    """The coordinates that the reply rounds, in its order."""
+    targets: tuple[int, ...]
+    position: int
+    """Of the boxed frame among the lesson's K."""
+
+
+def lessons(count: int, *, seed: int, workers: int = 2) -> list[Lesson]:
+    """`count` scenes; the same seed gives the same ones whatever the workers."""
+    blocks = [(seed, start, min(50, count - start)) for start in range(0, count, 50)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return [lesson for block in pool.map(_block, blocks) for lesson in block]
+
+
+def _block(block: tuple[int, int, int]) -> list[Lesson]:
+    seed, start, count = block
+    return [draw(np.random.default_rng([seed, start + i])) for i in range(count)]
+
+
+def draw(rng: np.random.Generator) -> Lesson:
+    """A scene of any plot, and what it looks like in at most `KEPT` of its frames."""
+    plot = str(rng.choice([name for name in PLOTS if name != "still"]))
+    size = SIZES[int(rng.integers(len(SIZES)))]
+    scene = sample_scene(rng, size=size, frames=int(rng.integers(8, 21)), plot=plot, attempts=4000)
+    kept = np.sort(rng.choice(scene.frames, size=min(KEPT, scene.frames), replace=False))
+    frames, masks = render_clip(scene, (SIDE, SIDE), frame_ids=kept.tolist())
+    asked = tuple(expression for expression in questions(scene, measure(scene)) if expression.targets)
+    return Lesson(scene, tuple(kept.tolist()), frames, _boxes(masks), masks.sum(axis=(2, 3)), asked)
+
+
+def _boxes(masks: np.ndarray) -> np.ndarray:
+    """Boxes (N, K, 4) of masks (N, K, H, W): a native pixel's corner plus half a model pixel, a native pixel being
+    some 0.4 model pixels wide."""
+    boxes = np.full((*masks.shape[:2], 4), np.nan, dtype=np.float32)
+    for i, k in np.argwhere(masks.any(axis=(2, 3))):
+        y, x = np.flatnonzero(masks[i, k].any(axis=1)), np.flatnonzero(masks[i, k].any(axis=0))
+        boxes[i, k] = x[0] + 0.5, y[0] + 0.5, x[-1] + 1.1, y[-1] + 1.1
+    return np.minimum(boxes, SIDE - 1)
+
+
+def choose_frames(lesson: Lesson, count: int, rng: Random) -> list[int]:
+    """Positions of `count` of the K frames: evenly spread, or any."""
+    kept = len(lesson.frame_ids)
+    if rng.random() < 0.5:
+        return sorted(rng.sample(range(kept), count))
+    offset = rng.random()
+    return sorted({min(int((i + offset) * kept / count), kept - 1) for i in range(count)})
+
+
+def turns(lesson: Lesson, shown: Sequence[int], count: int, rng: Random, *, rough: bool = True) -> Iterator[Turn]:
+    """Up to `count` questions that the frames at these positions can answer, every kind of fact as likely as another."""
+    by_fact: dict[str, list[Expression]] = {}
+    for expression in lesson.asked:
+        if len(shown) > 1 or expression.fact in AT_A_GLANCE:
+            by_fact.setdefault(expression.fact, []).append(expression)
+    for _ in range(count):
+        expression = rng.choice(by_fact[rng.choice(sorted(by_fact))])
+        seen = np.array([lesson.areas[i, shown] > 0 for i in expression.targets])  # (targets, frames)
+        whole = np.flatnonzero(seen.all(axis=0))
+        if len(whole):
+            yield _turn(lesson, shown, expression, shown[int(rng.choice(whole.tolist()))], rng, rough)
+
+
+def _turn(
+    lesson: Lesson, shown: Sequence[int], expression: Expression, position: int, rng: Random, rough: bool
+) -> Turn:
+    targets = expression.targets
+    areas = lesson.areas[list(targets)][:, shown].sum(axis=0)
+    ids = [lesson.frame_ids[k] for k in shown]
+    sizes = [reasoning.size(int(area), SIDE * SIDE) for area in areas]
+    thinking = reasoning.perceive(lesson.scene, targets, frame_ids=ids, sizes=sizes)
+    boxes = tuple(tuple(map(float, lesson.boxes[i, position])) for i in targets)
+    whole = Answer(lesson.frame_ids[position], tuple(tuple(map(float, map(round, box))) for box in boxes))
+    style = _style(expression, rng) if rough else "reply"
+    return Turn(expression.text, _say(style, thinking, whole), boxes, targets, position)
+
+
+def _style(expression: Expression, rng: Random) -> str:
+    """Questions are mostly answered as in a chat, phrases mostly as a detector would be told to."""
+    odds = (35, 10, 55) if expression.type_id == REASONING else (80, 10, 10)
+    return rng.choices(("reply", "bare", "chat"), odds)[0]
+
+
+def _say(style: str, thinking: str, answer: Answer) -> str:
+    reply = format_reply(thinking, answer)
+    boxes = [[round(value) for value in box] for box in answer.boxes]
+    if style == "bare":
+        return f'{{"{KEYFRAME}": {answer.keyframe}, "{BOXES}": {boxes}}}'
+    return f"{thinking} Frame {answer.keyframe}: {boxes}" if style == "chat" else reply
