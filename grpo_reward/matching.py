@@ -1,45 +1,15 @@
-"""Which predicted box stands for which true one: the assignment of largest total overlap."""
+"""The matching of `veason.matching`, and where the released reward's own arithmetic has no answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from veason import boxes as geometry
+from veason.matching import MAX_BOXES, Matching, match
 from veason.types import Box
 
-MAX_BOXES = 120
-"""Boxes a side that are looked at; the rest is as if it had not been said."""
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Pairs of a predicted and a true box, min(predicted, true) of them, whether they overlap or not."""
-
-    pairs: tuple[tuple[int, int], ...]
-    """(index of the predicted box, index of the true box), ascending in the first."""
-    overlaps: tuple[float, ...]
-    """IoU of each pair, inclusive pixels."""
-    predicted: int
-    """Number of predicted boxes, at most `MAX_BOXES`."""
-    true: int
-    """Number of true boxes, at most `MAX_BOXES`."""
-
-
-def match(predicted: Sequence[Box], true: Sequence[Box]) -> Matching:
-    """Hungarian matching by cost 1 - IoU; both in the same pixels, in any number."""
-    predicted, true = predicted[:MAX_BOXES], true[:MAX_BOXES]
-    overlaps = geometry.iou(predicted, true)  # (predicted, true) float64
-    rows, columns = linear_sum_assignment(1.0 - overlaps)
-    return Matching(
-        pairs=tuple(zip(rows.tolist(), columns.tolist(), strict=True)),
-        overlaps=tuple(overlaps[rows, columns].tolist()),
-        predicted=len(predicted),
-        true=len(true),
-    )
+__all__ = ["MAX_BOXES", "Matching", "is_undefined", "match"]
 
 
 def is_undefined(predicted: Sequence[Box], true: Sequence[Box]) -> bool:

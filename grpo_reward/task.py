@@ -17,6 +17,7 @@ from veason import frames, prompt, targets
 from veason.datasets import open_dataset
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL, Family
 from veason.types import Clip, VideoSample
 from verl.config import DataConfig
@@ -119,19 +120,6 @@ def build(config: DataConfig, *, split: Literal["train", "val"]) -> KeyframeTask
         exclude=read_exclude(Path(config.exclude)) if config.exclude else frozenset(),
         template=prompt.load_template(Path(config.prompt_template)) if config.prompt_template else None,
     )
-
-
-def read_exclude(path: Path) -> frozenset[str]:
-    """Keys ``video/exp_id``, one a line; empty lines and those after # do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; data.exclude is a file with a video/exp_id a line") from None
-    keys = frozenset(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    wrong = [key for key in keys if "/" not in key]
-    if wrong:
-        raise DataError(f"{path}: {min(wrong)!r} is no video/exp_id")
-    return keys
 
 
 def without_target(dataset: Dataset) -> list[str]:

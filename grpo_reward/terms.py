@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from veason import masks
+from veason import masks, matching, targets
 
 
 def format_term(*, well_formed: bool, valid: int, entries: int) -> float:
@@ -23,16 +23,12 @@ def keyframe_term(areas: Sequence[int], position: int | None) -> float:
 
     areas: of the union mask in each shown frame. position: index among them; None is a frame that was not shown.
     """
-    if position is None or max(areas) == 0:  # the target is in no shown frame
-        return 0.0
-    return areas[position] / max(areas)
+    return targets.keyframe_ratio(areas, position)
 
 
 def spatial_term(overlaps: Sequence[float], *, predicted: int, true: int) -> float:
     """0 … 1: sum of the matched pairs' IoU over the larger number of boxes, so that missing and surplus ones cost."""
-    if max(predicted, true) == 0:  # nothing said, nothing there
-        return 0.0
-    return sum(overlaps) / max(predicted, true)
+    return matching.share(overlaps, predicted=predicted, true=true)
 
 
 def consistency_term(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from eval import predictions
@@ -35,50 +36,54 @@ class CardMaker:
 
     def make(self, number: int, outcome: Outcome) -> tuple[Card, str]:
         """(the card of an outcome, CSS rules of the frames it is the first to show)."""
-        sample = self._sample(outcome)
+        sample = find_sample(self._samples, outcome, run=self._run.path, dataset=self._dataset)
         album = self._albums.setdefault(sample.video, Album(sample, len(self._albums)))
         notes: list[str] = []
         if sample.key in self._lost:
             notes.append(f"Not scored as predicted: {self._lost[sample.key]}")
         track = _try(lambda: self._dataset.object_rles(sample), notes) if self._scored else None
         shown = sample_frames(len(sample), self._n, keyframe=outcome.keyframe)
-        pictures = tuple(self._picture(sample, t, album, track, notes) for t in shown)
+        pictures = tuple(picture(self._masks, sample, t, album=album, track=track, notes=notes) for t in shown)
         card = Card(
             number=number,
             sample=sample,
             outcome=outcome,
             row=self._rows.get(sample.key),
             keyframe=_plain(sample, outcome, album),
-            true_boxes=_true_boxes(track, outcome.keyframe),
+            true_boxes=true_boxes(track, outcome.keyframe),
             frames=pictures,
             notes=tuple(dict.fromkeys(notes)),
         )
         return card, album.new_rules(shown)
 
-    def _sample(self, outcome: Outcome) -> VideoSample:
-        sample = self._samples.get(outcome.key)
-        if sample is None:
-            raise DataError(
-                f"{self._run.path}: {outcome.key} is not in the {self._dataset.name} split {self._dataset.split!r} of "
-                f"{self._dataset.files['meta']}; give the --gt and --split that were predicted"
-            )
-        if sample.expression != outcome.expression:
-            raise DataError(
-                f"{self._run.path}: {outcome.key} was asked {outcome.expression[:80]!r}, but it is "
-                f"{sample.expression[:80]!r} in {self._dataset.files['meta']}; the data set is another one"
-            )
-        outside = [t for t in (outcome.keyframe, *outcome.frame_ids) if t is not None and not 0 <= t < len(sample)]
-        if outside:
-            raise DataError(f"{self._run.path}: {outcome.key} has frame id {outside[0]} in {len(sample)} frames")
-        return sample
 
-    def _picture(
-        self, sample: VideoSample, frame_id: int, album: Album, track: Track | None, notes: list[str]
-    ) -> Picture:
-        path = predictions.mask_path(self._masks, sample, frame_id)
-        predicted = _try(lambda: predictions.read_mask(path, sample.size, sample) != 0, notes)
-        true = None if track is None else masks.union([rles[frame_id] for rles in track], sample.size)
-        return draw(frame_id, album.css_class(frame_id), sample.size, prediction=predicted, truth=true)
+def find_sample(samples: Mapping[str, VideoSample], outcome: Outcome, *, run: Path, dataset: Dataset) -> VideoSample:
+    """The sample that a prediction of `run` is about, of `samples` by key; a DataError if it fits none."""
+    sample = samples.get(outcome.key)
+    if sample is None:
+        raise DataError(
+            f"{run}: {outcome.key} is not in the {dataset.name} split {dataset.split!r} of "
+            f"{dataset.files['meta']}; give the --gt and --split that were predicted"
+        )
+    if sample.expression != outcome.expression:
+        raise DataError(
+            f"{run}: {outcome.key} was asked {outcome.expression[:80]!r}, but it is "
+            f"{sample.expression[:80]!r} in {dataset.files['meta']}; the data set is another one"
+        )
+    outside = [t for t in (outcome.keyframe, *outcome.frame_ids) if t is not None and not 0 <= t < len(sample)]
+    if outside:
+        raise DataError(f"{run}: {outcome.key} has frame id {outside[0]} in {len(sample)} frames")
+    return sample
+
+
+def picture(
+    root: Path, sample: VideoSample, frame_id: int, *, album: Album, track: Track | None, notes: list[str]
+) -> Picture:
+    """A frame with its mask below `root` and its true one drawn; what cannot be read is added to `notes`."""
+    path = predictions.mask_path(root, sample, frame_id)
+    predicted = _try(lambda: predictions.read_mask(path, sample.size, sample) != 0, notes)
+    true = None if track is None else masks.union([rles[frame_id] for rles in track], sample.size)
+    return draw(frame_id, album.css_class(frame_id), sample.size, prediction=predicted, truth=true)
 
 
 def _try(read: Callable[[], _T], notes: list[str]) -> _T | None:
@@ -97,7 +102,7 @@ def _plain(sample: VideoSample, outcome: Outcome, album: Album) -> Picture | Non
     return Picture(outcome.keyframe, album.css_class(outcome.keyframe), fit(sample.size, DRAWING))
 
 
-def _true_boxes(track: Track | None, keyframe: int | None) -> tuple[Box, ...]:
+def true_boxes(track: Track | None, keyframe: int | None) -> tuple[Box, ...]:
     """The box of each true object that is on the keyframe."""
     if track is None or keyframe is None:
         return ()

@@ -236,12 +236,9 @@ def _pictures(c: Card) -> str:
 
 
 def _frame(picture: Picture, c: Card) -> str:
-    shapes = "".join(
-        f'<path class="{name}" d="{d}"/>' for name, d in (("p", picture.prediction), ("t", picture.truth)) if d
-    )
     key = " · keyframe" if picture.frame_id == c.outcome.keyframe else ""
     return (
-        f"<figure>{_svg(picture, picture.drawing, shapes, picture.describe())}"
+        f"<figure>{svg(picture, picture.drawing, outlines(picture), picture.describe())}"
         f"<figcaption>frame {picture.frame_id}{key}</figcaption></figure>"
     )
 
@@ -250,22 +247,29 @@ def _keyframe(c: Card) -> str:
     if c.keyframe is None:
         return ""
     predicted, true = c.outcome.boxes, c.true_boxes
-    shapes = "".join(_rect(box, "pb", c.sample.size) for box in predicted)
-    shapes += "".join(_rect(box, "tb", c.sample.size) for box in true)  # dashed, so both show where they agree
+    shapes = "".join(rect(box, "pb", c.sample.size) for box in predicted)
+    shapes += "".join(rect(box, "tb", c.sample.size) for box in true)  # dashed, so both show where they agree
     counts = f"{len(predicted)} predicted" + (f", {len(true)} true" if c.row is not None else "")
     words = f"keyframe {c.keyframe.frame_id}, boxes: {counts}"
     caption = f"<figcaption>{escape(words)}</figcaption>"
-    return f'<figure class="key">{_svg(c.keyframe, c.sample.size, shapes, words)}{caption}</figure>'
+    return f'<figure class="key">{svg(c.keyframe, c.sample.size, shapes, words)}{caption}</figure>'
 
 
-def _svg(picture: Picture, size: Size, shapes: str, label: str) -> str:
+def outlines(picture: Picture) -> str:
+    """The masks of a picture, filled where predicted and dashed where true, in the pixels of its drawing."""
+    drawn = (("p", picture.prediction), ("t", picture.truth))
+    return "".join(f'<path class="{name}" d="{d}"/>' for name, d in drawn if d)
+
+
+def svg(picture: Picture, size: Size, shapes: str, label: str) -> str:
+    """A picture with SVG `shapes` in the pixels of a frame of `size` over it; `label` says what it shows."""
     return (
         f'<svg class="{picture.css_class}" viewBox="-.5 -.5 {size[1]} {size[0]}" preserveAspectRatio="none" '
         f'role="img" aria-label="{escape(label)}">{shapes}</svg>'
     )
 
 
-def _rect(box: Box, css_class: str, size: Size) -> str:
+def rect(box: Box, css_class: str, size: Size) -> str:
     """A box of inclusive corners; far outside it ends a little beyond the picture of `size`."""
     height, width = size
     x1, x2 = (min(max(x, -9), width + 9) for x in (box[0] - 0.5, box[2] + 0.5))

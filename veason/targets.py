@@ -25,6 +25,16 @@ def areas(tracks: Tracks, length: int) -> tuple[int, ...]:
     return tuple(area(tracks, t) for t in range(length))
 
 
+def keyframe_ratio(areas: Sequence[int], position: int | None) -> float:
+    """0 … 1: area of the target in the chosen frame, relative to the shown frame where it is largest.
+
+    areas: of the union mask in each shown frame. position: index among them; None is a frame that was not shown.
+    """
+    if position is None or max(areas) == 0:  # the target is in no shown frame
+        return 0.0
+    return areas[position] / max(areas)
+
+
 def boxes(tracks: Tracks, frame_id: int) -> list[Box | None]:
     """Per object its box in a frame, in native pixels; None for an object that is not in it."""
     return [masks.box(rles[frame_id]) for rles in tracks]

@@ -1,0 +1,88 @@
+"""How good the answers are before any tracking: the keyframe and the boxes of a reply, against the truth there.
+
+They say where a low J&F comes from: another place, wrong boxes, or a tracker that lost what it was given. The formulas
+are those of the reward's keyframe and spatial terms (`veason.targets`, `veason.matching`), on masks and boxes in
+**video** pixels rather than at model size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from veason import masks, matching, targets
+from veason.answer import parse_reply
+from veason.types import Box
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one reply is worth as an answer."""
+
+    targets: int
+    """Objects of the target that are in any frame of the video; 0 where the target is absent."""
+    usable: bool
+    """There is a keyframe that was shown, and at least one box."""
+    well_formed: bool
+    """The whole reply is a think block, white space, an answer block."""
+    keyframe_ratio: float
+    """0 … 1: area of the target in the keyframe over its largest in a shown frame; 0 without a usable answer."""
+    box_iou: float
+    """0 … 1: IoU of the matched boxes on the keyframe over the larger number of boxes; 0 without a usable answer."""
+
+
+def judge(
+    tracks: targets.Tracks, *, frame_ids: Sequence[int], keyframe: int | None, boxes: Sequence[Box], reply: str
+) -> Quality:
+    """The worth of a line of ``predictions.jsonl``.
+
+    tracks: N objects x T frames of RLE or None, as `Dataset.object_rles` gives them. frame_ids: ascending ids of the
+    shown frames. keyframe: a frame id, None without a usable answer. boxes: xyxy on the keyframe, inclusive corners,
+    video pixels. reply: the whole text.
+    """
+    usable = keyframe in frame_ids and len(boxes) > 0
+    ratio = overlap = 0.0
+    if usable:
+        areas = [targets.area(tracks, t) for t in frame_ids]
+        ratio = targets.keyframe_ratio(areas, frame_ids.index(keyframe))
+        true = [box for box in targets.boxes(tracks, keyframe) if box is not None]
+        found = matching.match(boxes, true)
+        overlap = matching.share(found.overlaps, predicted=found.predicted, true=found.true)
+    return Quality(
+        targets=sum(any(masks.area(rle) for rle in rles) for rles in tracks),
+        usable=usable,
+        well_formed=parse_reply(reply).well_formed,
+        keyframe_ratio=ratio,
+        box_iou=overlap,
+    )
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over some replies, 0 … 1; NaN where there is none to take the mean of."""
+
+    well_formed: float
+    """Of all replies."""
+    usable: float
+    """This and the next two: of the expressions that have a target, since "nothing" is the answer to the others."""
+    keyframe_ratio: float
+    box_iou: float
+
+
+def means(qualities: Iterable[Quality]) -> Means:
+    """The means of what `judge` said."""
+    every = list(qualities)
+    present = [quality for quality in every if quality.targets > 0]
+    return Means(
+        well_formed=_mean([q.well_formed for q in every]),
+        usable=_mean([q.usable for q in present]),
+        keyframe_ratio=_mean([q.keyframe_ratio for q in present]),
+        box_iou=_mean([q.box_iou for q in present]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,251 @@
+"""The SFT data set: its rows, its pictures, and that it asks the policy what GRPO and inference ask."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sft_cases as cases
+import torch
+from PIL import Image
+
+from grpo_reward.task import KeyframeTask
+from training_data_construction import build_sft
+from veason import frames, prompt
+from veason.datasets import open_dataset
+from veason.policies.hf import HFPolicy
+from veason.types import Question
+from verl.models import inputs, loading
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(root, folder, records, *options, split="valid", thinking=None):
+    """(exit code, data folder) of the command, in one process unless an option says otherwise.
+
+    thinking: words to put into the file's last record.
+    """
+    cot = cases.write_records(records, folder / "cot.json")
+    if thinking is not None:
+        stored = json.loads(cot.read_text())
+        stored[-1]["CoT"] = thinking
+        cot.write_text(json.dumps(stored))
+    output = folder / "data"
+    arguments = ["--cot", cot, "--data-root", root, "--split", split, "--output", output, "--workers", 1, *options]
+    return build_sft.main([str(argument) for argument in arguments]), output
+
+
+@pytest.fixture
+def root(hand_made):
+    return hand_made.write()
+
+
+@pytest.fixture
+def records(root):
+    return cases.make_records(root, n=2, side=56, split="valid")
+
+
+class TestRows:
+    def test_a_row_by_hand(self, root, records, tmp_path):
+        """48 x 64 native, 56 x 56 shown. The square is 10 px wide at x 4 in frame 0, at x 28 in frame 3, y 20 to 29."""
+        code, output = build(root, tmp_path, records)
+        rows = json.loads((output / "train.json").read_text())
+        assert code == 0
+        assert len(rows) == 2  # the third expression has no target
+        system, user, assistant = rows[0]["messages"]
+        assert system == {"role": "system", "content": "You are a helpful assistant."}
+        assert user == {"role": "user", "content": prompt.text("the square", records[0].clip)}
+        assert user["content"].count("<image>") == 2
+        assert assistant == {
+            "role": "assistant",
+            "content": '<think>Frame 0 shows the target best.</think><answer>{"keyframe_timestamp": 0, '
+            '"bbox_2d_list": [[3.5, 23.33, 11.38, 33.83]]}</answer>',
+        }
+        assert rows[0]["images"] == ["images/UVO/-a_b/00000.png", "images/UVO/-a_b/00015.png"]
+
+    def test_the_entry_that_llama_factory_looks_up(self, root, records, tmp_path):
+        _, output = build(root, tmp_path, records, "--name", "mine")
+        info = json.loads((output / "dataset_info.json").read_text())
+        assert info["mine"]["file_name"] == "train.json"
+        assert info["mine"]["formatting"] == "sharegpt"
+
+    def test_without_thinking(self, root, records, tmp_path):
+        _, output = build(root, tmp_path, records, "--no-thinking")
+        replies = [row["messages"][2]["content"] for row in json.loads((output / "train.json").read_text())]
+        assert all(reply.startswith("<think></think><answer>{") for reply in replies)
+
+    def test_another_wording(self, root, records, tmp_path):
+        template = tmp_path / "template.txt"
+        template.write_text("$frames Where is $expression?")
+        _, output = build(root, tmp_path, records, "--prompt-template", template)
+        row = json.loads((output / "train.json").read_text())[0]
+        assert row["messages"][1]["content"] == "(0s)<image>, (3s)<image> Where is the square?"
+
+    @pytest.mark.parametrize(
+        "thinking", ["an <image>", "a <VIDEO> of", "<audio>", "x<|im_end|>", "<|vision_start|>", "so </think> it is"]
+    )
+    def test_words_that_would_be_control_marks(self, root, records, tmp_path, thinking, capsys):
+        code, output = build(root, tmp_path, records, thinking=thinking)
+        assert code == 2
+        assert "error: UVO/-a_b/1: " in capsys.readouterr().err
+        assert not output.exists()
+
+    @pytest.mark.parametrize(
+        ("sizes", "words"),
+        [
+            ([(56, 56), (84, 84)], r"different model sizes: 56x56 (UVO/-a_b/0), 84x84 (UVO/-a_b/1)"),
+            ([(50, 56), (50, 56)], "use 56x56"),
+        ],
+    )
+    def test_sizes_that_do_not_go(self, root, records, tmp_path, sizes, words, capsys):
+        changed = [replace(r, clip=replace(r.clip, size=s)) for r, s in zip(records, sizes, strict=True)]
+        assert build(root, tmp_path, changed)[0] == 2
+        assert words in capsys.readouterr().err
+
+    def test_a_record_of_a_video_outside(self, root, records, tmp_path, capsys):
+        sample = replace(records[0].sample, video="../../UVO/-a_b")
+        assert build(root, tmp_path, [replace(records[0], sample=sample)])[0] == 2
+        assert "'../../UVO/-a_b/0' is not in" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", [("--workers", 0), ("--name", "../x")])
+    def test_options_that_make_no_sense(self, root, records, tmp_path, option, capsys):
+        assert build(root, tmp_path, records, *option)[0] == 2
+        assert option[0] in capsys.readouterr().err
+
+    def test_no_records(self, root, tmp_path, capsys):
+        assert build(root, tmp_path, [])[0] == 2
+        assert "no records" in capsys.readouterr().err
+
+
+class TestPictures:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_they_are_the_resized_frames(self, world, tmp_path, workers):
+        records = cases.make_records(world)
+        code, output = build(world, tmp_path, records, "--workers", workers, split="train")
+        assert code == 0
+        shown = {(r.sample.video, t): r.sample for r in records for t in r.clip.frame_ids}
+        assert len(list(output.glob("images/**/*.png"))) == len(shown)
+        for (_, t), sample in shown.items():
+            stored = np.asarray(Image.open(output / build_sft.picture_name(sample, t)))
+            assert np.array_equal(stored, frames.resize(frames.load(sample.frame_path(t)), (84, 84)))
+
+    def test_finished_ones_are_kept_and_the_rest_is_made(self, root, records, tmp_path, monkeypatch, hand_made):
+        _, output = build(root, tmp_path, records)
+        first, last = (output / f"images/UVO/-a_b/{name}.png" for name in ("00000", "00015"))
+        before = last.read_bytes()
+        loaded = []
+        load = frames.load
+        monkeypatch.setattr(frames, "load", lambda path, **how: loaded.append(path.stem) or load(path, **how))
+        build(root, tmp_path, records)
+        assert loaded == []
+        last.unlink()
+        last.with_name(f".{last.name}.abc").write_bytes(before[:100])  # what a killed run leaves
+        build(root, tmp_path, records)
+        assert loaded == ["00015"]
+        assert last.read_bytes() == before
+        os.utime(hand_made.frame("00000"), (2e9, 2e9))  # a newer frame
+        build(root, tmp_path, records)
+        assert loaded == ["00015", "00000"]
+        assert first.exists()
+
+    def test_pictures_of_elsewhere_are_not_mixed_in(self, root, records, tmp_path, capsys):
+        build(root, tmp_path, records)
+        larger = [replace(record, clip=replace(record.clip, size=(84, 84))) for record in records]
+        assert build(root, tmp_path, larger)[0] == 2
+        assert "name another --output" in capsys.readouterr().err
+
+    def test_a_broken_frame_is_named_and_the_rest_stays(self, root, records, tmp_path, hand_made, capsys):
+        hand_made.frame("00015").write_bytes(b"no picture")
+        code, output = build(root, tmp_path, records)
+        assert code == 2
+        assert "00015.jpg: the picture cannot be decoded" in capsys.readouterr().err
+        assert [path.name for path in output.glob("images/**/*.png")] == ["00000.png"]
+        assert not (output / "train.json").exists()
+
+
+@pytest.fixture(scope="module")
+def chosen(world):
+    """Records of several videos of the world."""
+    return cases.make_records(world)[::12]
+
+
+@pytest.fixture(scope="module")
+def batches(world, chosen, tmp_path_factory):
+    """Each record as LLaMA-Factory trains on it."""
+    folder = tmp_path_factory.mktemp("prompt")
+    _, data = build(world, folder, chosen, split="train")
+    settings = {
+        "model_name_or_path": world / "tiny_policy", "dataset_dir": data, "output_dir": folder / "out",
+    }  # fmt: skip
+    command = [sys.executable, Path(__file__).with_name("llamafactory_batch.py"), "training_scripts/sft_tiny.yaml"]
+    command += [f"{key}={value}" for key, value in settings.items()] + [folder / "batches.pt"]
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=cases.environment(folder)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "batches.pt")
+
+
+@pytest.fixture(scope="module")
+def processor(world):
+    return loading.load_processor(world / "tiny_policy")
+
+
+@pytest.fixture(scope="module")
+def grpo(world, chosen, processor):
+    """Each record's prompt as GRPO's workers process it."""
+    task = KeyframeTask(open_dataset("revos", world, split="train"), policy="linspace", n=4, side=cases.SIDE)
+    prompts = {prompt.uid: prompt for prompt in (task.get(i, epoch=0) for i in range(len(task)))}
+    return [inputs.process(prompts[r.sample.key], processor, max_length=2048) for r in chosen]
+
+
+@pytest.mark.slow
+class TestOnePrompt:
+    """SFT, GRPO and inference: the same tokens, pixels and positions for the same sample and clip."""
+
+    def test_frames_keep_their_size(self, batches):
+        """84 px are 6 x 6 patches of 14 px, merged to 3 x 3 tokens."""
+        for batch in batches:
+            assert batch["image_grid_thw"].tolist() == [[1, 6, 6]] * 4
+
+    def test_as_grpo_asks(self, batches, grpo, processor):
+        pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        for batch, ours in zip(batches, grpo, strict=True):
+            ids = batch["input_ids"][0]
+            assert torch.equal(ids[: len(ours)], ours.input_ids)
+            assert torch.equal(batch["pixel_values"], ours.pixel_values)
+            assert int((ids == pad).sum()) == 4 * 3 * 3
+
+    def test_as_inference_asks(self, world, batches, chosen):
+        policy = HFPolicy(world / "tiny_policy")
+        for batch, record in zip(batches, chosen, strict=True):
+            video = frames.VideoFrames(record.sample)
+            images = tuple(frames.resize(video[t], record.clip.size) for t in record.clip.frame_ids)
+            asked = policy._inputs([Question(record.sample, record.clip, images)])
+            length = asked["input_ids"].shape[1]
+            assert torch.equal(batch["input_ids"][:, :length], asked["input_ids"])
+            assert torch.equal(batch["pixel_values"], asked["pixel_values"])
+
+    def test_only_the_reply_is_learnt(self, batches, grpo, chosen, processor):
+        for batch, ours, record in zip(batches, grpo, chosen, strict=True):
+            labels = batch["labels"][0]
+            assert (labels[: len(ours)] == -100).all()
+            assert (labels[len(ours) :] == batch["input_ids"][0, len(ours) :]).all()
+            assert processor.decode(labels[len(ours) :]) == f"{record.reply}<|im_end|>\n"
+
+    def test_positions_agree(self, world, batches, grpo):
+        """The untrained adapter changes nothing, so equal logits mean equal rotary positions."""
+        model = loading.load_base(world / "tiny_policy").eval()
+        for batch, ours in zip(batches, grpo, strict=True):
+            with torch.inference_mode():
+                logits = model(
+                    input_ids=ours.input_ids[None],
+                    mm_token_type_ids=ours.mm_token_type_ids[None],
+                    pixel_values=ours.pixel_values,
+                    image_grid_thw=ours.image_grid_thw,
+                ).logits
+            assert torch.allclose(logits, batch["logits"][:, : len(ours)], atol=1e-4)

@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# Sourced by the SFT scripts: `sft` trains a LoRA adapter with LLaMA-Factory and merges it into a full checkpoint.
+# shellcheck source-path=SCRIPTDIR source=paths.sh
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+
+# setting KEY ARGUMENT…: the value of the last KEY=… among the arguments
+setting() {
+    local key=$1 argument value=
+    shift
+    for argument in "$@"; do
+        [[ $argument == "$key="* ]] && value=${argument#*=}
+    done
+    printf '%s\n' "$value"
+}
+
+# refuse_spaces ARGUMENT…: LLaMA-Factory's launcher puts its command for several GPUs together and splits it at spaces
+refuse_spaces() {
+    local argument
+    for argument in "$@"; do
+        if [[ $argument == *[[:space:]]* ]]; then
+            echo "error: white space in '$argument': LLaMA-Factory cannot take it; choose a path without" >&2
+            exit 2
+        fi
+    done
+}
+
+# drop_unfinished ADAPTER: remove checkpoints that a killed run left half-written; their state is written last
+drop_unfinished() {
+    local checkpoint
+    for checkpoint in "$1"/checkpoint-*/; do
+        [[ -d $checkpoint && ! -s $checkpoint/trainer_state.json ]] || continue
+        echo "removing the unfinished $checkpoint"
+        rm -r "$checkpoint"
+    done
+}
+
+# sft NAME DTYPE ARGUMENT…: train with sft_NAME.yaml, merge in DTYPE; arguments override the YAML's keys.
+# Writes OUTPUT/adapter (LoRA and checkpoints) and OUTPUT/merged. What is finished is not done again.
+sft() {
+    local name=$1 dtype=$2 here model output python=${PYTHON:-python3}
+    shift 2
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    PATHS=()
+    take model_name_or_path MODEL_PATH "the folder of the checkpoint to start from, Qwen2.5-VL as published" "$@"
+    take dataset_dir SFT_DATA "the folder that training_data_construction.build_sft wrote" "$@"
+    take output_dir OUTPUT "the folder to write adapter/ and merged/ to" "$@"
+    model=$(setting model_name_or_path "${PATHS[@]}" "$@")
+    output=$(setting output_dir "${PATHS[@]}" "$@")
+    refuse_spaces "${PATHS[@]}" "$@"
+
+    export PYTHONPATH="${here%/*}${PYTHONPATH:+:$PYTHONPATH}"
+    python=$(command -v "$python") || { echo "error: no ${PYTHON:-python3}; set PYTHON to the one to use" >&2; exit 2; }
+    PATH="$(dirname "$python"):$PATH" # torchrun, which LLaMA-Factory starts by name for several GPUs
+    export PATH WANDB_DISABLED=true
+
+    if [[ -e $output/adapter/train_results.json ]]; then
+        echo "$output/adapter is trained; remove it to train again"
+    elif [[ -e $output/merged ]]; then
+        echo "error: $output/merged is there, but its adapter is not: remove it, or choose another OUTPUT" >&2
+        exit 2
+    else
+        drop_unfinished "$output/adapter"
+        "$python" -m llamafactory.cli train "$here/sft_$name.yaml" "${PATHS[@]}" "$@" "output_dir=$output/adapter"
+    fi
+    if [[ -e $output/merged ]]; then
+        echo "$output/merged is there; remove it to merge again"
+        return
+    fi
+    rm -rf "$output/merged.partial"
+    "$python" -m llamafactory.cli export --model_name_or_path "$model" --adapter_name_or_path "$output/adapter" \
+        --template qwen2_vl --export_dir "$output/merged.partial" --export_device cpu --infer_dtype "$dtype"
+    "$python" -m training_data_construction.sft_checkpoint "$model" "$output/merged.partial" "$output/merged"
+}
