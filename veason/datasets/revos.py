@@ -31,12 +31,14 @@ class ReVOS:
         split: str,
         image_root: str | Path | None = None,
         meta: str | Path | None = None,
+        masks: str | Path | None = None,
     ) -> None:
+        """image_root, meta, masks: where frames, expressions and masks are, if not at their places below `root`."""
         self.root, self.split = Path(root), split
         self.image_root = Path(image_root) if image_root else self.root / "JPEGImages"
         self.files = {
             "meta": Path(meta) if meta else self.root / f"meta_expressions_{split}_.json",
-            "masks": self.root / "mask_dict.json",
+            "masks": Path(masks) if masks else self.root / "mask_dict.json",
             "foreground": self.root / "mask_dict_foreground.json",
         }
         if not self.root.is_dir():

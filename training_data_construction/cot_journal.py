@@ -1,0 +1,212 @@
+"""What has been paid for: every answer on disk the moment it comes, and the files made from them.
+
+``OUTPUT.journal.jsonl`` is the truth: its first line holds the run's settings, then one line an answer. ``OUTPUT`` (the
+records, in the order of the samples) and ``OUTPUT.rejects.jsonl`` are made from it and can be made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training_data_construction.cot_replies import MAX_CHARS, TeacherReply
+from training_data_construction.records import CotRecord
+from veason import atomic
+from veason.errors import DataError
+
+
+@dataclass
+class Tally:
+    """What a journal holds, summed up."""
+
+    answers: int = 0
+    """Paid answers, fit or not."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.answers += 1
+        self.prompt_tokens += line["prompt_tokens"]
+        self.completion_tokens += line["completion_tokens"]
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """In the unit of the prices, which are per million tokens."""
+        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the samples of a run ended."""
+
+    records: int
+    no_target: int
+    """The target is in no frame."""
+    missing: int
+    """No answer yet."""
+    rejected: Counter[str]
+    """Only unfit answers, by the reason of the last one."""
+
+
+class CotJournal:
+    """The journal of one output file. Use as a context manager: it holds the file's lock meanwhile."""
+
+    def __init__(self, output: Path, *, settings: dict[str, Any], resume: bool = True) -> None:
+        """settings: everything that decides the answers; those of an earlier run must be the same."""
+        self.output, self._settings, self._resume = output, json.loads(json.dumps(settings)), resume
+        self.path = output.with_name(f"{output.name}.journal.jsonl")
+        self.rejects_path = output.with_name(f"{output.name}.rejects.jsonl")
+        self.settled: set[str] = set()
+        """Keys of samples with a record, or known to have no target."""
+        self.rejections: Counter[str] = Counter()
+        """Unfit answers by key."""
+        self.tally = Tally()
+        self._failed: OSError | None = None
+
+    def __enter__(self) -> CotJournal:
+        if self.output.exists() and not self.path.exists():
+            raise DataError(
+                f"{self.output}: is there, but not its journal {self.path.name}, so it cannot be gone on with; move it "
+                "away or choose another --output_json"
+            )
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path, "ab")  # held until exit
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise DataError(f"{self.path}: another process is writing it; wait for it or end it") from None
+        try:
+            self._journal = atomic.Journal(self.path)
+            self._take_up()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+        self._lock.close()
+
+    def _take_up(self) -> None:
+        """Read what earlier runs left; the settings line comes first. Settings without an answer bind nobody."""
+        lines = self._lines()
+        first, second = next(lines, None), next(lines, None)
+        if first is not None and "settings" not in first:
+            raise DataError(f"{self.path}:1: no settings; this is no journal of ours, choose another --output_json")
+        if second is None:
+            os.truncate(self.path, 0)
+            self._journal.append({"settings": self._settings})
+            return
+        if not self._resume:
+            raise DataError(
+                f"{self.path}: holds the answers of an earlier run, and --no-resume would need an empty place; move it "
+                "away or choose another --output_json (nothing paid for is ever deleted)"
+            )
+        self._check_settings(first["settings"])
+        for line in itertools.chain([second], lines):
+            self._take(line)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from atomic.read_journal(self.path)
+        except ValueError as error:
+            raise DataError(f"{error}; take the line out of the file and run the same command again") from error
+
+    def _check_settings(self, before: dict[str, Any]) -> None:
+        now = self._settings
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            what = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
+            raise DataError(
+                f"{self.path}: holds another run ({what}); give the settings it was begun with to go on with it, or "
+                "choose another --output_json"
+            )
+
+    def _take(self, line: dict[str, Any]) -> None:
+        try:
+            if line["kind"] == "no_target":
+                self.settled.add(line["key"])
+                return
+            self.tally.add(line)
+            if line["kind"] == "record":
+                self.settled.add(line["key"])
+            else:
+                self.rejections[line["key"]] += 1
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: a line of another kind ({error!r}): {str(line)[:120]}") from error
+
+    def accept(self, record: CotRecord, reply: TeacherReply, *, template: str | None) -> None:
+        """Keep a fit answer."""
+        self._append("record", record.sample.key, reply, record=record.to_json(template=template))
+
+    def reject(self, key: str, reply: TeacherReply, reason: str) -> None:
+        """Keep an unfit answer: it was paid for, and its text says what to change."""
+        self._append("rejected", key, reply, reason=reason, text=reply.text[:MAX_CHARS])
+
+    def skip(self, key: str) -> None:
+        """Keep that a sample's target is in no frame."""
+        self._write({"kind": "no_target", "key": key})
+
+    def _append(self, kind: str, key: str, reply: TeacherReply, **more: Any) -> None:
+        cost = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        self._write({"kind": kind, "key": key, **cost, "model": reply.model, "finish": reply.finish_reason, **more})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._failed:  # on a full disk: what follows a half-written line could not be read
+            raise self._failed
+        try:
+            self._journal.append(line)
+        except OSError as error:
+            self._failed = error
+            raise
+        self._take(line)
+
+    def assemble(self, keys: Sequence[str], *, failures: Iterable[tuple[str, str]] = ()) -> Outcome:
+        """Write records and rejects of the samples `keys`, in that order.
+
+        failures: (key, what came last) of samples that this run got no answer for.
+        """
+        last: dict[str, dict[str, Any]] = {}  # a record or no_target is the last line of its key
+        for line in self._lines():
+            if "key" in line:
+                last[line["key"]] = line
+        counts = Counter(_kind(last, key) for key in keys)
+        records = (last[key]["record"] for key in keys if _kind(last, key) == "record")
+        atomic.write_parts(self.output, _json_list(records))
+        rejects = [
+            {"key": key, "reason": last[key]["reason"], "answers": self.rejections[key], "text": last[key]["text"]}
+            for key in keys
+            if _kind(last, key) == "rejected"
+        ]
+        rejects += [{"key": key, "reason": "no_answer", "detail": detail} for key, detail in failures]
+        atomic.write_parts(self.rejects_path, (_line(reject) + b"\n" for reject in rejects))
+        return Outcome(
+            records=counts["record"],
+            no_target=counts["no_target"],
+            missing=counts["missing"],
+            rejected=Counter(last[key]["reason"] for key in keys if _kind(last, key) == "rejected"),
+        )
+
+
+def _kind(last: dict[str, dict[str, Any]], key: str) -> str:
+    return last[key]["kind"] if key in last else "missing"
+
+
+def _json_list(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """A JSON list, one record a line."""
+    before = b"[\n"
+    for record in records:
+        yield before + _line(record)
+        before = b",\n"
+    yield b"[]\n" if before == b"[\n" else b"\n]\n"
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

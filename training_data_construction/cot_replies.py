@@ -1,0 +1,125 @@
+"""Which of the teacher's replies are fit to learn from: `rejection` names what is wrong with one, or nothing.
+
+The patterns are conservative where the target itself could be meant ("the red square moves") and strict where only the
+boxes we drew can be ("the red bounding box"): a sound reply that is asked for again costs a request, an unsound one
+that is learned costs a policy that sees boxes where there are none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_CHARS = 8000
+"""About twice what the policy may say in its 1024 tokens."""
+
+REASONS = {
+    "empty": "the reply is empty",
+    "cut_off": "the reply was cut off: raise --max-tokens",
+    "filtered": "the server withheld the reply",
+    "too_long": f"the reply is longer than {MAX_CHARS} characters",
+    "tags": "the reply holds tags of the reply format or control marks of the model",
+    "mentions_boxes": "the reply mentions the boxes drawn for the teacher",
+    "other_keyframe": "the reply calls another frame the keyframe",
+}
+"""Every reason by code, in the order in which they are looked for."""
+
+_TAGS = re.compile(r"</?\s*(?:think|answer)\s*>|<(?:image|video)>|<\|[a-z_]+\|>", re.IGNORECASE)
+
+_AROUND = (
+    r"(?:drawn|overlaid|around|surrounding|surrounds|enclosing|encloses|highlighting|indicating|outlining|marking)"
+)
+_BOXES = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # a red box; "square" is missing on purpose, the target may be one
+        r"\bred(?:[ -](?:colou?red|thin|dashed|solid|drawn|overlaid))*[ -]"
+        r"(?P<word>box|rectangle|outline|frame|border|contour|overlay|annotation|highlighting|bounding|bbox)(?:es|s)?\b",
+        rf"\bred (?P<word>square|circle|line)s? {_AROUND} (?!\(?\d)",
+        r"\bred[ -](?P<word>outlined|boxed|bordered|highlighted|circled)\b",
+        r"\b(?P<word>thin) red lines?\b",
+        r"\b(?P<word>highlighted|outlined|marked|circled|boxed|enclosed|drawn|annotated|bordered|indicated) in "
+        r"(?:the |a |thin |bright )*red\b",
+        r"\b(?P<word>bounding)[ -]?box(?:es)?\b|\bb-?box(?:es)?\b",
+        rf"\b(?P<word>box|rectangle|outline)(?:es|s)? (?:that )?(?:is |are |was |were )?{_AROUND}\b(?! \(?\d)",
+        r"\b(?:drawn|overlaid|highlighted|annotated) (?P<word>box|rectangle|outline)(?:es|s)?\b",
+        r"\b(?P<word>annotation|annotated|annotator|ground[- ]truth)s?\b",
+        r"红色?.{0,3}框|边界框|标注框",
+    )
+]
+
+_TIME = (
+    r"(?:(?:timestamp|second|t ?=) ?\(?(?P<named>\d+(?:\.\d+)?)(?![\d:])|"
+    r"\(?(?P<counted>\d+(?:\.\d+)?) ?(?:s|secs?|seconds?)\b)"
+)
+_KEYFRAME = r"\bkey[- ]?frame\b"
+_LINK = (
+    r"(?:is|was|as|at|be|of|should|must|would|will|lies|sits|falls|serves|works|makes|becomes|chosen|selected|taken|"
+    r"picked|therefore|thus|then|clearly|simply|the|a|an|our|my|this|best|ideal|natural|right|obvious|clearest|frame|"
+    r"moment|timestamp|time|video's)"
+)
+_NAMED = [
+    re.compile(rf"{_KEYFRAME}(?:[ :=(]{{1,2}}{_LINK}\b){{0,7}}[ :=(]{{1,2}}{_TIME}", re.IGNORECASE),
+    re.compile(rf"{_TIME}\)?(?: {_LINK}){{1,7}} {_KEYFRAME}", re.IGNORECASE),
+    re.compile(
+        r"\bkey[- ]?frame(?:'s)?[ _]time(?:stamp)?\"?(?: is| of| ?[:=]) ?(?P<named>\d+(?:\.\d+)?)(?![\d:])",
+        re.IGNORECASE,
+    ),
+]
+_WEIGHED = re.compile(r"\b(?:not|than|instead of|neither|nor|over|if|unlike|why|were|cannot)\b[^.]*$", re.IGNORECASE)
+"""What comes before a frame that is weighed, not chosen: "rather than taking 3s as the keyframe"."""
+
+
+@dataclass(frozen=True)
+class TeacherReply:
+    """The text of one answer, and what it cost."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    """The model as the server names it."""
+
+
+def rejection(reply: TeacherReply, *, expression: str, keyframe: int) -> str | None:
+    """Code of the first thing that makes a reply unfit (`REASONS`); None if it is fit. Any text, linear time."""
+    text = reply.text
+    if reply.finish_reason == "length":
+        return "cut_off"
+    if reply.finish_reason == "content_filter":
+        return "filtered"
+    if not text.strip():
+        return "empty"
+    if len(text) > MAX_CHARS:
+        return "too_long"
+    if _TAGS.search(text):
+        return "tags"
+    text = " ".join(text.replace("*", "").split())  # one space between words, no emphasis: fewer cases below
+    if mentions_boxes(text, expression):
+        return "mentions_boxes"
+    if any(time != keyframe for time in keyframes_named(text)):
+        return "other_keyframe"
+    return None
+
+
+def mentions_boxes(text: str, expression: str) -> bool:
+    """The text speaks of the drawn boxes. What the expression itself names ("the red box") does not count."""
+    own = _words(expression)
+    matches = (match for pattern in _BOXES for match in pattern.finditer(text))
+    return any((match.groupdict().get("word") or "").lower() not in own for match in matches)
+
+
+def _words(text: str) -> set[str]:
+    """The words of a text, in lower case, each also without a plural's ending."""
+    words = re.findall(r"\w+", text.lower())
+    return {form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))}
+
+
+def keyframes_named(text: str) -> Iterator[float]:
+    """Timestamps that the text calls the keyframe, either way round: "the keyframe is 12s", "12s is the keyframe"."""
+    for pattern in _NAMED:
+        for match in pattern.finditer(text):
+            if not _WEIGHED.search(text[max(0, match.start() - 30) : match.start()]):
+                yield float(match["named"] or match["counted"])

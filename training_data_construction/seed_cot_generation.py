@@ -1,0 +1,294 @@
+"""Have a strong vision-language model explain the ground truth: a chain of thought per expression. Run again to resume.
+
+Any OpenAI-compatible server will do; the key is OPENAI_API_KEY, the address --base-url or OPENAI_BASE_URL:
+
+    python training_data_construction/seed_cot_generation.py --meta_json ROOT/meta_expressions_train_select.json \\
+        --mask_dict ROOT/mask_dict.json --data_path ROOT/JPEGImages --output_json cot.json \\
+        --base-url http://127.0.0.1:8000/v1 --model MODEL
+
+--dry-run shows what the first request would be and sends nothing. Beside the output stand its journal
+(OUTPUT.journal.jsonl: every answer, the moment it came) and OUTPUT.rejects.jsonl (who has no record, and why). A run
+that was stopped, killed or left with failures goes on with the same command and asks only for what is missing; a higher
+--max-retries asks again for what was rejected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import hashlib
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: on the path stands its folder, wanted is the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from training_data_construction import cot_pictures, cot_prompts, cot_requests, cot_tasks
+from training_data_construction.cot_journal import CotJournal, Outcome
+from training_data_construction.cot_replies import REASONS
+from training_data_construction.cot_tasks import Rules
+from veason import prompt
+from veason.datasets.base import sha256
+from veason.datasets.revos import ReVOS
+from veason.errors import DataError
+from veason.exclude import read_exclude
+from veason.family import QWEN2_5_VL
+
+DEFAULT_MODEL = "doubao-1-5-thinking-vision-pro"
+"""The paper's teacher."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_data_options(parser.add_argument_group("data"))
+    _add_teacher_options(parser.add_argument_group("teacher"))
+    _add_task_options(parser.add_argument_group("what is asked"))
+    _add_run_options(parser.add_argument_group("run"))
+    return parser
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--meta_json", "--meta-json", type=Path, required=True, metavar="FILE",
+        help="expressions, such as meta_expressions_train_select.json",
+    )  # fmt: skip
+    group.add_argument("--mask_dict", "--mask-dict", type=Path, required=True, metavar="FILE", help="mask_dict.json")
+    group.add_argument(
+        "--data_path", "--data-path", type=Path, required=True, metavar="DIR", help="folder of the videos: JPEGImages"
+    )
+    group.add_argument(
+        "--output_json", "--output-json", type=Path, required=True, metavar="FILE", help="the records; resumable"
+    )
+    group.add_argument("--exclude", type=Path, metavar="FILE", help="samples to leave out, a video/exp_id a line")
+    group.add_argument(
+        "--prompt-template", type=Path, metavar="FILE", help="of the policy's prompt in the records (veason.prompt)"
+    )
+
+
+def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--base-url", default=os.environ.get("OPENAI_BASE_URL"), help="address of the server (default: OPENAI_BASE_URL)"
+    )
+    group.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    group.add_argument("--temperature", type=float, default=0.7, help="default: %(default)s")
+    group.add_argument("--max-tokens", type=positive, default=2048, help="of one answer (default: %(default)s)")
+    group.add_argument("--timeout", type=positive_float, default=300, help="seconds (default: %(default)s)")
+    group.add_argument(
+        "--max-retries",
+        type=natural,
+        default=8,
+        help="of a failed request, and of an unfit answer (default: %(default)s)",
+    )
+    group.add_argument("--rate-limit", type=positive_float, metavar="N", help="at most N requests a minute")
+    group.add_argument("--concurrency", type=positive, default=64, help="requests in flight (default: %(default)s)")
+    group.add_argument("--price-in", type=float, default=0.0, help="of a million prompt tokens")
+    group.add_argument("--price-out", type=float, default=0.0, help="of a million completion tokens")
+
+
+def _add_task_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max_samples_per_video", "--max-samples-per-video", type=positive, default=10, metavar="N",
+        help="expressions of one video (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--frames", type=positive, default=8, help="shown frames at most (default: %(default)s)")
+    group.add_argument(
+        "--model-size", type=positive, default=560, help="side of the policy's frames (default: %(default)s)"
+    )
+    group.add_argument(
+        "--box-decimals", type=int, choices=(0, 1, 2), default=2, help="of the answers (default: %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+
+
+def _add_run_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num_workers", "--num-workers", type=positive, default=min(32, os.cpu_count() or 1), metavar="N",
+        help="processes that build requests (default: one a core)",
+    )  # fmt: skip
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N samples; without it goes on later")
+    group.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with an earlier run (default); --no-resume refuses to where there is one",
+    )  # fmt: skip
+    group.add_argument("--dry-run", action="store_true", help="write the first request beside the output, send nothing")
+
+
+def positive(text: str) -> int:
+    return _number(int, text, lambda value: value >= 1, "a whole number from 1 up")
+
+
+def natural(text: str) -> int:
+    return _number(int, text, lambda value: value >= 0, "a whole number from 0 up")
+
+
+def positive_float(text: str) -> float:
+    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def _number(kind: type, text: str, fits: Any, wanted: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, found {text!r}")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if not args.data_path.is_dir():
+        raise DataError(f"{args.data_path}: no such folder; --data_path is the folder that holds the videos' frames")
+    dataset = ReVOS(args.data_path, split="train", image_root=args.data_path, meta=args.meta_json, masks=args.mask_dict)
+    size = QWEN2_5_VL.check_size((args.model_size, args.model_size))
+    rules = Rules(seed=args.seed, frames=args.frames, model_size=size, box_decimals=args.box_decimals)
+    exclude = read_exclude(args.exclude) if args.exclude else frozenset()
+    numbers, left_out = cot_tasks.choose(dataset, per_video=args.max_samples_per_video, seed=args.seed, exclude=exclude)
+    if not numbers:
+        raise DataError(f"{args.meta_json}: no sample is left of {len(dataset)} ({_listed(left_out)})")
+    numbers = numbers[: args.limit]
+    dataset.object_rles(dataset[numbers[0]])  # the index of the masks is read once, before it goes to the workers
+    if args.dry_run:
+        _write_dry_run(dataset, numbers, rules, args.output_json)
+        return 0
+    print(f"{args.meta_json}: {len(numbers)} of {len(dataset)} expressions ({_listed(left_out) or 'none left out'})")
+    with CotJournal(args.output_json, settings=_settings(args, exclude), resume=args.resume) as journal:
+        return _generate(args, dataset, numbers, rules, journal)
+
+
+def _settings(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
+    """Everything that decides the answers: an output holds one kind.
+
+    Not the address (a server of the same model may move), the length of an answer (one that was cut off is asked for
+    again), nor how fast or how many samples are asked.
+    """
+    names = ("model", "temperature", "max_samples_per_video", "frames", "model_size", "box_decimals")
+    template = prompt.load_template(args.prompt_template)
+    return {
+        **{name: getattr(args, name) for name in (*names, "seed")},
+        "meta_sha256": sha256(args.meta_json),
+        "masks_bytes": args.mask_dict.stat().st_size,
+        "exclude": _short_hash("\n".join(sorted(exclude))),
+        "prompt_template": _short_hash(template),
+        "instructions": cot_prompts.fingerprint(),
+    }
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _generate(args: argparse.Namespace, dataset: ReVOS, numbers: list[int], rules: Rules, journal: CotJournal) -> int:
+    keys = [dataset[number].key for number in numbers]
+    enough = args.max_retries + 1
+    missing = [
+        number
+        for number, key in zip(numbers, keys, strict=True)
+        if key not in journal.settled and journal.rejections[key] < enough
+    ]
+    failures: list[tuple[str, str]] = []
+    if missing:
+        failures = asyncio.run(_ask(args, dataset, missing, rules, journal, total=len(numbers)))
+    outcome = journal.assemble(keys, failures=failures)
+    _report(args, journal, outcome)
+    return 1 if outcome.missing else 0
+
+
+async def _ask(
+    args: argparse.Namespace, dataset: ReVOS, missing: list[int], rules: Rules, journal: CotJournal, *, total: int
+) -> list[tuple[str, str]]:
+    """Ask about the `missing` samples, of `total`; those that got no answer, each with what came last."""
+    from training_data_construction import cot_progress, cot_run, cot_teacher  # seconds: the HTTP client
+
+    if not args.base_url:
+        raise DataError("no server to ask: give --base-url or set OPENAI_BASE_URL")
+    request = cot_teacher.Request(
+        model=args.model,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        timeout=args.timeout,
+        max_retries=args.max_retries,
+    )
+    async with cot_teacher.Teacher(
+        request, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY"), per_minute=args.rate_limit
+    ) as teacher:
+        pool = cot_requests.open_pool(dataset, rules, workers=args.num_workers)
+        try:
+            with cot_progress.Progress(total, done=total - len(missing), retries=teacher.problems) as progress:
+                run = cot_run.CotRun(
+                    teacher=teacher,
+                    journal=journal,
+                    progress=progress,
+                    seed=args.seed,
+                    max_rejections=args.max_retries + 1,
+                    concurrency=min(args.concurrency, len(missing)),
+                    template=prompt.load_template(args.prompt_template),
+                )
+                await run.run(missing, pool, ahead=2 * args.num_workers + args.concurrency // 4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return run.failures
+
+
+def _report(args: argparse.Namespace, journal: CotJournal, outcome: Outcome) -> None:
+    print(f"{args.output_json}: {outcome.records} records")
+    if outcome.no_target:
+        print(f"{outcome.no_target:8d}  have their target in no frame")
+    for reason, count in outcome.rejected.most_common():
+        print(f"{count:8d}  rejected: {REASONS[reason]}")
+    if outcome.missing:
+        print(f"{outcome.missing:8d}  got no answer; run the same command again")
+    if outcome.rejected or outcome.missing:
+        print(f"          see {journal.rejects_path}")
+    tally, cost = journal.tally, ""
+    if args.price_in or args.price_out:
+        cost = f", cost {tally.cost(args.price_in, args.price_out):.2f}"
+    tokens = f"{tally.prompt_tokens} prompt and {tally.completion_tokens} completion tokens"
+    print(f"{tally.answers:8d}  answers paid for: {tokens}{cost}")
+
+
+def _write_dry_run(dataset: ReVOS, numbers: list[int], rules: Rules, output: Path) -> None:
+    """The first request as people see it: a contact sheet and the text, beside the output."""
+    requests = (cot_requests.build(dataset, number, rules) for number in numbers)
+    request = next((request for request in requests if request.task is not None), None)
+    if request is None or request.task is None:
+        raise DataError(f"none of {len(numbers)} samples has its target in any frame: there is nothing to ask")
+    parts = request.messages[-1]["content"]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    texts = [part.get("text", "<picture>") for part in parts]
+    picture, text = (output.with_name(f"{output.name}.dry_run.{suffix}") for suffix in ("png", "txt"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    cot_pictures.contact_sheet(urls, texts[: 2 * len(urls) : 2]).save(picture)
+    text.write_text("\n\n".join([request.messages[0]["content"], *texts]) + "\n", encoding="utf-8")
+    print(f"{request.key}: keyframe {request.task.answer.keyframe}, {len(urls)} frames; nothing was sent")
+    print(f"wrote     {picture}\nwrote     {text}")
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def run_command() -> int:
+    """Exit codes: 0 all settled, 1 some samples got no answer, 2 stopped by what the user can put right."""
+    try:
+        return main()
+    except DataError as error:
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: no space left ({error.filename or error}); free some and run the same command again",
+            file=sys.stderr,
+        )
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(run_command())
