@@ -8,7 +8,8 @@ model, no gradient checkpointing, as many rows a pass, replies that never end by
 letters. Exits with 1 if the two sides did not have the same work.
 
 Where they still differ: our update also holds the engine's log-probabilities against the actor's, and TRL has no
-engine of its own to bring up to date.
+engine of its own to bring up to date. Equal work means the same prompts and as many tokens drawn; how many tokens the
+models then read for it, padding and repeats of a prompt included, is what the two sides do differently, and is told.
 
 TRL 0.24 does not run this model under transformers 5 as it stands; `trl_trainer` says what was put right.
 """
@@ -54,6 +55,9 @@ WARM_UP = 2
 PHASES = ("generate", "reference", "reward", "update", "sync")
 """As the trainer names them in ``timings.jsonl``."""
 TOKENS = ("prompt tokens, all rows", "reply tokens")
+"""Work that must be equal."""
+READ = ("tokens through text layers", "pictures encoded")
+"""What was made of it, by all models and in all passes."""
 MOST_APART = 1e-4
 """Between the two sides' reference log-probabilities of the same replies."""
 QUESTION = (
@@ -152,7 +156,7 @@ class Step:
     wall: float = 0.0
     """Seconds of the clock, the whole step."""
     work: Counter[str] = field(default_factory=Counter)
-    """Tokens over all rows (a prompt counts once per reply), and pictures through vision towers."""
+    """Tokens over all rows (a prompt counts once per reply); what went through the models for it."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -173,12 +177,16 @@ class Side:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def count_pictures(self, *models: nn.Module) -> None:
-        def count(tower: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            self.steps[-1].work["pictures encoded"] += len(kwargs["grid_thw"])
+    def count_work(self, *models: nn.Module) -> None:
+        def tokens(text: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self.steps[-1].work[READ[0]] += kwargs["inputs_embeds"].shape[:2].numel()
+
+        def pictures(tower: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            self.steps[-1].work[READ[1]] += len(kwargs["grid_thw"])
 
         for model in models:
-            loading.vision_tower(model).register_forward_hook(count, with_kwargs=True)
+            loading.plain(model).model.language_model.register_forward_pre_hook(tokens, with_kwargs=True)
+            loading.vision_tower(model).register_forward_hook(pictures, with_kwargs=True)
 
     @property
     def measured(self) -> list[Step]:
@@ -218,7 +226,7 @@ class Ours(Side):
         self.config, self.worker = config, Worker(config, total_steps=config.trainer.max_steps or 0)
         actor = self.worker.actor
         assert actor.reference is not None
-        self.count_pictures(self.worker.engine.model, actor.model, actor.reference)
+        self.count_work(self.worker.engine.model, actor.model, actor.reference)
 
     def step(self, prompts: Sequence[Prompt]) -> None:
         step = Step()
@@ -243,7 +251,8 @@ class Ours(Side):
         """Largest distance of our reference log-probabilities from TRL's, on what TRL drew. ValueError if its prompts
         have other tokens."""
         n = self.config.worker.rollout.n
-        inputs = [process(prompt, self.worker.processor, max_length=10**6) for prompt in prompts for _ in range(n)]
+        made = [process(prompt, self.worker.processor, max_length=10**6) for prompt in prompts]
+        inputs = [prompt for prompt in made for _ in range(n)]
         for row, ids, mask in zip(inputs, scored["prompt_ids"], scored["prompt_mask"], strict=True):
             if row.input_ids.tolist() != ids[mask.bool()].tolist():
                 raise ValueError(f"TRL's prompt has other tokens: {ids[mask.bool()].tolist()}, ours {row.input_ids}")
@@ -280,7 +289,7 @@ class Theirs(Side, TrainerCallback):
         self._scored: dict[str, Any] = {}
         self._wrap(trainer)
         trainer.add_callback(self)
-        self.count_pictures(trainer.model, trainer.ref_model)
+        self.count_work(trainer.model, trainer.ref_model)
 
     def _wrap(self, trainer: Any) -> None:
         """Put clocks around the trainer's methods. What lies between them in `_prepare_inputs` is the reward's, what is
@@ -463,7 +472,7 @@ def _against(theirs: float, ours: float) -> tuple[str, str, str]:
 
 
 def work_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str]]:
-    for name in (*TOKENS, "pictures encoded"):
+    for name in (*TOKENS, *READ):
         yield name, *(f"{statistics.fmean(step.work[name] for step in s.measured):,.0f}" for s in (theirs, ours))
 
 

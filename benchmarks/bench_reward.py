@@ -1,11 +1,13 @@
 """The reward of one training step, against one stock SAM2 session per reply, as the released trainer called it.
 
-Usage: ``python -m benchmarks.bench_reward [--image-size N]``: 16 prompts of 5 frames x 8 replies, on a random SAM2 as
-deep as hiera-large, but narrow: in the real one, too, most of the time is the image encoder's. Two groups of replies:
-all different and well-formed; and as a policy in training gives them, where some repeat another's answer and some
-cannot be used, which released skipped too. Seconds are those of the processor, one thread: a busy machine stretches
-them less. The JPEG frames that a stock session needs are written before the clock starts. Exits with 1 if a reward
-differs.
+Usage: ``python -m benchmarks.bench_reward [--prompts N] [--image-size N]``: 16 prompts of 5 frames x 8 replies, on a
+random SAM2 as deep as hiera-large and a quarter as wide and as large in all its parts. Encoding a frame takes 7 times
+as long as tracking an object through it; hiera-large itself, random, at 1024 px on one CPU core, took 8 times (23.5 and
+3.1 s), and its eight different replies to one prompt 241 s where stock sessions take 1250 (x5.2), the total equal.
+Two groups of replies: all different and well-formed; and as a policy in training gives them, where some repeat
+another's answer and some cannot be used, which released skipped too. Seconds are those of the processor, one thread: a
+busy machine stretches them less. The JPEG frames that a stock session needs are written before the clock starts. Exits
+with 1 if a reward differs.
 """
 
 from __future__ import annotations
@@ -39,22 +41,31 @@ from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Answer, Box, Clip
 from verl.protocol import Prompt
 
-SIDE, FRAMES, PROMPTS, GROUP = 280, 5, 16, 8
+SIDE, FRAMES, GROUP = 280, 5, 8
 REPEATED, UNUSABLE = 3, 1
 """Of the eight replies of a group in training: so many repeat another's answer, so many have none."""
 
 
-TRUNK = {"stages": [2, 6, 36, 4], "global_att_blocks": [23, 33, 43]}
-"""Depth of hiera-large, which on one CPU core takes 28 s to encode a frame and 2.4 s to track an object through it."""
+TRUNK = {
+    "embed_dim": 36,
+    "num_heads": 2,
+    "stages": [2, 6, 36, 4],
+    "global_att_blocks": [23, 33, 43],
+    "window_spec": [8, 4, 16, 8],
+}
+"""hiera-large's, but for a width of 36 where it has 144; the tiny one's other widths are a quarter already."""
 
 
-def deep_sam2(folder: Path, image_size: int) -> Sam2Tracker:
-    """The tiny SAM2 with hiera-large's depth, and its four layers of memory attention."""
+def quarter_sam2(folder: Path, image_size: int) -> Sam2Tracker:
+    """hiera-large, a quarter as wide in every part that a config decides on."""
     model = yaml.safe_load(tiny_sam2(folder, 0, image_size=image_size).config.read_text())["model"]
     model["image_encoder"]["trunk"] |= TRUNK
+    model["image_encoder"]["neck"]["backbone_channel_list"] = [288, 144, 72, 36]
     model["memory_attention"]["num_layers"] = 4
-    deeper = {name: model[name] for name in ("image_encoder", "memory_attention")}
-    files = tiny_sam2(folder, 0, image_size=image_size, **deeper)
+    model["memory_attention"]["layer"]["dim_feedforward"] = 512
+    model["memory_encoder"]["fuser"]["num_layers"] = 2
+    parts = {name: model[name] for name in ("image_encoder", "memory_attention", "memory_encoder")}
+    files = tiny_sam2(folder, 0, image_size=image_size, **parts)
     return Sam2Tracker(config=files.config, checkpoint=files.checkpoint, device="cpu")
 
 
@@ -141,15 +152,16 @@ def compare(tracker: Sam2Tracker, cases: Sequence[Case], groups: Sequence[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_reward", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--image-size", type=int, default=128, help="side that SAM2 works on; default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=256, help="side that SAM2 works on; default: %(default)s")
+    parser.add_argument("--prompts", type=int, default=16, help="default: %(default)s")
     args = parser.parse_args(argv)
     quiet()
     torch.set_num_threads(1)
     kinds = {"all different, well-formed": (0, 0), f"{REPEATED} repeat, {UNUSABLE} unusable": (REPEATED, UNUSABLE)}
     rows, equal = [], True
     with tempfile.TemporaryDirectory() as temporary:
-        tracker = deep_sam2(Path(temporary) / "model", args.image_size)
-        cases = [make_case(Path(temporary), number) for number in range(PROMPTS)]
+        tracker = quarter_sam2(Path(temporary) / "model", args.image_size)
+        cases = [make_case(Path(temporary), number) for number in range(args.prompts)]
         stock(tracker, cases[0], make_replies(cases[0], Random(0), repeated=0, unusable=0)[0])  # warm-up
         for name, (repeated, unusable) in kinds.items():
             groups = [make_replies(c, Random(i), repeated=repeated, unusable=unusable) for i, c in enumerate(cases)]
@@ -157,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             equal &= same
             rows.append((f"{name}: CPU seconds", f"{theirs[0]:.2f}", f"{ours[0]:.2f}", f"x{theirs[0] / ours[0]:.1f}"))
             rows.append((f"{name}: encoder calls", *map(str, (theirs[1], ours[1])), f"x{theirs[1] / ours[1]:.1f}"))
-    print(aligned((f"{PROMPTS} prompts x {GROUP} replies, {args.image_size} px", "stock", "ours", "ratio"), rows))
+    print(aligned((f"{args.prompts} prompts x {GROUP} replies, {args.image_size} px", "stock", "ours", "ratio"), rows))
     print(f"\nrewards {'equal' if equal else 'DIFFER'}")
     return 0 if equal else 1
 

@@ -103,7 +103,9 @@ def test_one_bad_entry_spoils_the_released_list(grade, say):
     assert parts(grade(RELEASED.switch(brittle_lists=False), text))[:3] == (1.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(("keyframe", "position"), [("12.7", 1), ('"12"', 1), ('" 2 "', 0), ('"12.0"', None)])
+@pytest.mark.parametrize(
+    ("keyframe", "position"), [("12.7", 1), ("12.0", 1), ("1.2e1", 1), ('"12"', 1), ('" 2 "', 0), ('"12.0"', None)]
+)
 def test_a_loose_keyframe_has_no_format_but_all_the_rest(grade, say, keyframe, position):
     reward = grade(RELEASED, say(keyframe, f"[{NEAR}]"))
     expected = (1, 0, 0) if position is None else (1, (0.25, 0.5)[position])
@@ -143,6 +145,61 @@ def test_malformed_replies(grade, text, form, problem):
     for preset, scale in ((RELEASED, 1), (STRICT, 0.5)):
         reward = grade(preset, text)
         assert (parts(reward), reward.problem) == ((form * scale, 0, 0, 0), problem)
+
+
+SOUND = f'<think>t</think><answer>{{"keyframe_timestamp": 12, "bbox_2d_list": [{EXACT}]}}</answer>'
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "read"),
+    [
+        (SOUND.replace("</think><", "</think>\n \n<"), 2, True),
+        (SOUND.replace("]}", '], "why": 1}'), 2, True),
+        (SOUND.replace("</think>", "</think> so "), 1, True),
+        (f"{SOUND}\n", 1, True),
+        (f"Well. {SOUND}", 1, True),
+        (f"{SOUND} That is it.", 1, True),
+        (SOUND.replace("<think>t</think>", ""), 1, True),
+        (SOUND + SOUND.replace("12", "22"), 2, True),
+        (SOUND.replace("answer>", "ANSWER>"), 0, False),
+        (SOUND.replace("<answer>", "<answer>It is "), 1, False),
+        (SOUND.replace("<answer>", "<answer>```json\n").replace("</answer>", "\n```</answer>"), 1, False),
+        (SOUND.replace('"', "'"), 1, False),
+        (SOUND.replace("]]", "],]"), 1, False),
+    ],
+)
+def test_what_stands_around_an_answer(grade, text, form, read):
+    assert parts(grade(RELEASED, text)) == pytest.approx((form, 0.5, 0.5, 2 / 3) if read else (form, 0, 0, 0))
+    assert parts(grade(STRICT, text)) == pytest.approx((form / 2, 0.5, 1, 2 / 3) if read else (form / 2, 0, 0, 0))
+
+
+def test_a_first_answer_that_is_none(grade):
+    """Released grades the form of the first in braces, strict that of the first; neither reads on."""
+    text = SOUND.replace("<answer>", "<answer>top left</answer><answer>")
+    assert parts(grade(RELEASED, text)) == (2, 0, 0, 0)
+    assert parts(grade(STRICT, text)) == (0.5, 0, 0, 0)
+
+
+COLUMN = "[[4.5], [20.5], [13.5], [29.5]]"
+TEXTS = '["4.5", "20.5", "13.5", "29.5"]'
+
+
+@pytest.mark.parametrize(
+    "entry", ["[]", f"[{EXACT}]", COLUMN, TEXTS, '[4.5, "20.5", 13.5, 29.5]', "[4.5, 20.5, 13.5, 29.5, 1]", "4", "null"]
+)
+def test_entries_that_are_not_four_numbers(grade, say, entry):
+    """The share of the format, by the spec; that they are worth nothing to R_s and R_u in released is our reading."""
+    assert parts(grade(RELEASED, say(12, f"[{entry}]"))) == (1, 0.5, 0, 0)
+    assert parts(grade(STRICT, say(12, f"[{entry}]"))) == (0.5, 0.5, 0, 0)
+    assert parts(grade(RELEASED, say(12, f"[{entry}, {EXACT}]"))) == (1.5, 0.5, 0, 0)
+    assert parts(grade(STRICT, say(12, f"[{entry}, {EXACT}]"))) == pytest.approx((0.75, 0.5, 1, 2 / 3))
+
+
+@pytest.mark.parametrize("keyframe", ["-12", "-0", "0"])
+def test_a_keyframe_below_the_first(grade, say, keyframe):
+    """Not a place counted from the end."""
+    assert parts(grade(RELEASED, say(keyframe, f"[{EXACT}]"))) == (2, 0, 0, 0)
+    assert parts(grade(STRICT, say(keyframe, f"[{EXACT}]"))) == (1, 0, 0, 0)
 
 
 def test_the_last_of_two_keys_wins_in_released(grade, say):

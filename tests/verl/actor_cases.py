@@ -58,6 +58,8 @@ def actor_config(policy: Path, *, rank: int = 0, checkpointing: bool = False, fr
 
 def open_actor(policy: Path, *, rank: int = 0, total_steps: int = 0, **fields: Any) -> Actor:
     actor = Actor(actor_config(policy, rank=rank, **fields), temperature=0.9, total_steps=total_steps)
+    # Adam divides by a gradient's size, be it rounding noise: with this, weights after a step can be compared.
+    actor.optimizer.param_groups[0]["eps"] = 1e-6
     if rank:  # a new adapter does nothing yet: give its other half some weight, the same on all ranks
         generator = torch.Generator().manual_seed(5)
         for name, parameter in actor.trained.items():
@@ -81,8 +83,8 @@ def prompts(policy: Path) -> list[PromptInputs]:
     return made
 
 
-def six_rollouts(policy: Path, *, seed: int = 0) -> Batch:
-    """Two replies to each prompt, with log-probabilities as if drawn a little while ago."""
+def six_rollouts(policy: Path, *, seed: int = 0, groups: tuple[int, int, int] = (2, 2, 2)) -> Batch:
+    """Two replies (or as many as `groups` says) to each prompt, with log-probabilities as if drawn a while ago."""
     generator = torch.Generator().manual_seed(seed)
     responses = torch.randint(0, 1500, (6, max(LENGTHS)), generator=generator)
     mask = torch.tensor([[1] * length + [0] * (max(LENGTHS) - length) for length in LENGTHS])
@@ -93,7 +95,8 @@ def six_rollouts(policy: Path, *, seed: int = 0) -> Batch:
         "old_logprobs": -7.3 + 0.2 * torch.randn(responses.shape, generator=generator),
         "ref_logprobs": -7.3 + 0.2 * torch.randn(responses.shape, generator=generator),
     }
-    return Batch(tensors, {"inputs": [prompt for prompt in prompts(policy) for _ in range(2)]})
+    made = zip(prompts(policy), groups, strict=True)
+    return Batch(tensors, {"inputs": [prompt for prompt, count in made for _ in range(count)]})
 
 
 def weights(actor: Actor) -> dict[str, Tensor]:

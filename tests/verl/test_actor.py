@@ -12,7 +12,7 @@ from verl.config import LoraConfig, ModelConfig, OptimConfig
 from verl.models import loading
 from verl.models.inputs import collate
 from verl.protocol import Batch
-from verl.utils import fsdp, micro_batches
+from verl.utils import fsdp
 from verl.workers.actor import lr_factor
 
 
@@ -79,6 +79,7 @@ CUTS = {
     "all rows at once": {"micro_batch_size_per_device_for_update": 6},
     "four rows at a time": {"micro_batch_size_per_device_for_update": 4},
     "by tokens": {"max_tokens_per_micro_batch": 60},
+    "all rows at once, prompts apart": {"micro_batch_size_per_device_for_update": 6, "share_prompts": False},
     "checkpointed": {"checkpointing": True},
 }
 
@@ -166,9 +167,10 @@ def test_weights_after_scoring_are_the_trained_ones(policy):
     assert cases.largest_gap(before, wanted) == 0
 
 
-def test_images_are_looked_at_once_per_prompt(policy):
+@pytest.mark.parametrize("share", [True, False])
+def test_images_are_looked_at_once_per_prompt(policy, share):
     """Six rows, three prompts, two of them with images: of 2 x 16 and of 1 x 36 patches."""
-    actor = cases.open_actor(policy, micro_batch_size_per_device_for_update=6)
+    actor = cases.open_actor(policy, micro_batch_size_per_device_for_update=6, share_prompts=share)
     patches = []
     hook = loading.vision_tower(actor.model).patch_embed.register_forward_hook(
         lambda module, args, output: patches.append(len(output))
@@ -178,12 +180,14 @@ def test_images_are_looked_at_once_per_prompt(policy):
     assert patches == [2 * 16 + 36]
 
 
-def test_half_precision_passes_leave_full_precision_weights(policy, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 6])
+def test_half_precision_passes_leave_full_precision_weights(policy, monkeypatch, rows):
     """As on a GPU: bfloat16 forward and backward, float32 parameters, gradients and stream."""
     shard = fsdp.shard
     monkeypatch.setattr(fsdp, "shard", lambda *a, **k: shard(*a, **{**k, "compute_dtype": torch.bfloat16}))
     batch = cases.six_rollouts(policy)
-    actor = cases.open_actor(policy, checkpointing=True)
+    sizes = {f"micro_batch_size_per_device_for_{use}": rows for use in ("update", "experience")}
+    actor = cases.open_actor(policy, checkpointing=True, **sizes)
     gap = actor.logprobs(batch) - plain_logprobs(loading.load_base(policy), batch, temperature=0.9)
     assert 0 < gap.abs().max() < 0.1
     assert cases.largest_gap(cases.weights(actor), loading.load_base(policy).state_dict()) == 0
@@ -207,18 +211,3 @@ def test_learning_rate_by_step():
         lr_factor(OptimConfig(lr_scheduler="cosine"), 0)
     with pytest.raises(ValueError, match="'linear'"):
         lr_factor(OptimConfig(lr_scheduler="linear"), 10)
-
-
-def test_micro_batches_by_tokens():
-    sizes = [(10, 2), (4, 2), (10, 4), (4, 1), (5, 1), (30, 30)]
-    parts = micro_batches.by_tokens(sizes, 30)
-    assert sorted(row for part in parts for row in part) == list(range(6))
-    assert parts[0] == [5]  # too long for any company
-    assert all(micro_batches.padded_tokens([sizes[row] for row in part]) <= 30 for part in parts[1:])
-    assert len(parts) == 3
-    assert micro_batches.by_tokens([], 30) == []
-
-
-def test_micro_batches_by_tokens_are_even():
-    parts = micro_batches.by_tokens([(10, 0)] * 6, 50)  # not 5 and 1
-    assert [len(part) for part in parts] == [3, 3]

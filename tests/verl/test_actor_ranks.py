@@ -14,6 +14,7 @@ KINDS = {
     "checkpointed": {"checkpointing": True, "frozen": True, "loss_agg_mode": "seq-mean-token-mean"},
     "lora": {"rank": 4, "checkpointing": True},
     "tied": {"tied": True},
+    "shared prompts": {"micro_batch_size_per_device_for_update": 6, "micro_batch_size_per_device_for_experience": 6},
 }
 
 

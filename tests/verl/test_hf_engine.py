@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from veason.synthetic.policy import write_tiny_policy
+from veason.synthetic.tokenizer import TURN_END, build_tokenizer
 from verl.config import RolloutConfig
 from verl.models.inputs import collate, process
 from verl.protocol import Prompt
-from verl.workers.rollout import open_engine
+from verl.workers.rollout import cache, open_engine
 from verl.workers.rollout.base import Sampling
 from verl.workers.rollout.hf import HFEngine, pick, truncate
 
@@ -92,6 +93,24 @@ def test_logprobs_are_those_of_a_plain_forward_pass(folder, model, prompts, temp
     torch.testing.assert_close(replies["engine_logprobs"], expected, atol=1e-4, rtol=0)
 
 
+def test_keys_and_values_outgrow_their_room(engine, model, prompts, monkeypatch):
+    monkeypatch.setattr(cache, "ROOM", 5)
+    replies = engine.generate(prompts, n=2, sampling=Sampling(LENGTH), seeds=[1, 2, 3, 4])
+    expected = teacher_forced(model, prompts, replies, n=2)
+    torch.testing.assert_close(replies["engine_logprobs"], expected, atol=1e-4, rtol=0)
+
+
+def test_rows_are_selected_with_what_was_written():
+    """Two positions for two rows, one row kept, twice, and a third position."""
+    layer = cache.RoomyLayer()
+    first, third = torch.randn(2, 2, 2, 4), torch.randn(2, 2, 1, 4)
+    layer.update(first, first + 1)
+    layer.batch_select_indices(torch.tensor([1, 1]))
+    keys, values = layer.update(third, third + 1)
+    assert torch.equal(keys, torch.cat([first[[1, 1]], third], dim=2))
+    assert torch.equal(values, keys + 1)
+
+
 def test_text_after_pictures_in_another_call_is_read_at_its_own_positions(engine, model, prompts):
     engine.generate([prompts[3]], n=1, sampling=Sampling(2), seeds=[0])
     replies = engine.generate([prompts[2]], n=2, sampling=Sampling(LENGTH), seeds=[0])
@@ -125,8 +144,8 @@ def test_greedy_is_what_transformers_generates(engine, model, prompts, folder):
     torch.testing.assert_close(replies["engine_logprobs"], expected, atol=1e-4, rtol=0)
 
 
-END = 1569
-"""<|im_end|> of the tiny policy."""
+END = build_tokenizer().convert_tokens_to_ids(TURN_END)
+"""Of the tiny policy."""
 
 
 def biased(folder, bias):

@@ -11,6 +11,7 @@ import ray
 
 from verl.config import RewardConfig
 from verl.protocol import Prompt
+from verl.single_controller.errors import NoRoom
 from verl.workers.reward.pool import RewardError, RewardPool
 
 
@@ -143,6 +144,16 @@ def test_a_reward_that_cannot_be_built_says_why(cluster, prompts, tmp_path):
     expected = r"(?s)not_buildable: the reward could not be built.*: weights\.pt"
     with opened(tmp_path, "not_buildable") as pool, pytest.raises(RewardError, match=expected):
         pool.submit(prompts(1), [["a"]]).result()
+
+
+def test_a_worker_without_room_is_told_in_time(cluster, prompts):
+    config = RewardConfig(num_cpus_per_worker=99)
+    expected = r"a reward worker with 99 CPU, 0 GPU did not come up in 1 s .*; nodes have 4 CPU"
+    with RewardPool(config, "rewards_for_pool:Lengths", placement_timeout_s=1) as pool:
+        start = time.monotonic()
+        with pytest.raises(NoRoom, match=expected):
+            pool.submit(prompts(2), [["a"], ["b"]]).result()
+        assert time.monotonic() - start < 30
 
 
 def test_an_unknown_reward_is_refused_here_and_now(tmp_path):

@@ -115,7 +115,18 @@ def test_too_little_room_is_told_and_given_back(cluster):
         reserve(1, 2, gpu=True, timeout_s=1)
     with pytest.raises(NoRoom, match=r"2 node\(s\) x 1 rank"):
         reserve(2, 1, gpu=False, timeout_s=1)
+    with pytest.raises(NoRoom, match=r"5 rank\(s\), on any nodes, with 1 CPU, 0 GPU each after 1 s"):
+        reserve(5, 1, gpu=False, apart=False, timeout_s=1)
     assert ray.is_initialized()
+
+
+def test_after_a_loss_ranks_of_two_nodes_may_share_one(cluster):
+    placement = reserve(2, 1, gpu=False, cpus_per_rank=0.1, apart=False)
+    try:
+        assert (len(placement), len(placement.groups)) == (2, 1)
+        assert [placement.slot(rank).placement_group_bundle_index for rank in range(2)] == [0, 1]
+    finally:
+        placement.free()
 
 
 def test_ranks_of_a_node_follow_each_other(cluster):

@@ -109,23 +109,24 @@ def choose_frames(lesson: Lesson, count: int, rng: Random) -> list[int]:
     return sorted({min(int((i + offset) * kept / count), kept - 1) for i in range(count)})
 
 
-def turns(lesson: Lesson, shown: Sequence[int], count: int, rng: Random, *, rough: bool = True) -> Iterator[Turn]:
-    """Up to `count` questions that the frames at these positions can answer, every kind of fact as likely as another."""
+def turns(lesson: Lesson, shown: Sequence[int], count: int, rng: Random, *, style: str = "rough") -> Iterator[Turn]:
+    """Up to `count` questions that the frames at these positions can answer; every kind of fact is equally likely.
+
+    `style`: "reply" in the reply format, "short" the boxes alone and nothing that takes time, "rough" a mix (`_style`).
+    """
     by_fact: dict[str, list[Expression]] = {}
     for expression in lesson.asked:
-        if len(shown) > 1 or expression.fact in AT_A_GLANCE:
+        if (len(shown) > 1 and style != "short") or expression.fact in AT_A_GLANCE:
             by_fact.setdefault(expression.fact, []).append(expression)
     for _ in range(count):
         expression = rng.choice(by_fact[rng.choice(sorted(by_fact))])
         seen = np.array([lesson.areas[i, shown] > 0 for i in expression.targets])  # (targets, frames)
         whole = np.flatnonzero(seen.all(axis=0))
         if len(whole):
-            yield _turn(lesson, shown, expression, shown[int(rng.choice(whole.tolist()))], rng, rough)
+            yield _turn(lesson, shown, expression, shown[int(rng.choice(whole.tolist()))], rng, style)
 
 
-def _turn(
-    lesson: Lesson, shown: Sequence[int], expression: Expression, position: int, rng: Random, rough: bool
-) -> Turn:
+def _turn(lesson: Lesson, shown: Sequence[int], expression: Expression, position: int, rng: Random, style: str) -> Turn:
     targets = expression.targets
     areas = lesson.areas[list(targets)][:, shown].sum(axis=0)
     ids = [lesson.frame_ids[k] for k in shown]
@@ -133,7 +134,7 @@ def _turn(
     thinking = reasoning.perceive(lesson.scene, targets, frame_ids=ids, sizes=sizes)
     boxes = tuple(tuple(map(float, lesson.boxes[i, position])) for i in targets)
     whole = Answer(lesson.frame_ids[position], tuple(tuple(map(float, map(round, box))) for box in boxes))
-    style = _style(expression, rng) if rough else "reply"
+    style = _style(expression, rng) if style == "rough" else style
     return Turn(expression.text, _say(style, thinking, whole), boxes, targets, position)
 
 
@@ -148,4 +149,5 @@ def _say(style: str, thinking: str, answer: Answer) -> str:
     boxes = [[round(value) for value in box] for box in answer.boxes]
     if style == "bare":
         return f'{{"{KEYFRAME}": {answer.keyframe}, "{BOXES}": {boxes}}}'
-    return f"{thinking} Frame {answer.keyframe}: {boxes}" if style == "chat" else reply
+    short = f"Frame {answer.keyframe}: {boxes}"
+    return {"short": short, "chat": f"{thinking} {short}", "reply": reply}[style]

@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Near-orthogonal matrices (B, n, m) with the singular vectors of these ones: singular values between 0.7 and 1.2."""
+    """Near-orthogonal matrices (B, n, m) with the singular vectors of these: their singular values are 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -27,7 +27,6 @@ TOKENS = (SIDE // 28) ** 2
 """Of a frame."""
 COORDINATE, SIZE = 1, 2
 """What a reply's number is; 0 for every other token."""
-_QUESTION = "\x00"
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
         self.tokenizer, self.model = tokenizer, model
+        pictures = build_processor(tokenizer).image_processor
         self.mean, self.std = (
-            torch.tensor(value)[:, None, None]
-            for value in (lambda p: (p.image_mean, p.image_std))(build_processor(tokenizer).image_processor)
+            torch.tensor(value)[:, None, None] for value in (pictures.image_mean, pictures.image_std)
         )
         self._number = {n: tokenizer.convert_tokens_to_ids(str(n)) for n in range(101)}
         self.numbers = torch.tensor([self._number[n] for n in range(101)])
@@ -73,6 +72,8 @@ class Packer:
         self._opens = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
         self._colon = tokenizer.convert_tokens_to_ids(":")
         self._end = tokenizer.eos_token_id
+        self._prompt = lru_cache(maxsize=4096)(self._cut_prompt)
+        self._start = lru_cache(maxsize=64)(self._find_start)
 
     def pack(
         self,
@@ -141,8 +142,7 @@ class Packer:
                 values[i] = next(coordinates) if boxes else float(self.tokenizer.convert_ids_to_tokens(token))
         return kinds, values
 
-    @lru_cache(maxsize=4096)
-    def _prompt(self, frame_ids: tuple[int, ...]) -> tuple[list[int], str, list[int]]:
+    def _cut_prompt(self, frame_ids: tuple[int, ...]) -> tuple[list[int], str, list[int]]:
         """Tokens before the expression, text from it to the end of its line, tokens of the instructions."""
         clip = Clip(frame_ids=frame_ids, size=(SIDE, SIDE))
         messages = prompt.messages("expression", clip, [None] * len(frame_ids))
@@ -152,8 +152,7 @@ class Packer:
         line, _, tail = after.partition("\n")
         return self._tokens(before), line + "\n", self._tokens(tail)
 
-    @lru_cache(maxsize=64)
-    def _start(self, frames: int, prefix: tuple[int, ...]) -> Tensor:
+    def _find_start(self, frames: int, prefix: tuple[int, ...]) -> Tensor:
         """(3, P) positions of the tokens before the expression."""
         ids = torch.tensor([prefix])
         image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")

@@ -46,7 +46,13 @@ class PolicySize:
 def write_tiny_policy(folder: str | Path, *, seed: int, size: PolicySize | None = None) -> None:
     """Write weights, tokenizer, chat template and processor; the same seed and size give the same bytes."""
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=seed, size=size or PolicySize())
+    save_policy(build_model(tokenizer, seed=seed, size=size or PolicySize()), tokenizer, folder)
+
+
+def save_policy(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
+) -> None:
+    """Write a model with what else a checkpoint needs."""
     with _no_progress_bar():
         model.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
@@ -88,7 +94,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, size: PolicySize) -> Qwen2_
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.hidden // HEAD,
         "num_key_value_heads": max(size.hidden // HEAD // 2, 1),
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
         **ids,

@@ -1,59 +1,94 @@
 """Train the base policy of the embedded default from scratch: a tiny Qwen2.5-VL that sees, but knows no better.
 
-    python -m veason.synthetic.pretrain --out runs/base --minutes 45
+    python -m veason.synthetic.pretrain --out runs/base
 
-First single frames, then clips; the last part with the whole prompt. What it learns is in `lessons`.
+The vision tower first (`eyes`), then single frames, clips, and clips with the whole prompt (`lessons`). The command
+that made the shipped one, its time and its curve stand in its ``pretraining.json``. About half an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from veason import atomic
-from veason.synthetic.lessons import Lesson, Turn, choose_frames, lessons, turns
+from veason.synthetic import eyes
+from veason.synthetic.lessons import Lesson, choose_frames, lessons, turns
 from veason.synthetic.muon import Muon
 from veason.synthetic.packing import COORDINATE, SIZE, TOKENS, Pack, Packer
-from veason.synthetic.policy import PolicySize, build_model, build_processor
+from veason.synthetic.policy import PolicySize, build_model, save_policy
 from veason.synthetic.tokenizer import build_tokenizer
 
 SIZE_OF_BASE = PolicySize(hidden=192, layers=4, mlp=384, vision_hidden=128, vision_layers=2, vision_mlp=256)
 SPREAD = {COORDINATE: 1.2, SIZE: 0.8}
 """Standard deviation of the soft labels, in units of the number."""
+WARM_UP = 50
+WAVES = (400.0, 200.0, 100.0, 66.0, 50.0, 40.0, 30.0, 24.0, 18.0, 12.0)
+"""Periods of the code that numbers start from."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A share of the time, spent in one way."""
+    """Steps of one kind."""
 
     name: str
-    share: float
+    steps: int
     frames: tuple[int, ...]
     """Numbers of frames of a clip, drawn from."""
     clips: int
     """In a step."""
     questions: int
     """Of a clip."""
-    instructions: bool
+    style: str = "rough"
+    """Of the replies (`lessons.turns`)."""
+    instructions: bool = False
     """Whether the prompt's instructions stand in the sequence."""
-    together: int
-    """Clips that go through the model at once."""
 
+
+LOOKS, LOOKED_AT, EYES_LR = 1200, 48, 3e-3
+"""Steps of the vision tower's own stage, the frames of each, and its learning rate."""
 
 STAGES = (
-    Stage("frames", 0.25, (1,), clips=64, questions=3, instructions=False, together=16),
-    Stage("clips", 0.55, (3, 4, 5, 6), clips=20, questions=6, instructions=False, together=5),
-    Stage("prompts", 0.20, (1, 4, 5, 6), clips=12, questions=5, instructions=True, together=3),
+    Stage("frames", 800, (1,), clips=8, questions=12, style="short"),
+    Stage("moments", 700, (3, 4, 5, 6), clips=5, questions=12, style="short"),
+    Stage("clips", 1600, (3, 4, 5, 6), clips=6, questions=6),
+    Stage("prompts", 350, (1, 4, 5, 6), clips=4, questions=5, instructions=True),
 )
+
+
+@dataclass
+class School:
+    """What training needs at hand."""
+
+    model: PreTrainedModel
+    packer: Packer
+    train: list[Lesson]
+    held_out: list[Lesson]
+    rng: Random
+    lr: float
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """A line per measurement."""
+    start: float = field(default_factory=time.perf_counter)
+
+    def note(self, **values: Any) -> None:
+        line = {"seconds": round(time.perf_counter() - self.start), **values}
+        self.curve.append({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})
+        print(json.dumps(self.curve[-1]), flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ the model
 
 
 def batched_vision(model: PreTrainedModel) -> None:
@@ -63,8 +98,6 @@ def batched_vision(model: PreTrainedModel) -> None:
 
 
 def _attend(attention: nn.Module, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings, **_) -> Tensor:
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
     length, frames = hidden_states.shape[0], len(cu_seqlens) - 1
     query, key, value = attention.qkv(hidden_states).reshape(length, 3, attention.num_heads, -1).unbind(1)
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -73,28 +106,27 @@ def _attend(attention: nn.Module, hidden_states: Tensor, cu_seqlens: Tensor, pos
     return attention.proj(made.transpose(1, 2).reshape(length, -1))
 
 
-def hidden_states(model: PreTrainedModel, packer: Packer, pack: Pack) -> Tensor:
-    """(B, L, hidden) of the last text layer."""
-    inner = model.model
-    embedded = inner.language_model.embed_tokens(pack.ids)
-    frames = pack.patches.shape[0] // (4 * TOKENS)
+def see(model: PreTrainedModel, patches: Tensor) -> Tensor:
+    """Tokens (frames · TOKENS, hidden) of frames that are given as patches."""
     side = 2 * int(TOKENS**0.5)
-    seen = inner.visual(pack.patches, grid_thw=torch.tensor([[1, side, side]] * frames)).pooler_output
-    embedded = embedded.masked_scatter((pack.ids == model.config.image_token_id)[..., None], seen)
-    mask = torch.zeros(pack.mask().shape).masked_fill(~pack.mask(), torch.finfo(torch.float32).min)
-    return inner.language_model(
-        inputs_embeds=embedded,
-        attention_mask={"full_attention": mask},
+    grid = torch.tensor([[1, side, side]] * (patches.shape[0] // (4 * TOKENS)))
+    return model.model.visual(patches, grid_thw=grid).pooler_output
+
+
+def reply_logits(model: PreTrainedModel, pack: Pack) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) of the N reply tokens, and where they stand: (N, 2) row and column."""
+    text = model.model.language_model
+    embedded = text.embed_tokens(pack.ids)
+    pictures = (pack.ids == model.config.image_token_id)[..., None]
+    seen = pack.mask()
+    hidden = text(
+        inputs_embeds=embedded.masked_scatter(pictures, see(model, pack.patches)),
+        attention_mask={"full_attention": torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)},
         position_ids=pack.positions,
         use_cache=False,
-    ).last_hidden_state
-
-
-def reply_logits(model: PreTrainedModel, packer: Packer, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) of the N reply tokens, and where they stand: (N, 2) row and column."""
+    ).last_hidden_state  # (B, L, hidden)
     where = pack.learned.nonzero()
-    before = hidden_states(model, packer, pack)[where[:, 0], where[:, 1] - 1]
-    return model.lm_head(before), where
+    return model.lm_head(hidden[where[:, 0], where[:, 1] - 1]), where
 
 
 def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tensor:
@@ -113,143 +145,173 @@ def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tenso
     return losses.mean()
 
 
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def train(school: School) -> None:
+    """All stages."""
+    school.model.train()
+    batched_vision(school.model)
+    smooth_numbers(school.model, school.packer)
+    open_eyes(school)
+    school.model.model.visual.requires_grad_(False)  # the noise of untrained text layers would undo it
+    optimizers = make_optimizers(school.model, school.lr)
+    total = sum(stage.steps for stage in STAGES)
+    for step, stage in enumerate(itertools.chain(*([stage] * stage.steps for stage in STAGES))):
+        set_lr(optimizers, school.lr * min(1.0, (step + 1) / WARM_UP, 2 * (total - step) / total))
+        loss = learn(school, stage)
+        nn.utils.clip_grad_norm_(school.model.parameters(), 1.0)
+        apply(optimizers)
+        if (step + 1) % 100 == 0:
+            school.note(stage=stage.name, step=step + 1, loss=loss, **measure(school, stage))
+
+
 @torch.no_grad()
-def measure(model: PreTrainedModel, packer: Packer, held_out: Sequence[Lesson], frames: int) -> dict[str, float]:
-    """With the true words so far given: IoU of the boxes, error of the sizes, share of right first name tokens."""
-    rng = Random(5)
-    counts = {"iou": [0.0, 0], "size_error": [0.0, 0], "name": [0.0, 0]}
-    for start in range(0, len(held_out), 16):
-        pack, asked = _pack(held_out[start : start + 16], packer, rng, frames, 5, instructions=False, rough=False)
-        logits, where = reply_logits(model, packer, pack)
-        rows, columns = where.T
+def smooth_numbers(model: PreTrainedModel, packer: Packer, std: float = 0.05) -> None:
+    """Start the numbers' embeddings and head rows as sums of waves, so that near numbers are near from the first."""
+    phase = 2 * torch.pi * torch.arange(len(packer.numbers))[:, None] / torch.tensor(WAVES)
+    waves = torch.cat([phase.cos(), phase.sin()], dim=1) / len(WAVES) ** 0.5  # (numbers, 2 · waves), rows of norm 1
+    for weight in (model.model.language_model.embed_tokens.weight, model.lm_head.weight):
+        smooth = waves @ (std * torch.randn(waves.shape[1], weight.shape[1]))
+        weight[packer.numbers] = smooth + 0.1 * weight[packer.numbers]
+
+
+def open_eyes(school: School) -> None:
+    """The vision tower's own stage; its iou is of boxes read off the cells that hold a centre."""
+    tower, packer = school.model.model.visual, school.packer
+    reader = eyes.Reader(school.model.config.text_config.hidden_size)
+    optimizers = make_optimizers(nn.ModuleDict({"tower": tower, "reader": reader}), EYES_LR)
+    for step in range(LOOKS):
+        set_lr(optimizers, EYES_LR * min(1.0, (step + 1) / WARM_UP, 2.5 * (LOOKS - step) / LOOKS))
+        views = eyes.look(school.rng.sample(school.train, LOOKED_AT), school.rng)
+        loss, _ = reader(see(school.model, packer.patches(views.frames)).unflatten(0, (-1, TOKENS)), views)
+        loss.backward()
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        apply(optimizers)
+        if (step + 1) % 200 == 0:
+            with torch.no_grad():
+                views = eyes.look(school.held_out, Random(5))
+                seen = see(school.model, packer.patches(views.frames)).unflatten(0, (-1, TOKENS))
+                loss, boxes = reader(seen, views)
+            iou = _ious(boxes, views.boxes[views.full]).mean().item()
+            school.note(stage="eyes", step=step + 1, loss=loss.item(), iou=iou)
+
+
+def learn(school: School, stage: Stage) -> float:
+    """Gradients of one step, a few clips at a time: small tensors stay in the processor's cache."""
+    frames = school.rng.choice(stage.frames)
+    chosen = school.rng.sample(school.train, stage.clips)
+    together = 8 if frames == 1 else 3
+    packs = [
+        draw(chosen[i : i + together], school.packer, school.rng, frames, stage)
+        for i in range(0, len(chosen), together)
+    ]
+    total, sum_of_losses = sum(int(pack.learned.sum()) for pack in packs), 0.0
+    for pack in packs:
+        logits, where = reply_logits(school.model, pack)
+        loss = loss_of(logits, where, pack, school.packer.numbers) * (len(where) / total)
+        loss.backward()
+        sum_of_losses += loss.item()
+    return sum_of_losses
+
+
+def draw(
+    chosen: Sequence[Lesson], packer: Packer, rng: Random, frames: int, stage: Stage, style: str | None = None
+) -> Pack:
+    """A clip of each lesson and questions about it."""
+    clips, asked = [], []
+    for lesson in chosen:
+        shown = choose_frames(lesson, min(frames, len(lesson.frame_ids)), rng)
+        found = list(turns(lesson, shown, stage.questions, rng, style=style or stage.style))
+        if found:
+            clips.append(([lesson.frame_ids[k] for k in shown], lesson.frames[shown]))
+            asked.append(found)
+    return packer.pack(clips, asked, instructions=stage.instructions)
+
+
+@torch.no_grad()
+def measure(school: School, stage: Stage) -> dict[str, float]:
+    """With the true words so far given: IoU of the boxes, mean error of the sizes, share of right first colours (where
+    several shapes are asked for, any of them may come first, so that all right is out of reach)."""
+    packer, rng, short = school.packer, Random(5), stage.style == "short"
+    frames = 1 if stage.frames == (1,) else 5
+    sums = {name: torch.zeros(2) for name in ("iou", "size_error", "name")}
+    for start in range(0, len(school.held_out), 16):
+        pack = draw(
+            school.held_out[start : start + 16], packer, rng, frames, stage, style="short" if short else "reply"
+        )
+        logits, (rows, columns) = (lambda found: (found[0], found[1].T))(reply_logits(school.model, pack))
         kinds, values, blocks = (x[rows, columns] for x in (pack.kinds, pack.values, pack.blocks))
-        found = logits[:, packer.numbers].argmax(dim=-1).float()
-        boxes = kinds == COORDINATE
-        counts["iou"][0] += _ious(found[boxes].reshape(-1, 4), values[boxes].reshape(-1, 4)).sum().item()
-        counts["iou"][1] += int(boxes.sum()) // 4
-        counts["size_error"][0] += (found - values)[kinds == SIZE].abs().sum().item()
-        counts["size_error"][1] += int((kinds == SIZE).sum())
-        key = rows * 1000 + blocks
-        first = torch.cat([torch.tensor([True]), key[1:] != key[:-1]]).nonzero()[:, 0] + 4  # <think>This is the COLOUR
-        counts["name"][0] += (logits[first].argmax(dim=-1) == pack.ids[rows[first], columns[first]]).sum().item()
-        counts["name"][1] += len(first)
-    return {name: total / max(number, 1) for name, (total, number) in counts.items()}
+        numbers = logits[:, packer.numbers].argmax(dim=-1).float()
+        boxes, sizes = kinds == COORDINATE, kinds == SIZE
+        ious = _ious(numbers[boxes].reshape(-1, 4), values[boxes].reshape(-1, 4))
+        sums["iou"] += torch.stack([ious.sum(), torch.tensor(float(len(ious)))])
+        sums["size_error"] += torch.stack([(numbers - values)[sizes].abs().sum(), sizes.sum().float()])
+        block = 1000 * rows + blocks
+        colour = torch.cat([torch.tensor([True]), block[1:] != block[:-1]]).nonzero()[:, 0] + 4  # <think>This is the
+        right = logits[colour].argmax(dim=-1) == pack.ids[rows[colour], columns[colour]]
+        sums["name"] += torch.stack([right.sum().float(), torch.tensor(float(len(right)))])
+    return {name: float(total / number) for name, (total, number) in sums.items() if name == "iou" or not short}
 
 
 def _ious(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (M, 4) in pairs, inclusive corners."""
     low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
     inside = (high - low + 1).clamp(min=0).prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2] + 1).clamp(min=0).prod(dim=1) for box in (a, b)]
     return inside / (areas[0] + areas[1] - inside)
 
 
-def _pack(
-    chosen: Sequence[Lesson], packer: Packer, rng: Random, frames: int, questions: int, *, instructions: bool,
-    rough: bool = True,
-) -> tuple[Pack, list[list[Turn]]]:  # fmt: skip
-    clips, asked = [], []
-    for lesson in chosen:
-        shown = choose_frames(lesson, min(frames, len(lesson.frame_ids)), rng)
-        found = list(turns(lesson, shown, questions, rng, rough=rough))
-        if found:
-            clips.append(([lesson.frame_ids[k] for k in shown], lesson.frames[shown]))
-            asked.append(found)
-    return packer.pack(clips, asked, instructions=instructions), asked
-
-
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=args.seed, size=SIZE_OF_BASE).train()
-    batched_vision(model)
-    packer, rng = Packer(tokenizer, model), Random(args.seed)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
-    start = time.perf_counter()
-    school = lessons(args.lessons, seed=args.seed)
-    held_out = lessons(96, seed=args.seed + 1_000_000)
-    print(f"{len(school)} lessons in {time.perf_counter() - start:.0f} s", flush=True)
-    optimizers = make_optimizers(model, args.lr)
-    curve, log = [], open(args.log, "w") if args.log else None
-    start, step, budget = time.perf_counter(), 0, 60.0 * args.minutes
-    last = -1e9
-    for stage, progress in schedule(start, budget):
-        factor = min(1.0, (step + 1) / 50, (1 - progress) / 0.5)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * max(factor, 0.01)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss = learn(model, packer, rng.sample(school, stage.clips), stage, rng)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        step += 1
-        if time.perf_counter() - last > args.every:
-            last = time.perf_counter()
-            model.eval()
-            found = measure(model, packer, held_out, 1 if stage.frames == (1,) else 5)
-            model.train()
-            line = {"step": step, "seconds": last - start, "stage": stage.name, "loss": loss, **found}
-            curve.append(line)
-            print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
-            save(model, tokenizer, args, curve, step, last - start)
-    save(model, tokenizer, args, curve, step, time.perf_counter() - start)
-
-
-def learn(model: PreTrainedModel, packer: Packer, chosen: Sequence[Lesson], stage: Stage, rng: Random) -> float:
-    """Gradients of one step, a few clips at a time: small tensors stay in the processor's cache."""
-    frames = rng.choice(stage.frames)
-    packs = [
-        _pack(chosen[i : i + stage.together], packer, rng, frames, stage.questions, instructions=stage.instructions)[0]
-        for i in range(0, len(chosen), stage.together)
-    ]
-    total, sum_of_losses = sum(int(pack.learned.sum()) for pack in packs), 0.0
-    for pack in packs:
-        logits, where = reply_logits(model, packer, pack)
-        loss = loss_of(logits, where, pack, packer.numbers) * (len(where) / total)
-        loss.backward()
-        sum_of_losses += loss.item()
-    return sum_of_losses
-
-
-def schedule(start: float, budget: float) -> Iterator[tuple[Stage, float]]:
-    """The stage of every step and the share of the time that has gone."""
-    while (progress := (time.perf_counter() - start) / budget) < 1:
-        done = 0.0
-        for stage in STAGES:
-            done += stage.share
-            if progress < done:
-                break
-        yield stage, progress
-
-
 def make_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, head, biases and norms."""
-    apart = ("embed_tokens", "lm_head", "patch_embed")
-    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and not any(word in n for word in apart)]
+    apart = ("embed_tokens", "lm_head", "patch_embed", "reader")
+    matrices = [
+        p
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.dim() == 2 and not any(word in n for word in apart)
+    ]
     known = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in known]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def save(model, tokenizer, args, curve, step, seconds) -> None:
-    model.save_pretrained(args.out)
-    build_processor(tokenizer).save_pretrained(args.out)
-    record = {"seed": args.seed, "lessons": args.lessons, "minutes": args.minutes, "lr": args.lr, "steps": step,
-              "seconds": seconds, "stages": [asdict(stage) for stage in STAGES], "curve": curve}  # fmt: skip
-    atomic.write_json(Path(args.out) / "pretraining.json", record)
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def apply(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+# ------------------------------------------------------------------------------------------------------ the command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m veason.synthetic.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=45)
-    parser.add_argument("--lessons", type=int, default=8000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--every", type=float, default=60, help="seconds between measurements")
-    parser.add_argument("--log", type=Path)
-    train(parser.parse_args(argv))
+    parser = argparse.ArgumentParser(
+        prog="python -m veason.synthetic.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
+    parser.add_argument("--lessons", type=int, default=5000, metavar="N", help="scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=args.seed, size=SIZE_OF_BASE)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
+    seen, held_out = lessons(args.lessons, seed=args.seed), lessons(96, seed=args.seed + 1_000_000)
+    school = School(model, Packer(tokenizer, model), seen, held_out, Random(args.seed), args.lr)
+    train(school)
+    save_policy(model.eval(), tokenizer, args.out)
+    stages = [asdict(stage) for stage in STAGES]
+    record = {"seed": args.seed, "lessons": args.lessons, "lr": args.lr, "stages": stages, "curve": school.curve}
+    atomic.write_json(args.out / "pretraining.json", record)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ growing grows grow shrinking shrinks shrink moving moves move to left right upwa
 leftmost rightmost topmost lowest largest smallest fastest on at far top bottom picture beginning end in
 leaves leave comes come into later first last the hidden hides hide by front behind cross each other fills whole
 frame frames id: size: sizes: box: target: target is seen best largest there so no none it its visible area keyframe
-The video shows This I see and I answer. It is the, same as They Sizes Frame The target keyframe At middle shape 0:12, 3:15.
+The video shows This I see and I answer. It is the, same as They Sizes Frame
+The target keyframe At middle shape 0:12, 3:15.
 <think> </think><answer>{"keyframe_timestamp": 0, "bbox_2d_list": [[0, 0, 0, 0], [0, 0, 0, 0]]}</answer> [[0]]
 (0s) [[ ]] ]]} [ ] . .</ ." ?" ". ?". ? ,
 """

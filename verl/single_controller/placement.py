@@ -56,11 +56,22 @@ class Placement:
             remove_placement_group(group)
 
 
-def reserve(nodes: int, per_node: int, *, gpu: bool, cpus_per_rank: float = 1.0, timeout_s: float = 120) -> Placement:
+def reserve(
+    nodes: int,
+    per_node: int,
+    *,
+    gpu: bool,
+    cpus_per_rank: float = 1.0,
+    apart: bool = True,
+    timeout_s: float = 120,
+) -> Placement:
     """Wait for room for `per_node` ranks on each of `nodes` nodes, each with `cpus_per_rank` CPUs and, for `gpu`, one
-    GPU. NoRoom, with what was wanted and what there is, if it does not come in time."""
+    GPU. Without `apart` the same number of ranks goes wherever there is room, on as few nodes as possible: what is left
+    after a loss may do. NoRoom, with what was wanted and what there is, if it does not come in time."""
     bundle = {"CPU": cpus_per_rank, **({"GPU": 1.0} if gpu else {})}
-    if per_node == 1 and nodes > 1:
+    if not apart:
+        groups, bundles = [placement_group([bundle] * (nodes * per_node), strategy="PACK")], nodes * per_node
+    elif per_node == 1 and nodes > 1:
         groups, bundles = [placement_group([bundle] * nodes, strategy="STRICT_SPREAD")], nodes
     else:
         # one group a node: STRICT_SPREAD over all bundles would want as many nodes as ranks
@@ -71,18 +82,20 @@ def reserve(nodes: int, per_node: int, *, gpu: bool, cpus_per_rank: float = 1.0,
         ray.get([group.ready() for group in groups], timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         placement.free()
+        wanted = f"{nodes} node(s) x {per_node} rank(s)" if apart else f"{nodes * per_node} rank(s), on any nodes,"
         raise NoRoom(
-            f"no room for {nodes} node(s) x {per_node} rank(s) with {_words(bundle)} each after {timeout_s:g} s; "
-            f"nodes have {'; '.join(_nodes()) or 'gone'}. Set trainer.nnodes and trainer.n_gpus_per_node to what there "
-            "is, or free what other runs hold"
+            f"no room for {wanted} with {words(bundle)} each after {timeout_s:g} s (trainer.placement_timeout_s); "
+            f"{there()}. Set trainer.nnodes and trainer.n_gpus_per_node to what there is, or free what other runs hold"
         ) from error
     return placement
 
 
-def _nodes() -> list[str]:
-    return [_words(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def there() -> str:
+    """``nodes have 2 CPU, 1 GPU; 2 CPU, 0 GPU, of which 3 CPU, 1 GPU are free``"""
+    nodes = [words(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return f"nodes have {'; '.join(nodes) or 'gone'}, of which {words(ray.available_resources())} are free"
 
 
-def _words(resources: dict[str, float]) -> str:
+def words(resources: dict[str, float]) -> str:
     """``2 CPU, 1 GPU``"""
     return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))

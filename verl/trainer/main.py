@@ -13,7 +13,7 @@ from pathlib import Path
 
 from verl import config as configuration
 from verl.config import Config
-from verl.single_controller.errors import WorkerLost
+from verl.single_controller.errors import NoRoom, WorkerLost
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,25 +33,60 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: Config) -> None:
     """Train, from the last checkpoint again after a worker or node was lost, at most ``trainer.max_restarts`` times."""
-    from verl.trainer.ray_trainer import RayTrainer
-
+    lost: WorkerLost | None = None
+    _check_folder(config)
     for attempt in range(config.trainer.max_restarts + 1):
-        trainer = RayTrainer(config)
         try:
-            trainer.fit()
+            _train(config, apart=lost is None)
             return
         except WorkerLost as error:
             if attempt == config.trainer.max_restarts:
                 raise
             print(f"restart {attempt + 1} of {config.trainer.max_restarts}: {error}", file=sys.stderr, flush=True)
-            config = replace(config, trainer=replace(config.trainer, resume="auto"))
-        finally:
-            trainer.close()
+            lost, config = error, _from_last_checkpoint(config)
+        except NoRoom as error:
+            if lost is None:
+                raise
+            raise NoRoom(f"{error}\nIt was wanted because {lost}") from error
+
+
+def _train(config: Config, *, apart: bool) -> None:
+    """One attempt."""
+    from verl.trainer.ray_trainer import RayTrainer
+
+    trainer = RayTrainer(config, apart=apart)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+
+
+def _check_folder(config: Config) -> None:
+    """ConfigError where the run's folder holds checkpoints that are not its past: they would be taken for its own."""
+    from verl.workers import checkpoint
+
+    resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
+    found = [] if resume == "auto" else checkpoint.complete(folder.resolve())
+    start = Path(resume).resolve()
+    others = found[found.index(start) + 1 :] if start in found else found
+    if others:
+        raise configuration.ConfigError(
+            f"trainer.resume={resume}: {folder} holds {others[-1].name}, which is no past of this run; move it, or "
+            "give another trainer.save_checkpoint_path"
+        )
+
+
+def _from_last_checkpoint(config: Config) -> Config:
+    """Going on from what the run has saved, or, if nothing, from where it began."""
+    from verl.workers import checkpoint
+
+    resume = "auto" if checkpoint.latest(config.trainer.save_checkpoint_path) else config.trainer.resume
+    return replace(config, trainer=replace(config.trainer, resume=resume))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except configuration.ConfigError as error:
+    except (configuration.ConfigError, NoRoom) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

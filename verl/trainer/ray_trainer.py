@@ -48,7 +48,8 @@ class Groups:
 class RayTrainer:
     """Trains one policy as its configuration says, from the last checkpoint if there is one."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, apart: bool = True) -> None:
+        """`apart`: as many ranks per node as configured; without it wherever there is room, as after a loss."""
         self.config = config
         self.folder = Path(config.trainer.save_checkpoint_path)
         open_dataset = plugins.find(config.data.name, group="verl.datasets")
@@ -62,10 +63,10 @@ class RayTrainer:
         self.total_steps = min(steps, config.trainer.max_steps or steps)
         self.bad_steps = 0
         with ExitStack() as opened:
-            self._open_workers(opened)
+            self._open_workers(opened, apart=apart)
             self._opened = opened.pop_all()  # all came up: from here on `close` ends them
 
-    def _open_workers(self, opened: ExitStack) -> None:
+    def _open_workers(self, opened: ExitStack, *, apart: bool) -> None:
         """Ranks first, then the reward workers, on the ranks' GPUs where they want a share of one."""
         trainer, reward = self.config.trainer, self.config.worker.reward
         ranks = trainer.nnodes * trainer.n_gpus_per_node
@@ -77,13 +78,16 @@ class RayTrainer:
             trainer.n_gpus_per_node,
             gpu=ray.cluster_resources().get("GPU", 0) > 0,
             cpus_per_rank=1 + beside * reward.num_cpus_per_worker * shared,
+            apart=apart,
+            timeout_s=trainer.placement_timeout_s,
         )
         opened.callback(place.free)
         share = 1.0 - beside * reward.num_gpus_per_worker
         self.group = WorkerGroup(Worker, self.config, total_steps=self.total_steps, placement=place, gpu_share=share)
         opened.callback(self.group.shutdown)
         slots = [place.slot(rank) for rank in range(ranks)] if shared else []
-        self.rewards = RewardPool(reward, reward.compute_score, slots=slots)
+        limit_s = trainer.placement_timeout_s
+        self.rewards = RewardPool(reward, reward.compute_score, slots=slots, placement_timeout_s=limit_s)
         opened.callback(self.rewards.close)
 
     def fit(self) -> None:

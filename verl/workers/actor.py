@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
-from verl.models import loading, vision
+from verl.models import loading, packed, vision
 from verl.models.inputs import collate
 from verl.protocol import Batch
 from verl.utils import fsdp, micro_batches
@@ -95,10 +96,10 @@ class Actor:
         plan = self._plan(batch, self.config.micro_batch_size_per_device_for_experience)
         logprobs_BR = torch.zeros(batch["responses"].shape) if len(batch) else torch.zeros(0, 0)
         for rows in plan.passes:
-            part, logits = self._forward(model, batch, rows, pictured=plan.pictured)
+            part, logits, tokens = self._forward(model, batch, rows, pictured=plan.pictured)
             if rows:
-                found = core_algos.gather_logprobs(logits, part["responses"], temperature=self.temperature)
-                found = core_algos.masked(found, part["response_mask"])
+                found = core_algos.gather_logprobs(logits, tokens, temperature=self.temperature)
+                found = core_algos.masked(_by_row(found, part["response_mask"]), part["response_mask"])
                 logprobs_BR[torch.tensor(rows), : found.shape[1]] = found.cpu()
         fsdp.reshard(model)
         return logprobs_BR
@@ -144,11 +145,11 @@ class Actor:
         self, batch: Batch, rows: Sequence[int], denominator: float, tokens: float, *, pictured: bool
     ) -> tuple[Tensor, Tensor]:
         """These rows' share of the global loss, and of each of `SUMS`."""
-        part, logits = self._forward(self.model, batch, rows, pictured=pictured)
+        part, logits, drawn = self._forward(self.model, batch, rows, pictured=pictured)
         if not rows:
             return 0.0 * logits[..., 0].float().sum(), torch.zeros(len(SUMS), device=self.device)
         config, mask = self.config, part["response_mask"]
-        logprobs = core_algos.gather_logprobs(logits, part["responses"], temperature=self.temperature)
+        logprobs = _by_row(core_algos.gather_logprobs(logits, drawn, temperature=self.temperature), mask)
         policy, clipped = core_algos.policy_loss(
             logprobs,
             part["old_logprobs"] if "old_logprobs" in part else logprobs.detach(),
@@ -162,7 +163,7 @@ class Actor:
         if config.use_kl_loss:
             kl = core_algos.kl_penalty(logprobs, part["ref_logprobs"], kind=config.kl_loss_type)
         with nullcontext() if config.entropy_coeff != 0 else torch.no_grad():
-            entropy = core_algos.entropy_from_logits(logits, temperature=self.temperature)
+            entropy = _by_row(core_algos.entropy_from_logits(logits, temperature=self.temperature), mask)
         policy, kl, entropy = (
             core_algos.aggregate(values, mask, mode=config.loss_agg_mode) / denominator
             for values in (policy, kl, entropy)
@@ -197,30 +198,44 @@ class Actor:
     def _plan(self, batch: Batch, rows: int) -> Plan:
         """This rank's micro-batches, filled up with empty ones until every rank has as many."""
         self.reload()
-        passes = micro_batches.by_count(len(batch), rows)
-        if self.config.max_tokens_per_micro_batch > 0 and len(batch):
+        prompts = batch["inputs"] if len(batch) else []
+        groups = [id(prompt) if self._packs else row for row, prompt in enumerate(prompts)]
+        passes = micro_batches.by_count(groups, rows)
+        if self.config.max_tokens_per_micro_batch > 0 and prompts:
             replies = batch["response_mask"].sum(dim=1).tolist()
-            sizes = [(len(prompt), reply) for prompt, reply in zip(batch["inputs"], replies, strict=True)]
-            passes = micro_batches.by_tokens(sizes, self.config.max_tokens_per_micro_batch)
-        pictured = len(batch) > 0 and any(prompt.pixel_values is not None for prompt in batch["inputs"])
+            sizes = [(len(prompt), reply) for prompt, reply in zip(prompts, replies, strict=True)]
+            passes = micro_batches.by_tokens(sizes, groups, self.config.max_tokens_per_micro_batch)
+        pictured = any(prompt.pixel_values is not None for prompt in prompts)
         mine = torch.tensor([len(passes), int(pictured)])
         count, pictured = fsdp.reduce(mine, self.mesh, op=dist.ReduceOp.MAX).tolist()
         return Plan(passes + [[]] * (count - len(passes)), pictured=bool(pictured))
 
-    def _forward(self, model: nn.Module, batch: Batch, rows: Sequence[int], *, pictured: bool) -> tuple[Batch, Tensor]:
-        """These rows on the device, cut to their longest reply r, and their logits (b, r, V). For no rows: the logits
-        of a filler, to be weighted with 0."""
+    def _forward(
+        self, model: nn.Module, batch: Batch, rows: Sequence[int], *, pictured: bool
+    ) -> tuple[Batch, Tensor, Tensor]:
+        """These rows on the device, cut to their longest reply r; logits (b, r, V) and the tokens (b, r) drawn from
+        them, or both flat for the N tokens of the mask alone, (N, V) and (N,). For no rows: the logits of a filler, to
+        be weighted with 0."""
         part = _cut(batch.select(rows)) if rows else NO_ROWS
         prompts, responses, mask = list(part["inputs"]), part["responses"], part["response_mask"]
+        together = self._packs and len({id(prompt) for prompt in prompts}) < len(prompts)
         if not rows or (pictured and all(prompt.pixel_values is None for prompt in prompts)):
             # Sharded layers are collectives: where one rank looks at images, all must.
             prompts.append(loading.filler_prompt(model.config, pictured=pictured))
             responses, mask = (nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (responses, mask))
+        part = part.to(self.device)
+        if together:
+            inputs = packed.collate(prompts, responses, mask, model=loading.plain(model))
+            return part, self._run(model, inputs)[0], part["responses"][part["response_mask"].bool()]
         inputs = collate(vision.without_repeats(prompts), responses, mask, pad_id=self.pad_id)
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         with vision.images_once(loading.vision_tower(model), prompts):
-            logits = model(**inputs, logits_to_keep=responses.shape[1] + 1, use_cache=False).logits[:, :-1]
-        return part.to(self.device), logits[: len(rows)] if rows else logits
+            logits = self._run(model, {**inputs, "logits_to_keep": responses.shape[1] + 1})[:, :-1]
+        return part, logits[: len(rows)] if rows else logits, part["responses"]
+
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Logits of inputs that may still lie on the CPU."""
+        there = {name: value if isinstance(value, int) else value.to(self.device) for name, value in inputs.items()}
+        return model(**there, use_cache=False).logits
 
     # ------------------------------------------------------------------------------------------------ weights
 
@@ -255,7 +270,12 @@ class Actor:
         free_cache()
 
     def _sharded(self, load: Callable[[bool], nn.Module]) -> nn.Module:
-        return fsdp.load_sharded(load, self.mesh, layers=loading.layer_classes, compute_dtype=self.compute_dtype)
+        def prepared(empty: bool) -> nn.Module:
+            model = load(empty)
+            self._packs = self.config.share_prompts and packed.use_packing(loading.plain(model))
+            return model
+
+        return fsdp.load_sharded(prepared, self.mesh, layers=loading.layer_classes, compute_dtype=self.compute_dtype)
 
 
 def _cut(part: Batch) -> Batch:
@@ -264,6 +284,11 @@ def _cut(part: Batch) -> Batch:
     wide = part["responses"].shape[1]
     tensors = {n: t[:, :width] if t.dim() == 2 and t.shape[1] == wide else t for n, t in part.tensors.items()}
     return Batch(tensors, part.lists)
+
+
+def _by_row(values: Tensor, mask_BR: Tensor) -> Tensor:
+    """What belongs to reply tokens as (B, R): as it is, or laid out if it is (N,) for the tokens of the mask."""
+    return values if values.dim() == 2 else values.new_zeros(mask_BR.shape).masked_scatter(mask_BR.bool(), values)
 
 
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:

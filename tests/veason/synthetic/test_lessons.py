@@ -33,10 +33,11 @@ def test_a_reply_boxes_a_frame_that_shows_all_targets(drawn):
     for lesson in drawn:
         rng = Random(1)
         shown = lessons.choose_frames(lesson, 4, rng)
-        for turn in lessons.turns(lesson, shown, 8, rng, rough=False):
+        for turn in lessons.turns(lesson, shown, 8, rng, style="reply"):
             reply = parse_reply(turn.reply)
             assert reply.problem is None
-            assert reply.answer.keyframe == lesson.frame_ids[turn.position] and turn.position in shown
+            assert reply.answer.keyframe == lesson.frame_ids[turn.position]
+            assert turn.position in shown
             truth = [lesson.boxes[i, turn.position] for i in turn.targets]
             assert np.abs(np.array(reply.answer.boxes) - truth).max() <= 0.5
 
@@ -52,4 +53,5 @@ def test_one_frame_is_asked_nothing_about_time(drawn):
     lesson = drawn[0]
     facts = {e.text: e.fact for e in lesson.asked}
     asked = list(lessons.turns(lesson, [0], 30, Random(3)))
-    assert asked and all(facts[turn.expression] in AT_A_GLANCE for turn in asked)
+    assert asked
+    assert all(facts[turn.expression] in AT_A_GLANCE for turn in asked)

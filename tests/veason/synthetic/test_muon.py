@@ -11,7 +11,8 @@ def test_updates_are_nearly_orthogonal(shape):
     made = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)), steps=10)
     assert made.shape == shape
     values = torch.linalg.svdvals(made)
-    assert values.min() > 0.6 and values.max() < 1.3
+    assert values.min() > 0.6
+    assert values.max() < 1.3
 
 
 def test_a_step_goes_against_the_gradient_by_lr_whatever_its_size():

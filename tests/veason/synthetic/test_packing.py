@@ -49,14 +49,14 @@ def test_packed_logits_are_those_of_each_prompt_alone(parts, batched):
     if batched:
         pretrain.batched_vision(model)
     with torch.no_grad():
-        logits, _ = pretrain.reply_logits(model, packer, pack)
+        logits, _ = pretrain.reply_logits(model, pack)
     assert torch.allclose(logits, torch.cat([found for found, _ in expected]), atol=2e-5)
     patches = torch.cat([expected[0][1], expected[-1][1]])
     assert torch.allclose(pack.patches, patches, atol=1e-5)
 
 
 def test_without_instructions_the_reply_stands_where_it_will(parts):
-    tokenizer, _, packer, lesson = parts
+    _tokenizer, _, packer, lesson = parts
     asked = list(lessons.turns(lesson, [0, 1], 2, Random(1)))
     clip = ([lesson.frame_ids[k] for k in (0, 1)], lesson.frames[:2])
     whole, brief = (packer.pack([clip], [asked], instructions=given) for given in (True, False))
@@ -70,7 +70,7 @@ def test_numbers_are_marked(parts):
     tokenizer, _, packer, lesson = parts
     turn = lessons.Turn(
         "the red circle",
-        'This is the red circle. Sizes 0:12, 3:15. Frame 3: [[10, 20, 30, 41]]',
+        "This is the red circle. Sizes 0:12, 3:15. Frame 3: [[10, 20, 30, 41]]",
         ((10.4, 20.1, 29.6, 41.0),),
         (0,),
         0,
@@ -94,5 +94,7 @@ def test_a_question_sees_the_frames_and_itself(parts):
     mask, blocks = pack.mask()[0, 0], pack.blocks[0]
     first, second = ((blocks == number).nonzero()[:, 0] for number in (1, 2))
     frames = int((blocks == 0).sum())
-    assert mask[second[0], :frames].all() and not mask[second][:, first].any()
-    assert mask[second[-1], second].all() and not mask[second[0], second[1:]].any()
+    assert mask[second[0], :frames].all()
+    assert not mask[second][:, first].any()
+    assert mask[second[-1], second].all()
+    assert not mask[second[0], second[1:]].any()

@@ -20,12 +20,14 @@ import ray
 
 from verl.config import RewardConfig
 from verl.protocol import Prompt, Reward
+from verl.single_controller import placement
+from verl.single_controller.errors import NoRoom
 from verl.utils import plugins
 
 GROUP = "verl.rewards"
 
-START_S = 600.0
-"""Seconds a worker may take to come up and build its reward; `timeout_s` is for judging alone."""
+BUILD_S = 600.0
+"""Seconds a worker may take to build its reward once it is up; `timeout_s` is for judging alone."""
 
 
 class RewardError(RuntimeError):
@@ -57,6 +59,9 @@ class _Worker:
 
     def __init__(self) -> None:
         self._reward: Any = None
+
+    def here(self) -> None:
+        """Answers as soon as the process is up, and so has found its room."""
 
     def build(self, config: RewardConfig, factory_name: str) -> _Raised | None:
         try:
@@ -116,12 +121,20 @@ class RewardPool:
     A thread of this process stands by each worker, so that a submission takes no time of the caller's.
     """
 
-    def __init__(self, config: RewardConfig, factory_name: str, *, slots: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        factory_name: str,
+        *,
+        slots: Sequence[Any] = (),
+        placement_timeout_s: float = 120.0,
+    ) -> None:
         """`factory_name` names a `RewardFunction`'s factory (see `plugins.find`); ValueError here and now if there is
-        none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room."""
+        none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room. Where
+        none comes within `placement_timeout_s` of being needed, results are NoRoom."""
         plugins.find(factory_name, group=GROUP)
         self._config, self._factory_name = config, factory_name
-        self._slots = slots
+        self._slots, self._placement_timeout_s = slots, placement_timeout_s
         self._closed = threading.Event()
         self._seats: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
         self._all = [_Seat(self._start(number), number) for number in range(config.num_workers)]
@@ -185,15 +198,19 @@ class RewardPool:
         return answer
 
     def _await_built(self, worker: _Started) -> None:
+        config, limit_s = self._config, self._placement_timeout_s
         try:
-            built = ray.get(worker.built, timeout=START_S)
+            ray.get(worker.up, timeout=limit_s)
         except ray.exceptions.GetTimeoutError as error:
-            config = self._config
-            raise RewardError(
-                f"{self._factory_name}: a reward worker with {config.num_cpus_per_worker:g} CPU and "
-                f"{config.num_gpus_per_worker:g} GPU was not ready after {START_S:g} s; "
-                f"free in the cluster: {ray.available_resources()}"
+            wanted = placement.words({"CPU": config.num_cpus_per_worker, "GPU": config.num_gpus_per_worker})
+            raise NoRoom(
+                f"a reward worker with {wanted} did not come up in {limit_s:g} s (trainer.placement_timeout_s); "
+                f"{placement.there()}. worker.reward.num_workers of them run beside the ranks"
             ) from error
+        try:
+            built = ray.get(worker.built, timeout=BUILD_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RewardError(f"{self._factory_name}: the reward was not built after {BUILD_S:g} s") from error
         if isinstance(built, _Raised):
             raise RewardError(f"{self._factory_name}: the reward could not be built\n\n{built.text.rstrip()}")
 
@@ -212,12 +229,13 @@ class RewardPool:
         if self._slots:
             options["scheduling_strategy"] = self._slots[number % len(self._slots)]
         actor = ray.remote(_Worker).options(**options).remote()
-        return _Started(actor, actor.build.remote(config, self._factory_name))
+        return _Started(actor, actor.here.remote(), actor.build.remote(config, self._factory_name))
 
 
 @dataclass(frozen=True)
 class _Started:
     actor: Any
+    up: ray.ObjectRef
     built: ray.ObjectRef
 
 

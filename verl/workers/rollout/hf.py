@@ -21,6 +21,7 @@ from verl.models.inputs import PromptInputs, collate
 from verl.protocol import Batch
 from verl.workers.rollout.attention import use_shared_heads
 from verl.workers.rollout.base import Sampling
+from verl.workers.rollout.cache import open_cache
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """Of the model's configuration: tokens that stand for pictures, which a reply has none of."""
@@ -118,7 +119,7 @@ class HFEngine:
             image_grid_thw=inputs.get("image_grid_thw"),
             attention_mask=inputs["attention_mask"],
         )
-        cache = DynamicCache(config=self.model.config.get_text_config())
+        cache = open_cache(self.model.config.get_text_config())
         logits_B1V = self.model(
             **inputs, position_ids=position_3BP, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits

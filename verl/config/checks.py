@@ -1,0 +1,113 @@
+"""What must hold of and between the values; `check` lists all that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verl.config.errors import ConfigError
+from verl.config.keys import flatten, get
+from verl.config.records import Config
+
+CHOICES = {
+    "algorithm.adv_estimator": ("grpo", "dr_grpo", "rloo", "reinforce_pp"),
+    "worker.actor.policy_loss": ("ppo_clip", "gspo"),
+    "worker.actor.kl_loss_type": ("low_var_kl", "kl", "mse"),
+    "worker.actor.loss_agg_mode": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum"),
+    "worker.actor.optim.lr_scheduler": ("constant", "cosine"),
+    "worker.actor.fsdp.torch_dtype": ("bfloat16", "float16", "float32"),
+    "worker.reward.reward_type": ("function",),
+    "worker.reward.preset": ("strict", "released"),
+    "trainer.logger": ("console", "jsonl", "tensorboard", "wandb"),
+}
+"""Known names; for a list, of each item."""
+
+NEEDED = {
+    "data.name": "the data set plug-in, such as video_seg_keyframe_sft_base_mod",
+    "data.train_files": "the root of the training data",
+    "worker.actor.model.model_path": "the folder of the checkpoint to start from",
+    "worker.reward.compute_score": "the reward plug-in, such as video_match_keyframe_sft_sam_mod",
+}
+
+ZERO_TOO = {
+    "data.val_limit",
+    "data.seed",
+    "worker.actor.max_tokens_per_micro_batch",
+    "worker.actor.kl_loss_coef",
+    "worker.actor.entropy_coeff",
+    "worker.actor.model.lora.rank",
+    "worker.actor.optim.weight_decay",
+    "worker.actor.optim.lr_warmup_steps_ratio",
+    "worker.reward.num_cpus_per_worker",
+    "worker.reward.num_gpus_per_worker",
+    "worker.reward.max_retries",
+    "trainer.val_freq",
+    "trainer.save_freq",
+    "trainer.max_restarts",
+    "trainer.max_bad_steps",
+    "trainer.rollouts_kept",
+}
+"""Numbers that may be 0; all others are more."""
+
+SHARES = (
+    "worker.actor.clip_ratio",
+    "worker.actor.optim.lr_warmup_steps_ratio",
+    "worker.rollout.top_p",
+    "worker.rollout.gpu_memory_utilization",
+)
+"""Numbers that are 1 at most."""
+
+
+def check(config: Config) -> None:
+    """ConfigError that lists all that is unset, out of range, unknown or contradictory, if anything is."""
+    problems = [*_unset(config), *_out_of_range(config), *_unknown_names(config), *_contradictions(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _unset(config: Config) -> Iterator[str]:
+    for key, meaning in NEEDED.items():
+        if not get(config, key):
+            yield f"{key} is not set: give {meaning}"
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+    numbers = {key: value for key, value in flatten(config).items() if type(value) in (int, float)}
+    for key, value in numbers.items():
+        if value < 0 and key in ZERO_TOO:
+            yield f"{key}={value}: must be 0 or more"
+        elif value <= 0 and key not in ZERO_TOO and (key, value) != ("worker.rollout.top_k", -1):
+            yield f"{key}={value}: must be more than 0"
+        elif key in SHARES and value > 1:
+            yield f"{key}={value}: must be 1 at most"
+
+
+def _unknown_names(config: Config) -> Iterator[str]:
+    for key, known in CHOICES.items():
+        value = get(config, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name not in known:
+                yield f"{key}={name}: known are {', '.join(known)}"
+    engine = config.worker.rollout.name
+    if engine not in ("hf", "vllm") and ":" not in engine:
+        yield f"worker.rollout.name={engine}: known are hf and vllm; your own is package.module:attribute"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    actor, rollout, trainer = config.worker.actor, config.worker.rollout, config.trainer
+    if actor.global_batch_size > 0 and config.data.rollout_batch_size % actor.global_batch_size:
+        yield (
+            f"worker.actor.global_batch_size={actor.global_batch_size} does not divide "
+            f"data.rollout_batch_size={config.data.rollout_batch_size}: both count prompts, and a step must hold "
+            "a whole number of updates"
+        )
+    if rollout.n == 1 and config.algorithm.adv_estimator != "reinforce_pp":
+        yield (
+            f"worker.rollout.n=1: {config.algorithm.adv_estimator} compares the replies to one prompt with each other; "
+            "take 2 or more"
+        )
+    ranks = trainer.nnodes * trainer.n_gpus_per_node
+    if rollout.name == "vllm" and rollout.tensor_parallel_size > 0 and ranks % rollout.tensor_parallel_size:
+        yield (
+            f"worker.rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the {ranks} processes "
+            "of trainer.nnodes x trainer.n_gpus_per_node"
+        )

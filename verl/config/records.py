@@ -1,0 +1,202 @@
+"""The whole configuration as typed records. Names and defaults are those of the released YAML where it has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataConfig:
+    name: str = ""
+    """Data set plug-in: an entry point of ``verl.datasets``, or ``package.module:attribute``."""
+    train_files: str = ""
+    """Root of the training data."""
+    val_files: str = ""
+    """Root of the validation data; empty: the training root."""
+    train_split: str = "train"
+    val_split: str = "valid"
+    train_meta: str = ""
+    """Another expression file, such as the sampled subset."""
+    exclude: str = ""
+    """A file of samples to leave out."""
+    max_prompt_length: int = 7100
+    """Tokens, images included."""
+    max_response_length: int = 1024
+    rollout_batch_size: int = 16
+    """Prompts a step."""
+    val_batch_size: int = 16
+    val_limit: int = 64
+    """Validation prompts at most."""
+    sampled_frames: int = 6
+    keyframe_resize: int = 560
+    """Side in pixels of the frames the policy sees."""
+    reference_image_resize: int = 560
+    prompt_template: str = ""
+    """A file with another wording; empty: the project's."""
+    shuffle: bool = True
+    seed: int = 42
+
+
+@dataclass
+class AlgorithmConfig:
+    adv_estimator: str = "grpo"
+    """grpo, dr_grpo, rloo or reinforce_pp."""
+    drop_equal_groups: bool = False
+    """Dynamic sampling: leave groups whose replies all have the same reward out of the update."""
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 0
+    """0: train all weights."""
+    alpha: int = 16
+    target_modules: str = "all-linear"
+    """``all-linear`` of the language model, or a comma-separated list of module names."""
+
+
+@dataclass
+class ModelConfig:
+    model_path: str = ""
+    enable_gradient_checkpointing: bool = True
+    freeze_vision_tower: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-6
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    lr_warmup_steps_ratio: float = 0.0
+    lr_scheduler: str = "constant"
+    """constant or cosine."""
+
+
+@dataclass
+class FSDPConfig:
+    torch_dtype: str = "bfloat16"
+    """Type of forward and backward on a GPU; parameters and optimiser are float32. CPU runs are float32 throughout."""
+    param_offload: bool = False
+    """Keep parameters on the CPU between passes."""
+    optimizer_offload: bool = False
+    """Keep optimiser state on the CPU between updates."""
+
+
+@dataclass
+class ActorConfig:
+    global_batch_size: int = 16
+    """Prompts per optimiser step; a divisor of data.rollout_batch_size."""
+    micro_batch_size_per_device_for_update: int = 1
+    micro_batch_size_per_device_for_experience: int = 1
+    max_tokens_per_micro_batch: int = 0
+    """0: micro-batches by number of rollouts; otherwise by tokens, balanced."""
+    share_prompts: bool = True
+    """Within a micro-batch the text layers read a prompt once for all its replies; false: once for each. The numbers
+    are the same."""
+    ppo_epochs: int = 1
+    use_kl_loss: bool = True
+    kl_loss_coef: float = 5e-3
+    kl_loss_type: str = "low_var_kl"
+    """low_var_kl, kl or mse."""
+    entropy_coeff: float = 1e-3
+    """A released default that its YAML does not override."""
+    policy_loss: str = "ppo_clip"
+    """ppo_clip or gspo."""
+    clip_ratio: float = 0.2
+    clip_ratio_high: float | None = None
+    """None: as clip_ratio."""
+    loss_agg_mode: str = "token-mean"
+    """token-mean, seq-mean-token-mean or seq-mean-token-sum."""
+    max_grad_norm: float = 1.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class RolloutConfig:
+    name: str = "hf"
+    """Engine: hf, vllm, or ``package.module:attribute``."""
+    n: int = 8
+    """Group size."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    batch_size: int = 16
+    """Rollouts that the hf engine draws together."""
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.25
+    enable_chunked_prefill: bool = False
+    enforce_eager: bool = False
+    logprob_tolerance: float = 0.1
+    """Largest mean gap between the engine's and the actor's log-probabilities before the run stops."""
+
+
+@dataclass
+class RewardConfig:
+    reward_type: str = "function"
+    compute_score: str = ""
+    """Reward plug-in: an entry point of ``verl.rewards``, or ``package.module:attribute``."""
+    num_workers: int = 1
+    num_cpus_per_worker: float = 1.0
+    num_gpus_per_worker: float = 0.0
+    timeout_s: float = 600.0
+    """Seconds one prompt's replies may take before their worker is replaced."""
+    max_retries: int = 2
+    """How often one prompt's work is redone on a new worker before the run stops."""
+    preset: str = "strict"
+    """strict or released."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a term by name, 1 where not named; 0 leaves the term out."""
+    tracker: str = "sam2"
+    sam2_mode: str = "video"
+    sam2_config: str = "configs/sam2.1/sam2.1_hiera_l.yaml"
+    sam2_checkpoint: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    """Anything a plug-in of your own wants to know."""
+
+
+@dataclass
+class WorkerConfig:
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass
+class TrainerConfig:
+    total_episodes: int = 1
+    max_steps: int | None = None
+    project_name: str = "veason-r1"
+    experiment_name: str = "grpo"
+    logger: list[str] = field(default_factory=lambda: ["console", "jsonl"])
+    """Of console, jsonl, tensorboard, wandb."""
+    nnodes: int = 1
+    n_gpus_per_node: int = 2
+    """Processes per node; CPU ranks where there is no GPU."""
+    val_freq: int = 0
+    """Steps between validations; 0: never."""
+    val_before_train: bool = False
+    save_freq: int = 50
+    save_checkpoint_path: str = "checkpoints"
+    keep_last: int = 2
+    """Checkpoints kept, besides the best."""
+    resume: str = "auto"
+    """auto, never, or a checkpoint folder."""
+    max_restarts: int = 3
+    """How often a lost worker or node may restart the run from its last checkpoint."""
+    placement_timeout_s: float = 120.0
+    """Seconds to wait for room in the cluster, at the start and after a loss, before the run stops and says what it
+    lacks."""
+    max_bad_steps: int = 3
+    """Skipped steps (loss not finite) in a row that stop the run."""
+    rollouts_kept: int = 4
+    """Rollouts written as text per step."""
+
+
+@dataclass
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
