@@ -1,7 +1,9 @@
-# `make` lists what there is. PYTHON, KIND (auto, cpu, cuda) and PYTEST_ARGS can be given: make test PYTEST_ARGS="-k boxes"
+# `make` lists what there is. PYTHON, KIND (auto, cpu, cuda), PYTEST_ARGS and DEMO_ARGS can be given, as in
+# make test PYTEST_ARGS="-k boxes"
 PYTHON ?= python3
 KIND ?= auto
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 WORKERS ?= 2
 VENV := .venv/bin
 
@@ -9,10 +11,10 @@ VENV := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
 THREADS := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup ready demo test lint format bench clean
+.PHONY: help setup ready demo ablations test lint format bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## make or repair .venv and say what it holds (a few minutes the first time)
 	@$(PYTHON) tools/setup_env.py --kind $(KIND)
@@ -20,8 +22,11 @@ setup:  ## make or repair .venv and say what it holds (a few minutes the first t
 ready:
 	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
 
-demo: ready  #x
-	@$(OFFLINE) $(VENV)/python -m inference.demo
+demo: ready  ## the whole road in miniature: data, SFT, GRPO, masks, scores
+	@$(OFFLINE) $(VENV)/python training_scripts/demo.py $(DEMO_ARGS)
+
+ablations: ready  ## what each reward term, SFT and the chain of thought are worth (about an hour)
+	@$(OFFLINE) $(VENV)/python training_scripts/ablations.py $(DEMO_ARGS)
 
 test: ready  ## run the tests
 	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
@@ -36,5 +41,5 @@ bench: ready  ## measure speed and memory, write benchmarks/README.md (five minu
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays
-	@rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info demo_out ablations_out .pytest_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

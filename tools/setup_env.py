@@ -354,10 +354,11 @@ def read_stamp():
 
 
 def inputs():
-    """Texts of the files that decide what is in the environment."""
+    """Texts of the files that decide what is in the environment, and the packages that an editable install maps."""
     names = ["setup.py", "requirements.txt", "requirements-dev.txt", "requirements-lock-cuda.txt", LOCK.name]
     files = [ROOT / name for name in names] + sorted(SHIMS.glob("*.p*"))
-    return [path.read_text() for path in files if path.is_file()]
+    packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    return [path.read_text() for path in files if path.is_file()] + packages
 
 
 def is_current(stamp, key, pins, facts):
