@@ -10,7 +10,7 @@ from group_workers import Stubborn, Worker
 
 from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
 from verl.single_controller.group import WorkerGroup
-from verl.single_controller.placement import reserve
+from verl.single_controller.placement import reserve, reserve_beside
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +111,15 @@ def _refuse():
 
 
 def test_too_little_room_is_told_and_given_back(cluster):
-    with pytest.raises(NoRoom, match=r"1 node\(s\) x 2 rank\(s\) with 1 CPU, 1 GPU each after 1 s; nodes have 4 CPU"):
+    expected = r"1 node\(s\) x 2 rank\(s\) with 1 CPU, 1 GPU each after 1 s .*; nodes have 4 CPU"
+    with pytest.raises(NoRoom, match=expected):
         reserve(1, 2, gpu=True, timeout_s=1)
     with pytest.raises(NoRoom, match=r"2 node\(s\) x 1 rank"):
         reserve(2, 1, gpu=False, timeout_s=1)
     with pytest.raises(NoRoom, match=r"5 rank\(s\), on any nodes, with 1 CPU, 0 GPU each after 1 s"):
         reserve(5, 1, gpu=False, apart=False, timeout_s=1)
+    with pytest.raises(NoRoom, match=r"2 reward worker\(s\) with 3 CPU, 0 GPU each beside the ranks after 1 s"):
+        reserve_beside(2, cpus=3, timeout_s=1)
     assert ray.is_initialized()
 
 

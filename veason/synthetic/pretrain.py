@@ -290,6 +290,26 @@ def apply(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 # ------------------------------------------------------------------------------------------------------ the command
 
 
+def draw_curve(curve: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and what was measured over minutes, a colour per stage."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    keys = ("loss", "iou", "size_error", "name")
+    figure, axes = plt.subplots(1, len(keys), figsize=(15, 3), constrained_layout=True)
+    for axis, key in zip(axes, keys, strict=True):
+        for stage in dict.fromkeys(line["stage"] for line in curve):
+            lines = [line for line in curve if line["stage"] == stage and key in line]
+            axis.plot([line["seconds"] / 60 for line in lines], [line[key] for line in lines], label=stage, marker=".")
+        axis.set(title=key.replace("_", " "), xlabel="minutes")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m veason.synthetic.pretrain",
@@ -312,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages = [asdict(stage) for stage in STAGES]
     record = {"seed": args.seed, "lessons": args.lessons, "lr": args.lr, "stages": stages, "curve": school.curve}
     atomic.write_json(args.out / "pretraining.json", record)
+    draw_curve(school.curve, args.out / "pretraining.png")
 
 
 if __name__ == "__main__":

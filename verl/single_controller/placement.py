@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,23 +71,45 @@ def reserve(
     after a loss may do. NoRoom, with what was wanted and what there is, if it does not come in time."""
     bundle = {"CPU": cpus_per_rank, **({"GPU": 1.0} if gpu else {})}
     if not apart:
-        groups, bundles = [placement_group([bundle] * (nodes * per_node), strategy="PACK")], nodes * per_node
-    elif per_node == 1 and nodes > 1:
-        groups, bundles = [placement_group([bundle] * nodes, strategy="STRICT_SPREAD")], nodes
+        count = nodes * per_node
+        wanted = f"{count} rank(s), on any nodes,"
+        groups, bundles = [placement_group([bundle] * count, strategy="PACK")], count
     else:
-        # one group a node: STRICT_SPREAD over all bundles would want as many nodes as ranks
-        groups = [placement_group([bundle] * per_node, strategy="STRICT_PACK") for _ in range(nodes)]
-        bundles = per_node
-    placement = Placement(tuple(groups), bundles, gpu)
-    try:
-        ray.get([group.ready() for group in groups], timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
+        wanted = f"{nodes} node(s) x {per_node} rank(s)"
+        groups, bundles = _apart(bundle, nodes, per_node)
+    return _granted(
+        Placement(tuple(groups), bundles, gpu),
+        f"{wanted} with {words(bundle)} each",
+        "Set trainer.nnodes and trainer.n_gpus_per_node to what there is, or free what other runs hold",
+        timeout_s=timeout_s,
+    )
+
+
+def reserve_beside(count: int, *, cpus: float, timeout_s: float = 120) -> Placement:
+    """Wait for room for `count` reward workers with `cpus` CPUs each, anywhere; NoRoom as in `reserve`."""
+    bundle = {"CPU": cpus}
+    return _granted(
+        Placement((placement_group([bundle] * count, strategy="PACK"),), count, gpu=False),
+        f"{count} reward worker(s) with {words(bundle)} each beside the ranks",
+        "Set worker.reward.num_workers and worker.reward.num_cpus_per_worker to what there is",
+        timeout_s=timeout_s,
+    )
+
+
+def _apart(bundle: dict[str, float], nodes: int, per_node: int) -> tuple[list[PlacementGroup], int]:
+    """Groups of bundles that hold the ranks node by node, and the bundles in each."""
+    if per_node == 1 and nodes > 1:
+        return [placement_group([bundle] * nodes, strategy="STRICT_SPREAD")], nodes
+    # one group a node: STRICT_SPREAD over all bundles would want as many nodes as ranks
+    return [placement_group([bundle] * per_node, strategy="STRICT_PACK") for _ in range(nodes)], per_node
+
+
+def _granted(placement: Placement, wanted: str, remedy: str, *, timeout_s: float) -> Placement:
+    """`placement` once all of it is reserved; given back, with NoRoom, if that takes too long."""
+    deadline = time.monotonic() + timeout_s
+    if not all(group.wait(max(deadline - time.monotonic(), 0)) for group in placement.groups):
         placement.free()
-        wanted = f"{nodes} node(s) x {per_node} rank(s)" if apart else f"{nodes * per_node} rank(s), on any nodes,"
-        raise NoRoom(
-            f"no room for {wanted} with {words(bundle)} each after {timeout_s:g} s (trainer.placement_timeout_s); "
-            f"{there()}. Set trainer.nnodes and trainer.n_gpus_per_node to what there is, or free what other runs hold"
-        ) from error
+        raise NoRoom(f"no room for {wanted} after {timeout_s:g} s (trainer.placement_timeout_s); {there()}. {remedy}")
     return placement
 
 

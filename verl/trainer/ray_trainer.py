@@ -82,12 +82,15 @@ class RayTrainer:
             timeout_s=trainer.placement_timeout_s,
         )
         opened.callback(place.free)
+        seats = place
+        if not shared and reward.num_cpus_per_worker > 0:
+            cpus, limit_s = reward.num_cpus_per_worker, trainer.placement_timeout_s
+            seats = placement.reserve_beside(reward.num_workers, cpus=cpus, timeout_s=limit_s)
+            opened.callback(seats.free)
         share = 1.0 - beside * reward.num_gpus_per_worker
         self.group = WorkerGroup(Worker, self.config, total_steps=self.total_steps, placement=place, gpu_share=share)
         opened.callback(self.group.shutdown)
-        slots = [place.slot(rank) for rank in range(ranks)] if shared else []
-        limit_s = trainer.placement_timeout_s
-        self.rewards = RewardPool(reward, reward.compute_score, slots=slots, placement_timeout_s=limit_s)
+        self.rewards = RewardPool(reward, reward.compute_score, slots=[seats.slot(i) for i in range(len(seats))])
         opened.callback(self.rewards.close)
 
     def fit(self) -> None:

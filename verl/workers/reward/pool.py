@@ -26,8 +26,8 @@ from verl.utils import plugins
 
 GROUP = "verl.rewards"
 
-BUILD_S = 600.0
-"""Seconds a worker may take to build its reward once it is up; `timeout_s` is for judging alone."""
+START_S, BUILD_S = 300.0, 600.0
+"""Seconds a worker may take to come up, and then to build its reward; `timeout_s` is for judging alone."""
 
 
 class RewardError(RuntimeError):
@@ -121,20 +121,12 @@ class RewardPool:
     A thread of this process stands by each worker, so that a submission takes no time of the caller's.
     """
 
-    def __init__(
-        self,
-        config: RewardConfig,
-        factory_name: str,
-        *,
-        slots: Sequence[Any] = (),
-        placement_timeout_s: float = 120.0,
-    ) -> None:
+    def __init__(self, config: RewardConfig, factory_name: str, *, slots: Sequence[Any] = ()) -> None:
         """`factory_name` names a `RewardFunction`'s factory (see `plugins.find`); ValueError here and now if there is
-        none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room. Where
-        none comes within `placement_timeout_s` of being needed, results are NoRoom."""
+        none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room."""
         plugins.find(factory_name, group=GROUP)
         self._config, self._factory_name = config, factory_name
-        self._slots, self._placement_timeout_s = slots, placement_timeout_s
+        self._slots = slots
         self._closed = threading.Event()
         self._seats: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
         self._all = [_Seat(self._start(number), number) for number in range(config.num_workers)]
@@ -198,14 +190,13 @@ class RewardPool:
         return answer
 
     def _await_built(self, worker: _Started) -> None:
-        config, limit_s = self._config, self._placement_timeout_s
+        """NoRoom or RewardError if the worker does not come up, or its reward is not built."""
         try:
-            ray.get(worker.up, timeout=limit_s)
+            ray.get(worker.up, timeout=START_S)
         except ray.exceptions.GetTimeoutError as error:
-            wanted = placement.words({"CPU": config.num_cpus_per_worker, "GPU": config.num_gpus_per_worker})
+            wanted = {"CPU": self._config.num_cpus_per_worker, "GPU": self._config.num_gpus_per_worker}
             raise NoRoom(
-                f"a reward worker with {wanted} did not come up in {limit_s:g} s (trainer.placement_timeout_s); "
-                f"{placement.there()}. worker.reward.num_workers of them run beside the ranks"
+                f"a reward worker with {placement.words(wanted)} did not come up in {START_S:g} s; {placement.there()}"
             ) from error
         try:
             built = ray.get(worker.built, timeout=BUILD_S)

@@ -1,0 +1,83 @@
+"""The base policy's training: every stage runs, learns, and leaves a checkpoint that loads."""
+
+import json
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from veason.synthetic import eyes, lessons, pretrain
+from veason.synthetic.policy import PolicySize
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [lessons.draw(np.random.default_rng([9, i])) for i in range(4)]
+
+
+def test_views_put_shapes_in_the_cell_of_their_centre(drawn):
+    lesson = replace(drawn[0], frame_ids=(0,), frames=drawn[0].frames[:1], areas=drawn[0].areas[:, :1] * 0 + 50)
+    boxes = np.zeros((len(lesson.scene.shapes), 1, 4), np.float32)
+    boxes[:, 0] = [[60 + i, 30, 70 + i, 40] for i in range(len(boxes))]  # centres in the third column, second row
+    views = eyes.look([replace(lesson, boxes=boxes)], Random(0))
+    assert views.full[0].nonzero().tolist() == [[5]]
+    assert views.boxes[0, 5].tolist() == boxes[-1, 0].tolist()  # the last shape is in front
+    assert list(eyes.COLOURS)[views.colours[0, 5]] == lesson.scene.shapes[-1].colour
+
+
+def test_the_reader_reads_what_a_token_says(drawn):
+    views = eyes.look(drawn, Random(0))
+    reader = eyes.Reader(hidden=8)
+    with torch.no_grad():
+        reader.facts.weight.zero_()
+        reader.facts.bias.zero_()
+        for side, value in enumerate((10, 20, 30, 40)):
+            reader.facts.bias[1 + len(eyes.COLOURS) + len(eyes.KINDS) + side * eyes.BINS + value] = 5.0
+        _, boxes = reader(torch.zeros(len(drawn), 9, 8), views)
+    assert boxes.unique(dim=0).tolist() == [[10, 20, 30, 40]]
+
+
+def test_near_numbers_start_near(drawn):
+    tokenizer = pretrain.build_tokenizer()
+    model = pretrain.build_model(tokenizer, seed=0, size=PolicySize())
+    packer = pretrain.Packer(tokenizer, model)
+    pretrain.smooth_numbers(model, packer)
+    rows = model.lm_head.weight[packer.numbers].detach()
+    near, far = (rows[1:] - rows[:-1]).norm(dim=1).mean(), (rows[50:] - rows[:-50]).norm(dim=1).mean()
+    assert near < 0.6 * far
+
+
+def test_soft_labels_like_near_numbers(drawn):
+    """A coordinate of 20.4: 20 and 21 are cheap, 25 is dear; at the best prediction the loss is 0."""
+    numbers = torch.arange(101)
+    pack = pretrain.Pack(
+        ids=torch.tensor([[7, 20]]), positions=torch.zeros(3, 1, 2), blocks=torch.ones(1, 2),
+        learned=torch.tensor([[False, True]]), kinds=torch.tensor([[0, pretrain.COORDINATE]]),
+        values=torch.tensor([[0.0, 20.4]]), patches=torch.zeros(0),
+    )  # fmt: skip
+    where = torch.tensor([[0, 1]])
+    losses = {}
+    for guess in (20, 21, 25):
+        logits = torch.full((1, 101), 0.0)
+        logits[0, guess] = 6.0
+        losses[guess] = pretrain.loss_of(logits, where, pack, numbers).item()
+    assert losses[20] < losses[21] < losses[25]
+    best = (-0.5 * ((numbers - 20.4) / pretrain.SPREAD[pretrain.COORDINATE]) ** 2)[None]
+    assert pretrain.loss_of(best, where, pack, numbers).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_every_stage_runs_and_the_checkpoint_loads(tmp_path, monkeypatch, drawn):
+    monkeypatch.setattr(pretrain, "STAGES", tuple(replace(stage, steps=100, clips=1) for stage in pretrain.STAGES[2:]))
+    monkeypatch.setattr(pretrain, "LOOKS", 200)
+    monkeypatch.setattr(pretrain, "LOOKED_AT", 4)
+    monkeypatch.setattr(pretrain, "SIZE_OF_BASE", PolicySize())
+    monkeypatch.setattr(pretrain, "lessons", lambda count, seed: drawn)
+    pretrain.main(["--out", str(tmp_path / "base"), "--lessons", "4"])
+    record = json.loads((tmp_path / "base" / "pretraining.json").read_text())
+    assert [line["stage"] for line in record["curve"]] == ["eyes", "clips", "prompts"]
+    assert record["curve"][-1]["loss"] < 3.0  # chance is ln 1571 = 7.4
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
