@@ -65,7 +65,7 @@ def _jittered(box: Sequence[float], side: int, rng: Random) -> tuple[float, ...]
 def imitate(world: Path, policy: Path, out: Path, *, steps: int, batch_size: int = 16) -> None:
     """Teach the tiny policy the form of a reply by cross-entropy; written to `out` with its processor."""
     rng, processor = Random(0), load_processor(policy)
-    data = configuration.load([f"config={CONFIG}", f"data.train_files={world}"]).data
+    data = configuration.load([f"config={CONFIG}", f"data.train_files={world}", "data.sampled_frames=4"]).data
     task = build(data, split="train")
     prompts = [task.get(index, epoch=epoch) for epoch in range(3) for index in range(len(task))]
     inputs = [process(prompt, processor, max_length=data.max_prompt_length) for prompt in prompts]
@@ -106,6 +106,7 @@ def train(world: Path, policy: Path, folder: Path, *, seed: int, steps: int) -> 
         "data.seed": seed,
         "data.rollout_batch_size": 8,
         "data.max_response_length": 64,
+        "data.sampled_frames": 4,
         "worker.actor.model.model_path": policy,
         "worker.actor.global_batch_size": 8,
         "worker.actor.micro_batch_size_per_device_for_update": 16,

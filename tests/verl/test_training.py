@@ -229,6 +229,11 @@ def test_three_steps_on_the_synthetic_world(cluster, world, tmp_path, tracker):
             f"worker.actor.model.model_path={world / 'tiny_policy'}",
             f"worker.reward.tracker={tracker}",
             "worker.reward.num_cpus_per_worker=0.1",
+            "data.rollout_batch_size=4",
+            "data.max_response_length=32",
+            "worker.actor.global_batch_size=4",
+            "worker.rollout.n=4",
+            "trainer.max_steps=3",
             f"trainer.save_checkpoint_path={tmp_path / 'run'}",
             *more,
         ]
