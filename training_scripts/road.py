@@ -42,7 +42,7 @@ class Road:
     """A quarter of them for validation."""
     records: int = 400
     """Chains of thought to learn from."""
-    steps: int = 60
+    steps: int = 80
     """Of GRPO."""
 
     @property

@@ -335,7 +335,7 @@ class TestScripts:
     def test_tiny_yaml(self):
         config = load([f"config={SCRIPTS / 'grpo_tiny.yaml'}", *NEEDED])
         check(config)
-        assert (config.data.rollout_batch_size, config.worker.rollout.n, config.trainer.n_gpus_per_node) == (8, 8, 2)
+        assert (config.data.rollout_batch_size, config.worker.rollout.n, config.trainer.n_gpus_per_node) == (16, 8, 2)
         assert config.data.keyframe_resize % 28 == 0
 
     @staticmethod
