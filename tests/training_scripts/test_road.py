@@ -61,7 +61,7 @@ def test_an_unfinished_stage_leaves_no_note(walked, monkeypatch):
         raise StageError(f"{module} failed")
 
     monkeypatch.setattr(Road, "run", fail)
-    with pytest.raises(StageError, match="veason.synthetic failed"):
+    with pytest.raises(StageError, match=r"veason\.synthetic failed"):
         r.make_world()
     assert not (r.out / "stages").exists()
 
