@@ -50,7 +50,8 @@ class Target:
             frame_ids=clip.frame_ids,
             size=clip.size,
             boxes=tuple(
-                tuple(_at_model(box, size, clip.size) for box in targets.boxes(tracks, t)) for t in clip.frame_ids
+                tuple(box and geometry.true_box(box, size, clip.size) for box in targets.boxes(tracks, t))
+                for t in clip.frame_ids
             ),
             masks=tuple(masks.encode(mask) for mask in targets.clip_masks(tracks, clip, size)),
             family=family,
@@ -74,11 +75,3 @@ class Target:
             masks=tuple(masks.check(dict(rle), (height, width), "target") for rle in given["masks"]),
             family=given.get("family", QWEN2_5_VL.name),
         )
-
-
-def _at_model(box: Box | None, size: Size, model: Size) -> Box | None:
-    """A native box at model size, all four sides moved by 0.5, as the released data set has them."""
-    if box is None:
-        return None
-    (x1, y1, x2, y2) = geometry.rescale([box], size, model)[0]
-    return (x1 + 0.5, y1 + 0.5, x2 + 0.5, y2 + 0.5)

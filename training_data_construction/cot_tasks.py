@@ -117,10 +117,9 @@ def keyframe_grid(length: int, n: int, *, keyframe: int) -> tuple[int, ...]:
 def to_model(box: Box, size: Size, model_size: Size, *, decimals: int) -> Box:
     """A native box of a picture of `size` as the answer states it: the reward's true box, within the picture.
 
-    The reward (`grpo_reward.target`) scales to model pixels and adds 0.5; a test holds the two together. Near the
-    right and lower border of a shrunk picture that is up to a pixel outside, so every side is held inside.
+    Near the right and lower border of a shrunk picture that box is up to a pixel outside, so every side is held inside.
     """
     height, width = QWEN2_5_VL.answer_size(model_size)
-    x1, y1, x2, y2 = (value + 0.5 for value in boxes.rescale([box], size, (height, width))[0])
+    x1, y1, x2, y2 = boxes.true_box(box, size, (height, width))
     inside = (min(x1, width - 1), min(y1, height - 1), min(x2, width - 1), min(y2, height - 1))
     return tuple(round(float(value), decimals) for value in inside)  # type: ignore[return-value]

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from veason.synthetic.lessons import SIDE, Lesson
+from veason.synthetic.lessons import CELLS, SIDE, Lesson
 from veason.synthetic.world import COLOURS, KINDS
 
-CELLS = SIDE // 28
-"""Along a side."""
 BINS = SIDE + 1
 """Values of a coordinate, 0 … SIDE."""
 SPREAD = 1.5

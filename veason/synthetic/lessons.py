@@ -25,7 +25,10 @@ from veason.synthetic.world import Scene
 from veason.types import Answer, Box, Size
 
 SIDE = 84
-"""Of the square frames, in pixels: 3 x 3 tokens each."""
+"""Of the square frames, in pixels."""
+
+CELLS = SIDE // 28
+"""Tokens along a side, of 28 x 28 pixels each."""
 
 KEPT = 10
 """Frames of a scene that are rendered; a clip takes some of them."""

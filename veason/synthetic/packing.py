@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from veason import prompt
-from veason.synthetic.lessons import SIDE, Turn
+from veason.synthetic.lessons import CELLS, SIDE, Turn
 from veason.synthetic.policy import build_processor
 from veason.types import Clip
 
-TOKENS = (SIDE // 28) ** 2
+TOKENS = CELLS**2
 """Of a frame."""
 COORDINATE, SIZE = 1, 2
 """What a reply's number is; 0 for every other token."""
@@ -100,7 +100,7 @@ class Packer:
         """Frames (N, SIDE, SIDE, 3) uint8 as the image processor's rows: 2 x 2 patches that become one token in turn,
         every picture twice in time."""
         pixels = (frames.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, SIDE, SIDE)
-        grid = SIDE // 28
+        grid = CELLS
         cut = pixels.reshape(-1, 3, grid, 2, 14, grid, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
         return cut[:, :, :, :, :, :, None].expand(*cut.shape[:6], 2, 14, 14).reshape(-1, 3 * 2 * 14 * 14)
 

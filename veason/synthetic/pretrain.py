@@ -25,7 +25,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from veason import atomic
 from veason.synthetic import eyes
-from veason.synthetic.lessons import Lesson, choose_frames, lessons, turns
+from veason.synthetic.lessons import CELLS, Lesson, choose_frames, lessons, turns
 from veason.synthetic.muon import Muon
 from veason.synthetic.packing import COORDINATE, SIZE, TOKENS, Pack, Packer
 from veason.synthetic.policy import PolicySize, build_model, save_policy
@@ -108,8 +108,7 @@ def _attend(attention: nn.Module, hidden_states: Tensor, cu_seqlens: Tensor, pos
 
 def see(model: PreTrainedModel, patches: Tensor) -> Tensor:
     """Tokens (frames · TOKENS, hidden) of frames that are given as patches."""
-    side = 2 * int(TOKENS**0.5)
-    grid = torch.tensor([[1, side, side]] * (patches.shape[0] // (4 * TOKENS)))
+    grid = torch.tensor([[1, 2 * CELLS, 2 * CELLS]] * (patches.shape[0] // (4 * TOKENS)))
     return model.model.visual(patches, grid_thw=grid).pooler_output
 
 
