@@ -19,17 +19,17 @@ class IndexMasks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._video, self._tracks = "", {}
+        self._last: tuple[str, dict[int, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
 
     def path(self, sample: VideoSample, frame_id: int) -> Path:
         return self.folder / sample.video / f"{sample.frames[frame_id]}.png"
 
     def track(self, sample: VideoSample, number: int) -> tuple[Rle | None, ...]:
         """The masks of object `number` (or `VOID`) in the T frames; None where it is not."""
-        if self._video != sample.video:
-            self._tracks = self._read(sample)
-            self._video = sample.video
-        return self._tracks.get(number) or (None,) * len(sample)
+        last = self._last
+        if last[0] != sample.video:
+            last = self._last = (sample.video, self._read(sample))
+        return last[1].get(number) or (None,) * len(sample)
 
     def _read(self, sample: VideoSample) -> dict[int, tuple[Rle | None, ...]]:
         found: dict[int, dict[int, Rle]] = {}

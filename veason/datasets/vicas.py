@@ -65,7 +65,7 @@ class ViCaS(SampleList):
         self._gt_frames = {f"{video.path.stem}": video.gt_frames for video in videos}
         samples = (sample for video in videos for sample in video.samples)
         super().__init__(samples, split=split, files=files, min_frames=min_frames)
-        self._video, self._tracks = "", {}
+        self._last: tuple[str, dict[Any, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
 
     def annotation_file(self, video: str) -> Path:
         return self.root / "annotations" / self.version / f"{video}.json"
@@ -76,10 +76,10 @@ class ViCaS(SampleList):
 
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         """The masks of a track, those of people and of SAM2. None: not in the frame, or the frame is not annotated."""
-        if self._video != sample.video:
-            self._tracks = _read_tracks(self.annotation_file(sample.video), sample)
-            self._video = sample.video
-        return self._tracks.get(anno_id) or (None,) * len(sample)
+        last = self._last
+        if last[0] != sample.video:
+            last = self._last = (sample.video, _read_tracks(self.annotation_file(sample.video), sample))
+        return last[1].get(anno_id) or (None,) * len(sample)
 
     def _read_video(self, number: int) -> _Video:
         video = f"{number:06d}"
