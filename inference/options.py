@@ -19,6 +19,11 @@ from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Size
 
+FAMILY_PIXELS = 28 * 28
+"""Of a picture that one token stands for; no supported family has fewer."""
+TEXT_TOKENS = 4096
+"""Room for a prompt's text."""
+
 VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
 
@@ -34,7 +39,7 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
     group = parser.add_argument_group("policy: who names the keyframe and the boxes")
     group.add_argument("--policy", choices=choices, default=choices[0], help="default: %(default)s")
     group.add_argument(
-        "--model", metavar="DIR", help="hf: checkpoint folder (weights, tokenizer, processor) or hub name"
+        "--model", metavar="DIR", help="hf, vllm: checkpoint folder (weights, tokenizer, processor) or hub name"
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
     group.add_argument("--frames", type=int, default=8, metavar="N", help="frames shown, evenly spaced (default: 8)")
@@ -46,17 +51,17 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
         help="pixels the frames are shown at, a multiple of 28 (default: 560)",
     )
     group.add_argument(
-        "--batch-size", type=int, default=1, metavar="B", help="hf: expressions answered together (default: 1)"
+        "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
     )
     group.add_argument(
-        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf: longest reply (default: 1024)"
+        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, vllm: longest reply (default: 1024)"
     )
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="hf: 0 is greedy (default: 0)")
-    group.add_argument("--seed", type=int, default=0, help="hf: seed of sampled replies (default: 0)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="hf, vllm: 0 is greedy (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="hf, vllm: seed of sampled replies (default: 0)")
     group.add_argument(
-        "--prompt-template", type=Path, metavar="FILE", help="hf: another wording, for weights trained with it"
+        "--prompt-template", type=Path, metavar="FILE", help="hf, vllm: another wording, for weights trained with it"
     )
-    group.add_argument("--dtype", default="auto", help="hf: auto, float32, bfloat16 or float16 (default: auto)")
+    group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
 
 
 def add_tracker_options(parser: argparse.ArgumentParser) -> None:
@@ -106,17 +111,27 @@ def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
         return ReplayPolicy.from_file(
             _required(args.replay, "--policy replay needs --replay FILE"), n=args.frames, size=args.model_size
         )
-    model = _required(args.model, "--policy hf needs --model DIR")  # before torch is imported
+    model = _required(args.model, f"--policy {args.policy} needs --model DIR")  # before torch is imported
+    how = {
+        "device": args.device,
+        "dtype": args.dtype,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "template": prompt.load_template(args.prompt_template),
+    }
+    if args.policy == "vllm":
+        return _vllm(model, args, how)
     from veason.policies.hf import HFPolicy
 
-    return HFPolicy(
-        model,
-        device=args.device,
-        dtype=args.dtype,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        template=prompt.load_template(args.prompt_template),
-    )
+    return HFPolicy(model, **how)
+
+
+def _vllm(model: str, args: argparse.Namespace, how: dict[str, Any]) -> Policy:
+    """With room for the pictures, as much text as a prompt and an expression have, and the reply."""
+    from veason.policies.vllm import VLLMPolicy
+
+    pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
+    return VLLMPolicy(model, max_model_len=pictures + TEXT_TOKENS + args.max_new_tokens, **how)
 
 
 def build_tracker(args: argparse.Namespace) -> Tracker:

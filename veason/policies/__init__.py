@@ -1,7 +1,8 @@
-"""Who answers: a model through transformers (`hf`), the ground truth (`oracle`), a file of answers (`replay`)."""
+"""Who answers: a model through transformers (`hf`) or vLLM (`vllm`), the ground truth (`oracle`), recorded replies
+(`replay`)."""
 
 from veason.policies.base import Policy
 
 __all__ = ["NAMES", "Policy"]
 
-NAMES = ("oracle", "replay", "hf")
+NAMES = ("oracle", "replay", "hf", "vllm")
