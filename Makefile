@@ -11,13 +11,16 @@ VENV := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
 THREADS := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup ready demo ablations test lint format bench clean
+.PHONY: help setup setup-vllm ready demo ablations test test-vllm lint format bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## make or repair .venv and say what it holds (a few minutes the first time)
 	@$(PYTHON) tools/setup_env.py --kind $(KIND)
+
+setup-vllm:  ## the same with vLLM: rollouts and inference at speed (2 GB more on a machine without CUDA)
+	@$(PYTHON) tools/setup_env.py --kind $(KIND) --with-vllm
 
 ready:
 	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
@@ -29,7 +32,10 @@ ablations: ready  ## what each reward term, SFT and the chain of thought are wor
 	@$(OFFLINE) $(VENV)/python training_scripts/ablations.py $(DEMO_ARGS)
 
 test: ready  ## run the tests
-	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-vllm: ready  ## run the tests against vLLM itself (after `make setup-vllm`; without it they skip)
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 lint: ready  ## check style and formatting
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check .

@@ -23,6 +23,11 @@ from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Size
 
+FAMILY_PIXELS = 28 * 28
+"""Of a picture that one token stands for; no supported family has fewer."""
+TEXT_TOKENS = 4096
+"""Room for a prompt's text."""
+
 VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
 
@@ -40,7 +45,7 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
     group.add_argument(
         "--model",
         metavar="DIR|NAME",
-        help="hf: checkpoint folder (weights, tokenizer, processor) or hub name; openai: its name on the server",
+        help="hf, vllm: checkpoint folder (weights, tokenizer, processor) or hub name; openai: its name on the server",
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
     group.add_argument("--frames", type=int, default=8, metavar="N", help="frames shown, evenly spaced (default: 8)")
@@ -52,22 +57,22 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
         help="pixels the frames are shown at, a multiple of 28 (default: 560)",
     )
     group.add_argument(
-        "--batch-size", type=int, default=1, metavar="B", help="hf: expressions answered together (default: 1)"
+        "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
     )
     group.add_argument(
-        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, openai: longest reply (default: 1024)"
+        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, vllm, openai: longest reply (default: 1024)"
     )
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="hf, openai: 0 is greedy (default: 0)"
+        "--temperature", type=float, default=0.0, metavar="T", help="all three: 0 is greedy (default: 0)"
     )
-    group.add_argument("--seed", type=int, default=0, help="hf, openai: seed of sampled replies (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="all three: seed of sampled replies (default: 0)")
     group.add_argument(
         "--prompt-template",
         type=Path,
         metavar="FILE",
         help="another prompt, for weights trained with it",
     )
-    group.add_argument("--dtype", default="auto", help="hf: auto, float32, bfloat16 or float16 (default: auto)")
+    group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
     _add_server_options(parser.add_argument_group("server: who is asked by --policy openai"))
 
 
@@ -119,7 +124,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.7,
         metavar="SHARE",
-        help="of a worker's GPU memory, for hf (default: %(default)g; 7B in bfloat16 has 16 GB of weights)",
+        help="of a worker's GPU memory, for hf or vllm (default: %(default)g; 7B in bfloat16 has 16 GB of weights)",
     )
     group.add_argument(
         "--tracker-gpus",
@@ -222,6 +227,17 @@ def _hf(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     return HFPolicy(model, device=args.device, dtype=args.dtype, **_speech(args))
 
 
+def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    """With room for the pictures, as much text as a prompt and an expression have, and the reply."""
+    model = _required(args.model, "--policy vllm needs --model DIR")
+    from veason.policies.vllm import VLLMPolicy
+
+    pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
+    length = pictures + TEXT_TOKENS + args.max_new_tokens
+    memory = {"gpu_memory": args.policy_gpus} if "policy_gpus" in args else {}
+    return VLLMPolicy(model, device=args.device, dtype=args.dtype, max_model_len=length, **memory, **_speech(args))
+
+
 def _openai(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     model = _required(args.model, "--policy openai needs --model NAME")
     base_url = _required(args.base_url, "--policy openai needs --base-url URL, or OPENAI_BASE_URL")
@@ -252,11 +268,12 @@ BUILDERS: dict[str, Callable[[argparse.Namespace, Dataset | None], Policy]] = {
     "oracle": _oracle,
     "replay": _replay,
     "hf": _hf,
+    "vllm": _vllm,
     "openai": _openai,
 }
 """Who makes the policy of each of `policies.NAMES`."""
 
-ON_GPU = {"hf", "sam2"}
+ON_GPU = {"hf", "vllm", "sam2"}
 """Policies and trackers that use a GPU where there is one."""
 
 

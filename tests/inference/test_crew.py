@@ -29,8 +29,11 @@ def raylets():
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    other = cluster.add_node(**node)
+    with pytest.MonkeyPatch.context() as patch:
+        here = str(Path(__file__).parent)  # the workers find the modules beside the tests
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        other = cluster.add_node(**node)
     yield (
         cluster.address,
         [psutil.Process(n.all_processes["raylet"][0].process.pid) for n in (cluster.head_node, other)],
@@ -164,21 +167,12 @@ def test_no_room(raylets, hand_made, tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_every_time_ends_the_run(raylets, hand_made, tmp_path, monkeypatch):
     """Its frames kill: a tracker that is lost over them again and again."""
+    from mortal import Mortal
+
     from inference import crew, predict
     from veason.errors import DataError
 
     monkeypatch.setattr(crew, "TrackerWorker", Mortal)
     words = ["--data-root", hand_made.write(), "--workers", "1", "--address", raylets[0], "--output", tmp_path / "out"]
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     with pytest.raises(DataError, match=r"4 workers in a row were lost over UVO/-a_b, .* What is finished is kept"):
         predict.main([str(word) for word in words])
-
-
-class Mortal:
-    """A tracker's worker that does not live long."""
-
-    def build(self, job, gpu_share):
-        return None
-
-    def track(self, told, family):
-        os._exit(1)

@@ -235,6 +235,16 @@ def test_synced_weights_are_drawn_with(folder, tmp_path, prompts):
     torch.testing.assert_close(replies["engine_logprobs"], expected, atol=1e-4, rtol=0)
 
 
+def test_a_weight_that_is_not_as_it_was_sent_is_named(folder, model):
+    engine = engine_of(folder)
+    assert engine.stale_weights() == {}
+    engine.sync_weights((name, tensor + 0.01) for name, tensor in model.named_parameters())
+    assert engine.stale_weights() == {}
+    norm = "model.language_model.norm.weight"  # ones, sent as 1.01: 0.01 / 1.01 away
+    engine.model.get_parameter(norm).fill_(1.0)
+    assert engine.stale_weights() == pytest.approx({norm: 0.01 / 1.01}, rel=1e-4)
+
+
 def test_weights_that_do_not_fit_are_named_after_the_stream_is_used_up(engine, model):
     weights = {name: tensor.clone() for name, tensor in model.named_parameters()}
     del weights["lm_head.weight"]
@@ -282,7 +292,7 @@ def test_no_prompts_no_replies(engine):
     assert replies["responses"].shape == (0, 0)
 
 
-def test_engines_by_name(folder):
+def test_engines_by_name(folder, monkeypatch):
     arguments = {"device": "cpu", "dtype": torch.float32}
     engine = open_engine(str(folder), config=RolloutConfig(), **arguments)
     assert isinstance(engine, HFEngine)
@@ -290,7 +300,8 @@ def test_engines_by_name(folder):
     engine.wake()
     named = open_engine(str(folder), config=RolloutConfig(name="verl.workers.rollout.hf:HFEngine"), **arguments)
     assert isinstance(named, HFEngine)
-    with pytest.raises(ValueError, match="vllm, which is still to come"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"vllm, which is not installed: `make setup-vllm`.*hf draws the same"):
         open_engine(str(folder), config=RolloutConfig(name="vllm"), **arguments)
     with pytest.raises(ValueError, match=r"worker\.rollout\.name: .*'sglang'"):
         open_engine(str(folder), config=RolloutConfig(name="sglang"), **arguments)

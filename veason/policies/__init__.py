@@ -1,7 +1,8 @@
-"""Who answers: a model here (`hf`) or on a server (`openai`), the truth (`oracle`), recorded replies (`replay`)."""
+"""Who answers: a model through transformers (`hf`), vLLM (`vllm`) or a server (`openai`), the ground truth (`oracle`),
+recorded replies (`replay`)."""
 
 from veason.policies.base import Policy
 
 __all__ = ["NAMES", "Policy"]
 
-NAMES = ("oracle", "replay", "hf", "openai")
+NAMES = ("oracle", "replay", "hf", "vllm", "openai")

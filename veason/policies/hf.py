@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from veason import prompt
 from veason.errors import DataError
-from veason.family import family_of
+from veason.family import Family, family_of
 from veason.types import Clip, Question, VideoSample
 
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -44,20 +44,15 @@ class HFPolicy:
         self._source, self._template = str(model), template
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        try:
-            config = AutoConfig.from_pretrained(self._source)
-            self._processor = AutoProcessor.from_pretrained(self._source)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{model}: cannot be loaded as a checkpoint with its processor: {error}") from error
-        self.family = family_of(config.model_type)
+        config, self._processor, self.family = open_checkpoint(self._source)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = _dtype(dtype, self.device)
+        self.dtype = dtype_of(dtype, self.device)
         self._model = AutoModelForImageTextToText.from_pretrained(self._source, dtype=self.dtype).to(self.device).eval()
         self._processor.tokenizer.padding_side = "left"
         self._limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self._generation = {
             "max_new_tokens": max_new_tokens,
-            "suppress_tokens": [getattr(config, name) for name in _VISION_TOKENS if hasattr(config, name)],
+            "suppress_tokens": never_generated(config),
             **(
                 _GREEDY
                 if temperature == 0
@@ -78,13 +73,8 @@ class HFPolicy:
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
         """Left-padded model inputs of some questions."""
-        texts, images = [], []
-        for question in questions:
-            self.family.check_size(question.clip.size)
-            shown = [Image.fromarray(image) for image in question.images]
-            messages = prompt.messages(question.sample.expression, question.clip, shown, template=self._template)
-            texts.append(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            images.append(shown)
+        spelled = [spell(question, self._processor, self.family, template=self._template) for question in questions]
+        texts, images = (list(column) for column in zip(*spelled, strict=True))
         inputs = self._processor(text=texts, images=images, padding=True, return_tensors="pt")
         self._check_grid(inputs["image_grid_thw"], [size for q in questions for size in [q.clip.size] * len(q.clip)])
         if inputs.get("pixel_values") is not None:
@@ -110,7 +100,31 @@ _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None
 """None where a checkpoint's own generation config would set sampling options that greedy decoding warns about."""
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def open_checkpoint(source: str) -> tuple[Any, Any, Family]:
+    """Configuration, processor and family of a checkpoint. DataError if it has them not."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source}: cannot be loaded as a checkpoint with its processor: {error}") from error
+    return config, processor, family_of(config.model_type)
+
+
+def spell(question: Question, processor: Any, family: Family, *, template: str | None) -> tuple[str, list[Image.Image]]:
+    """A question as a model reads it: the chat's text with one token a picture, and the pictures."""
+    family.check_size(question.clip.size)
+    shown = [Image.fromarray(image) for image in question.images]
+    messages = prompt.messages(question.sample.expression, question.clip, shown, template=template)
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), shown
+
+
+def never_generated(config: Any) -> list[int]:
+    """Tokens that stand for pictures, which a reply has none of."""
+    return [getattr(config, name) for name in _VISION_TOKENS if hasattr(config, name)]
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 on a GPU, float32 on a CPU. DataError for an unknown name."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in ("float32", "bfloat16", "float16"):

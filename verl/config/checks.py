@@ -37,6 +37,7 @@ ZERO_TOO = {
     "worker.actor.model.lora.rank",
     "worker.actor.optim.weight_decay",
     "worker.actor.optim.lr_warmup_steps_ratio",
+    "worker.rollout.max_model_len",
     "worker.reward.num_cpus_per_worker",
     "worker.reward.num_gpus_per_worker",
     "worker.reward.max_retries",
@@ -110,4 +111,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"worker.rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the {ranks} processes "
             "of trainer.nnodes x trainer.n_gpus_per_node"
+        )
+    room, longest = rollout.max_model_len, config.data.max_prompt_length + config.data.max_response_length
+    if 0 < room < longest:
+        yield (
+            f"worker.rollout.max_model_len={room}: a prompt and its reply may have {longest} tokens "
+            "(data.max_prompt_length + data.max_response_length); 0 makes room for them"
         )

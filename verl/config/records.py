@@ -125,7 +125,10 @@ class RolloutConfig:
     batch_size: int = 16
     """Rollouts that the hf engine draws together."""
     tensor_parallel_size: int = 1
+    """vllm: ranks that share one copy of the weights."""
     gpu_memory_utilization: float = 0.25
+    max_model_len: int = 0
+    """Tokens of prompt and reply that vllm makes room for; 0: data.max_prompt_length + data.max_response_length."""
     enable_chunked_prefill: bool = False
     enforce_eager: bool = False
     logprob_tolerance: float = 0.1

@@ -35,6 +35,7 @@ def run(config: Config) -> None:
     """Train, from the last checkpoint again after a worker or node was lost, at most ``trainer.max_restarts`` times."""
     lost: WorkerLost | None = None
     _check_folder(config)
+    _check_engine(config)
     for attempt in range(config.trainer.max_restarts + 1):
         try:
             _train(config, apart=lost is None)
@@ -74,6 +75,13 @@ def _check_folder(config: Config) -> None:
             f"trainer.resume={resume}: {folder} holds {others[-1].name}, which is no past of this run; move it, or "
             "give another trainer.save_checkpoint_path"
         )
+
+
+def _check_engine(config: Config) -> None:
+    """ConfigError before anything is started, not from within a worker."""
+    from verl.workers.rollout import check_installed
+
+    check_installed(config.worker.rollout)
 
 
 def _from_last_checkpoint(config: Config) -> Config:

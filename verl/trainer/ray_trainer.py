@@ -159,8 +159,8 @@ class RayTrainer:
         if not gap["engine/gap_mean"] <= limit:  # NaN is no agreement either
             raise RuntimeError(
                 f"the {self.config.worker.rollout.name} engine's log-probabilities are {gap['engine/gap_mean']:.4f} "
-                f"from the actor's on average (worker.rollout.logprob_tolerance is {limit}): its weights are stale or "
-                "its inputs differ"
+                f"from the actor's on average and {gap['engine/gap_max']:.4f} at most "
+                f"(worker.rollout.logprob_tolerance is {limit}). {_account(self.group.call('stale_weights'))}"
             )
 
     def _count_bad_steps(self, skipped: bool) -> None:
@@ -255,6 +255,19 @@ class Timer:
 def _with_shared_images(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts with their images in Ray's object store: moved once to whoever needs them."""
     return [replace(prompt, images=ray.put(prompt.images)) for prompt in prompts]
+
+
+def _account(found: Sequence[dict[str, float]], *, most: int = 8) -> str:
+    """Which weights are to blame, the most distant first: in words, from what each rank found."""
+    stale: dict[str, float] = {}
+    for of_rank in found:
+        stale |= {name: max(value, stale.get(name, 0.0)) for name, value in of_rank.items()}
+    if not stale:
+        return "It holds all weights as they were sent, so its inputs or its arithmetic differ"
+    worst = sorted(stale, key=stale.__getitem__, reverse=True)
+    names = ", ".join(f"{name} ({stale[name]:.2g})" for name in worst[:most])
+    more = f" and {len(worst) - most} more" if len(worst) > most else ""
+    return f"Stale in the engine, with their relative distance from what was sent: {names}{more}"
 
 
 def _worst(gaps: Sequence[dict[str, float]]) -> dict[str, float]:

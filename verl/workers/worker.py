@@ -16,7 +16,7 @@ import ray
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from verl.config import Config
+from verl.config import Config, RolloutConfig
 from verl.models.inputs import PromptInputs, process
 from verl.models.loading import load_processor
 from verl.protocol import Batch, Prompt, Rollout
@@ -40,7 +40,7 @@ class Worker:
         self.processor = load_processor(model_path)
         self.actor = Actor(config.worker.actor, temperature=config.worker.rollout.temperature, total_steps=total_steps)
         self.engine = open_engine(
-            model_path, config=config.worker.rollout, device=self.actor.device, dtype=self.actor.compute_dtype
+            model_path, config=_with_room(config), device=self.actor.device, dtype=self.actor.compute_dtype
         )
         self._batch = Batch()
         self.sync_weights()
@@ -50,6 +50,10 @@ class Worker:
         self.engine.wake()
         self.engine.sync_weights(self.actor.weights())
         self.actor.offload()
+
+    def stale_weights(self) -> dict[str, float]:
+        """Weights that the engine does not hold as the policy sent them, with their relative distance."""
+        return self.engine.stale_weights()
 
     def generate(self, prompts: Sequence[Prompt], *, step: int) -> list[Rollout]:
         """Draw a group of replies to each of this rank's prompts and keep them for the rest of the step."""
@@ -72,8 +76,6 @@ class Worker:
         return self._draw(prompts, n=1, sampling=sampling, step=0)[1]
 
     def _draw(self, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, step: int) -> tuple[Batch, list[Rollout]]:
-        if not prompts:
-            return Batch(), []
         inputs = [self._process(prompt) for prompt in prompts]
         seeds = [seeding.derive(self.config.data.seed, step, prompt.uid) for prompt in prompts]
         batch = self.engine.generate(inputs, n=n, sampling=sampling, seeds=seeds)
@@ -128,6 +130,13 @@ class Worker:
     def load(self, folder: Path) -> None:
         checkpoint.load(folder, self.actor)
         self.sync_weights()
+
+
+def _with_room(config: Config) -> RolloutConfig:
+    """The engine's settings with room for the longest prompt and reply, unless it was given."""
+    rollout, data = config.worker.rollout, config.data
+    room = rollout.max_model_len or data.max_prompt_length + data.max_response_length
+    return replace(rollout, max_model_len=room)
 
 
 def logprob_gap(batch: Batch) -> dict[str, float]:

@@ -11,6 +11,9 @@ from torch import Tensor
 from verl.models.inputs import PromptInputs
 from verl.protocol import Batch
 
+VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+"""Of a model's configuration: tokens that stand for pictures, which a reply has none of."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -29,6 +32,11 @@ class RolloutEngine(Protocol):
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take full (unsharded) tensors under their Hugging Face names, one at a time; the stream must be used up."""
+        ...
+
+    def stale_weights(self) -> dict[str, float]:
+        """Weights that the engine does not hold as they were last sent, with their relative distance (infinite: not
+        sent). All ranks must ask."""
         ...
 
     def generate(self, prompts: Sequence[PromptInputs], *, n: int, sampling: Sampling, seeds: Sequence[int]) -> Batch:

@@ -20,11 +20,9 @@ from verl.config import RolloutConfig
 from verl.models.inputs import PromptInputs, collate
 from verl.protocol import Batch
 from verl.workers.rollout.attention import use_shared_heads
-from verl.workers.rollout.base import Sampling
+from verl.workers.rollout.base import VISION_TOKENS, Sampling
 from verl.workers.rollout.cache import open_cache
-
-VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Of the model's configuration: tokens that stand for pictures, which a reply has none of."""
+from verl.workers.rollout.fingerprint import Fingerprints, fingerprint
 
 
 class HFEngine:
@@ -52,13 +50,14 @@ class HFEngine:
         self._pad = _pad_token(model)
         never = [getattr(model.config, name, None) for name in VISION_TOKENS]
         self._never = torch.tensor([t for t in never if t is not None], dtype=torch.long, device=self._device)
+        self._sent = Fingerprints(dtype)
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Copy full tensors in place. Names are those of the transformers model (`named_parameters`), all of them; of
         tied weights one name is enough. ValueError names what is missing, unknown or of another shape."""
         own = self.model.state_dict(keep_vars=True)
         given, wrong = set(), []
-        for name, tensor in weights:
+        for name, tensor in self._sent.watch(weights):
             problem = _copy(own, name, tensor, given)
             if problem:
                 wrong.append(problem)  # and go on: other ranks may be gathering the rest of the stream with us
@@ -67,6 +66,12 @@ class HFEngine:
         missing = [name for name, tensor in own.items() if id(tensor) not in given]
         if wrong or missing:
             raise ValueError(f"weights do not fit the rollout model: {_some(wrong)}; missing: {_some(missing)}")
+
+    def stale_weights(self) -> dict[str, float]:
+        own = self.model.state_dict(keep_vars=True)
+        return self._sent.differing(
+            [name for name in own if name in self._sent], lambda name, sent: (fingerprint(own[name]), sent)
+        )
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[PromptInputs], *, n: int, sampling: Sampling, seeds: Sequence[int]) -> Batch:

@@ -1,0 +1,122 @@
+"""Predictions per minute on a CPU: batched policies and shared features, against one sample at a time.
+
+Usage: ``python -m benchmarks.bench_inference [--videos N] [--policies hf,vllm]``. The plain loop is what a script does
+that has no pipeline: for each expression, decode the frames, one `generate` of batch 1, then a stock SAM2 session of
+its own. Model, tracker, prompts, pictures and the longest reply are the same; models are loaded, and each side has
+answered a few, before its clock starts. The replies must be the plain loop's; exits with 1 if one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.bench_sam2 import quiet
+from eval.tables import aligned
+from inference import pipeline
+from veason import frames, masks
+from veason.datasets import open_dataset
+from veason.policies.base import Policy
+from veason.policies.hf import HFPolicy
+from veason.synthetic.writer import build_world
+from veason.trackers.sam2 import Sam2Tracker
+from veason.trackers.sam2_tiny import tiny_sam2
+from veason.types import Prediction, Question, Rle, VideoSample
+
+MODEL = Path(__file__).parents[1] / "veason" / "synthetic" / "base_policy"
+SHOWN = pipeline.Sampling(n=6, size=(84, 84))
+LONGEST = 120
+"""Tokens of a reply."""
+BATCH = 32
+
+
+def plain(samples: Sequence[VideoSample], policy: HFPolicy, tracker: Sam2Tracker) -> list[Prediction]:
+    """One sample after the other, nothing kept from one to the next."""
+    return [_alone(sample, policy, tracker) for sample in samples]
+
+
+def _alone(sample: VideoSample, policy: HFPolicy, tracker: Sam2Tracker) -> Prediction:
+    clip, video = SHOWN.clip(sample), frames.VideoFrames(sample)
+    shown = tuple(frames.resize(video[t], clip.size) for t in clip.frame_ids)
+    question = Question(sample=sample, clip=clip, images=shown)
+    prediction = pipeline.ground(policy.answer([question], seed=0)[0], question, policy)
+    if prediction.keyframe is not None:
+        _session(tracker, sample.frame_dir, prediction)
+    return prediction
+
+
+def _session(tracker: Sam2Tracker, folder: Path, prediction: Prediction) -> list[Rle]:
+    """One stock session with all boxes; the RLE of every object in every frame, in the order it came."""
+    state, keyframe = tracker.predictor.init_state(str(folder)), prediction.keyframe
+    for number, box in enumerate(prediction.boxes):
+        tracker.predictor.add_new_points_or_box(state, keyframe, obj_id=number, box=np.array(box, np.float32))
+    steps = [tracker.predictor.propagate_in_video(state, keyframe, reverse=reverse) for reverse in (False, True)]
+    return [masks.encode((one[0] > 0.0).numpy()) for _, _, logits in chain(*steps) for one in logits]
+
+
+def ours(samples: Sequence[VideoSample], policy: Policy, tracker: Sam2Tracker) -> list[Prediction]:
+    done = pipeline.run(samples, policy=policy, tracker=tracker, sampling=SHOWN, batch_size=BATCH)
+    return [finished.prediction for finished in done]
+
+
+def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
+    """The table, and whether all replies are the plain loop's."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary) / "world"
+        build_world(root, videos=videos, seed=11, policy=False)
+        files = tiny_sam2(Path(temporary) / "sam2", 0, image_size=128)
+        tracker = Sam2Tracker(config=files.config, checkpoint=files.checkpoint, device="cpu")
+        samples = list(open_dataset("revos", root, split="valid"))
+        hf = HFPolicy(MODEL, device="cpu", max_new_tokens=LONGEST)
+        plain(samples[:2], hf, tracker)
+        start = time.perf_counter()
+        expected = [prediction.reply for prediction in plain(samples, hf, tracker)]
+        plain_rate = 60 * len(samples) / (time.perf_counter() - start)
+        rows, equal = [("one at a time: generate, stock SAM2", f"{plain_rate:.0f}", "")], True
+        for name in names:
+            policy = hf if name == "hf" else _vllm()
+            ours(samples[:2], policy, tracker)
+            start = time.perf_counter()
+            found = [prediction.reply for prediction in ours(samples, policy, tracker)]
+            rate = 60 * len(samples) / (time.perf_counter() - start)
+            equal &= found == expected
+            rows.append((f"ours, {name}, {BATCH} together", f"{rate:.0f}", f"x{rate / plain_rate:.1f}"))
+        usable = np.mean([reply.usable for reply in expected])
+    title = f"{len(samples)} expressions, {usable:.0%} with an answer"
+    return aligned((title, "predictions a minute", "ratio"), rows), equal
+
+
+def _vllm() -> Policy:
+    from veason.policies.vllm import VLLMPolicy
+
+    return VLLMPolicy(MODEL, device="cpu", max_new_tokens=LONGEST, max_model_len=2048)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_inference", description=__doc__)
+    parser.add_argument(
+        "--videos", type=int, default=32, help="of the synthetic world, a quarter is used (default: 32)"
+    )
+    installed = "hf,vllm" if importlib.util.find_spec("vllm") else "hf"
+    parser.add_argument("--policies", default=installed, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    quiet()
+    with torch.inference_mode():
+        table, equal = measure(args.videos, args.policies.split(","))
+    print(table)
+    if not equal:
+        print("replies differ", file=sys.stderr)
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

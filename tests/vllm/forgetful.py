@@ -1,0 +1,10 @@
+"""An engine with a fault."""
+
+from verl.workers.rollout.vllm import VLLMEngine
+
+
+class ForgetfulEngine(VLLMEngine):
+    """Leaves a tied head as it was."""
+
+    def _tie(self) -> None:
+        pass
