@@ -77,7 +77,10 @@ def _connect(address: str | None, *, cpus: int) -> None:
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (OSError, ValueError) as error:
-            raise DataError(f"no Ray cluster at {address} ({error}); start one with `ray start --head`") from None
+            raise DataError(
+                f"no Ray cluster at {address} lets us in ({error}); start one with `ray start --head`, and set "
+                "RAY_AUTH_MODE=token where it asks for a token"
+            ) from None
         return
     ray.init(
         address="local",

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset", choices=datasets.NAMES, default="revos", help="benchmark (default: %(default)s)")
     data.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data set")
     data.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="folder of the videos (default: DATA_ROOT/JPEGImages)"
+        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if not at their place below DATA_ROOT"
     )
     data.add_argument("--meta", type=Path, metavar="FILE", help="another expression file, such as a sampled subset")
     data.add_argument("--split", help="default: the one that can be scored offline (valid; mevis: valid_u, …)")

@@ -23,6 +23,8 @@ start_ray() {
     address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
     address=${address%% *} # the first, where a node has several
     export RAY_ADDRESS=$address:$port
+    # `ray start` wants a token of whoever joins: one of this job's own, which every step gets with the environment
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -tx1 -N16 /dev/urandom | tr -d ' \n')}
     trap stop_ray EXIT
     trap 'exit 143' TERM INT
 
@@ -50,7 +52,7 @@ await_nodes() {
         for step in "${RAY_STEPS[@]}"; do
             kill -0 "$step" 2>/dev/null || break 2
         done
-        found=$("$1" -c 'import sys, ray
+        found=$(timeout 60 "$1" -c 'import sys, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(sum(node["Alive"] for node in ray.nodes()))' "$RAY_ADDRESS" 2>/dev/null | tail -n 1) || found=0
         ((${found:-0} >= $2)) && return 0

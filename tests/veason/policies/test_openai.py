@@ -29,6 +29,7 @@ SAMPLING = Sampling(n=3, size=(56, 56))
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(chat, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 1.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
