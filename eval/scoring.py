@@ -27,7 +27,7 @@ from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
 
-COMPILE_FROM = 10_000
+COMPILE_FROM = 4_000
 """Predicted frames a worker must have to score before loading compiled code pays."""
 
 Measure = Literal["visa", "binary", "jf"]
