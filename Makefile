@@ -35,7 +35,7 @@ test: ready  ## run the tests
 	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-vllm: ready  ## run the tests against vLLM itself (after `make setup-vllm`; without it they skip)
-	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m vllm tests/with_vllm $(PYTEST_ARGS)
 
 lint: ready  ## check style and formatting
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check .

@@ -8,7 +8,7 @@ import io
 import math
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,10 @@ class Problem:
     sample: str
     """``video/exp_id``"""
     reason: str
+
+    def record(self) -> dict[str, str]:
+        """As ``results.json`` lists it."""
+        return {"sample": self.sample, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,11 @@ class Results:
 
     def counts(self) -> dict[str, Any]:
         """How many expressions were expected, found, missing, skipped, broken, scored; by group too."""
-        expected = sum(self.expected.values())
         scored = Counter(row.type_id for row in self.rows)
         return {
-            "expected": expected,
-            "found": expected - len(self.missing),
-            "missing": len(self.missing),
-            "skipped": len(self.missing) if self.missing_policy == "skip" else 0,
-            "errors": len(self.errors),
-            "scored": len(self.rows),
+            **sample_counts(
+                sum(self.expected.values()), self.missing, self.errors, len(self.rows), self.missing_policy
+            ),
             "by_type": {
                 name: {"expected": self.expected[name], "scored": scored[type_id]} for name, type_id in GROUPS.items()
             },
@@ -125,14 +125,15 @@ class Results:
         """The content of ``results.json``: the same for the same inputs, whatever the workers."""
         return {
             "benchmark": "ReVOS",
+            "dataset": "revos",
             "split": self.split,
             "complete": self.complete,
             **{name: self.group(name).columns() for name in ("referring", "reasoning", "absent", "overall")},
             "ours": {"R_type2": self.group("absent").columns()["R"]},
             "counts": self.counts(),
             "protocol": self._protocol(),
-            "missing": [{"sample": p.sample, "reason": p.reason} for p in self.missing],
-            "errors": [{"sample": p.sample, "reason": p.reason} for p in self.errors],
+            "missing": [p.record() for p in self.missing],
+            "errors": [p.record() for p in self.errors],
             "ground_truth_sha256": self.gt_sha256,
             "versions": versions(),
         }
@@ -147,6 +148,31 @@ class Results:
             "missing": self.missing_policy,
             "prediction_values": self.encodings,
         }
+
+
+def sample_counts(
+    expected: int, missing: Sequence[Problem], errors: Sequence[Problem], scored: int, policy: Missing
+) -> dict[str, int]:
+    """What became of the expected samples, as every ``results.json`` counts them."""
+    return {
+        "expected": expected,
+        "found": expected - len(missing),
+        "missing": len(missing),
+        "skipped": len(missing) if policy == "skip" else 0,
+        "errors": len(errors),
+        "scored": scored,
+    }
+
+
+def count_encodings(found: Iterable[Sequence[int]]) -> dict[str, int]:
+    """Number of expressions by their masks' grey values; `found` holds the nonzero values of each."""
+    names = ("/".join(map(str, (0, *values))) if len(values) <= 3 else f"{len(values)} values" for values in found)
+    return dict(sorted(Counter(names).items()))
+
+
+def encodings_text(encodings: Mapping[str, int]) -> str:
+    """`count_encodings` in a line of text."""
+    return ", ".join(f"{name} in {n}" for name, n in encodings.items()) or "none"
 
 
 def versions() -> dict[str, str]:
@@ -179,11 +205,10 @@ def table(results: Results) -> str:
         means = results.group(name)
         lines.append((name, number, means.j, means.f, means.jf, means.a, means.r))
     head = "" if results.complete else f"INCOMPLETE: {len(results.errors)} predictions could not be scored\n"
-    values = ", ".join(f"{name} in {n}" for name, n in results.encodings.items()) or "none"
     return (
         f"{head}ReVOS {results.split}: {counts['scored']} of {counts['expected']} expressions, "
         f"{counts['missing']} missing ({results.missing_policy}), {counts['errors']} errors; "
-        f"robustness {results.robustness}; grey values {values}\n\n"
+        f"robustness {results.robustness}; grey values {encodings_text(results.encodings)}\n\n"
         + aligned(("", "n", "J", "F", "J&F", "A", "R"), lines)
         + "\n\noverall is the plain mean of referring and reasoning; absent (no target) stands apart"
     )

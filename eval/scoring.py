@@ -6,19 +6,21 @@ the memory of a few frames.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from eval import metrics, predictions
+from eval import metrics, png, predictions
+from eval.predictions import Predictions
 from eval.robustness import accuracy, robustness
 from veason import masks
 from veason.datasets.base import Dataset
@@ -26,7 +28,11 @@ from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
 
 COMPILE_FROM = 10_000
-"""Predicted frames a worker must have to score before loading the compiled dilation pays."""
+"""Predicted frames a worker must have to score before loading compiled code pays."""
+
+Measure = Literal["visa", "binary", "jf"]
+"""What is computed for a frame: J, F, A and R on stored grey values or on {0, 1}; or J and F alone, for which masks are
+nonzero or not."""
 
 Track = Sequence[Sequence[Rle | None]]
 """Objects x T frames."""
@@ -38,9 +44,10 @@ class Score:
 
     j: float
     f: float
-    a: float
-    r: float
-    values: tuple[int, ...]
+    a: float = math.nan
+    """NaN where it is not measured, as R."""
+    r: float = math.nan
+    values: tuple[int, ...] = ()
     """Nonzero grey values found in the predicted masks, ascending."""
 
 
@@ -53,72 +60,104 @@ class Scorer:
     """How a video is scored. Pickled once for each worker; the data set opens its files there."""
 
     dataset: Dataset
-    predictions: Path
-    """Folder of ``<video>/<exp_id>/<frame>.png``."""
-    binary: bool
-    """Map masks to {0, 1} before A and R."""
+    predictions: Predictions
+    measure: Measure
 
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         """Outcome by sample key, for samples of one video."""
         outcomes: dict[str, Outcome] = {}
-        tracks: dict[tuple[int | str, ...], Track] = {}
         try:
-            foreground = self.dataset.foreground(samples[0].video)
+            truth = self._ground_truth(samples, outcomes)
         except DataError as error:
             return {sample.key: str(error) for sample in samples}
-        for sample in samples:
-            try:
-                tracks.setdefault(sample.anno_ids, self.dataset.object_rles(sample))
-            except DataError as error:
-                outcomes[sample.key] = str(error)
         frames = {sample.key: _Frames() for sample in samples}
         for t in range(len(samples[0])):
-            alive = [sample for sample in samples if sample.key not in outcomes]
-            targets = {ids: self._target(tracks[ids], t, alive[0].size) for ids in {s.anno_ids for s in alive}}
+            alive = [s for s in samples if s.key not in outcomes and t in truth.scored[s.key]]
+            targets = {ids: self._target(truth.tracks[ids], t, alive[0].size) for ids in {s.anno_ids for s in alive}}
+            foreground = masks.area(truth.foreground[t]) if truth.foreground else None
             for sample in alive:
                 try:
                     pred = self._prediction(sample, t, frames[sample.key].values)
                 except DataError as error:
                     outcomes[sample.key] = str(error)
                     continue
-                frames[sample.key].add(pred, targets[sample.anno_ids], masks.area(foreground[t]))
+                frames[sample.key].add(pred, targets[sample.anno_ids], foreground)
         return {s.key: outcomes[s.key] if s.key in outcomes else frames[s.key].mean() for s in samples}
 
+    def _ground_truth(self, samples: Sequence[VideoSample], outcomes: dict[str, Outcome]) -> _Truth:
+        """What `samples` of one video are compared with; a sample whose ground truth is broken goes to `outcomes`."""
+        truth = _Truth(self.dataset.foreground(samples[0].video) if self.measure != "jf" else None)
+        for sample in samples:
+            try:
+                if sample.anno_ids not in truth.tracks:
+                    truth.tracks[sample.anno_ids] = self.dataset.object_rles(sample)
+                truth.scored[sample.key] = frozenset(self.dataset.gt_frames(sample))
+            except DataError as error:
+                outcomes[sample.key] = str(error)
+        return truth
+
     def _target(self, track: Track, t: int, size: Size) -> np.ndarray:
-        """Number of objects over each pixel of frame t: (H, W) uint8, row-major."""
-        count = np.zeros(size, dtype=np.uint8, order="F")  # as RLEs decode
-        for rles in track:
-            if rles[t] is not None:
-                count += masks.decode(rles[t], size)
-        count = cv2.transpose(count.T)  # row-major, ten times as fast as NumPy
-        return _binary(count) if self.binary else count
+        """The target of frame t: (H, W) uint8, row-major; how many objects are over each pixel, or whether any is."""
+        rles = [one[t] for one in track]
+        if self.measure == "visa":
+            target = np.zeros(size, dtype=np.uint8, order="F")  # as RLEs decode
+            for rle in rles:
+                if rle is not None:
+                    target += masks.decode(rle, size)
+        else:
+            target = masks.union(rles, size).view(np.uint8)
+        return cv2.transpose(target.T)  # row-major, ten times as fast as NumPy
 
     def _prediction(self, sample: VideoSample, t: int, values: set[int]) -> np.ndarray:
         """The predicted mask of frame t: (H, W) uint8, row-major; its grey values are added to `values`."""
-        mask = predictions.read_mask(predictions.mask_path(self.predictions, sample, t), sample.size, sample)
+        mask = self.predictions.read(sample, t)
         values |= predictions.values(mask)
-        return _binary(mask) if self.binary else mask
+        return (mask != 0).view(np.uint8) if self.measure == "binary" else mask
+
+
+@dataclass
+class _Truth:
+    """The ground truth of one video."""
+
+    foreground: Sequence[Rle | None] | None
+    """T masks; None where only J and F are measured."""
+    tracks: dict[tuple[int | str, ...], Track] = field(default_factory=dict)
+    """By the annotation ids of a target: expressions about the same objects share them."""
+    scored: dict[str, frozenset[int]] = field(default_factory=dict)
+    """Sample key -> ids of the frames that have ground truth."""
 
 
 @dataclass
 class _Frames:
     """The frame scores of one expression so far."""
 
-    rows: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """J, F, A, R of each frame."""
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+    """J and F, or J, F, A and R, of each frame."""
     values: set[int] = field(default_factory=set)
 
-    def add(self, pred: np.ndarray, gt: np.ndarray, foreground: int) -> None:
-        j, f = metrics.j_and_f(pred, gt)
-        self.rows.append((j, f, accuracy(pred, gt), robustness(pred, gt, foreground)))
+    def add(self, pred: np.ndarray, gt: np.ndarray, foreground: int | None) -> None:
+        """Score one frame; foreground: its annotated pixels, None for J and F alone."""
+        row = metrics.j_and_f(pred, gt)
+        if foreground is not None:
+            row += (accuracy(pred, gt), robustness(pred, gt, foreground))
+        self.rows.append(row)
 
     def mean(self) -> Score:
-        columns = np.ascontiguousarray(np.array(self.rows).T)  # (4, T): each mean sums one contiguous row, pairwise
+        columns = np.ascontiguousarray(np.array(self.rows).T)  # (M, T): each mean sums one contiguous row, pairwise
         return Score(*(float(column.mean()) for column in columns), values=tuple(sorted(self.values)))
 
 
-def _binary(mask: np.ndarray) -> np.ndarray:
-    return (mask != 0).view(np.uint8)
+def score_all(scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], *, workers: int) -> dict[str, Outcome]:
+    """Outcome of every sample of `videos`, by sample key.
+
+    More than one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
+    """
+    if workers < 1:
+        raise DataError(f"workers must be at least 1, found {workers}")
+    outcomes: dict[str, Outcome] = {}
+    for _, scored in score_videos(scorer, videos, workers=workers):
+        outcomes |= scored
+    return outcomes
 
 
 def score_videos(
@@ -131,6 +170,7 @@ def score_videos(
     bar = tqdm(total=len(order), unit="video", desc="scoring", disable=not sys.stderr.isatty())
     with bar:
         metrics.use_compiled(compiled)
+        png.use_compiled(compiled)
         done = _in_pool(scorer, videos, order, workers, compiled) if workers > 1 else _in_turn(scorer, videos, order)
         for video, outcomes in done:
             bar.update()
@@ -179,6 +219,7 @@ _scorer: Scorer | None = None
 def _start_worker(scorer: Scorer, compiled: bool) -> None:
     global _scorer
     metrics.use_compiled(compiled)
+    png.use_compiled(compiled)
     cv2.setNumThreads(0)  # one process a core
     _scorer = scorer
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from eval import predictions
+from eval.predictions import Predictions, open_predictions
 from inference import compare_page as page
 from inference import compare_tables, options, report
 from inference.compare_examples import Example, choose
@@ -120,12 +120,13 @@ def _cards(contenders: Sequence[Contender], dataset: Dataset, examples: Sequence
     """The HTML of the examples, each with the frames that none before it has shown."""
     wanted = {example.entry.sample.key for example in examples}
     said = [{o.key: o for o in contender.run.outcomes() if o.key in wanted} for contender in contenders]
+    drawn_from = [open_predictions(contender.run.path) for contender in contenders]
     albums: dict[str, Album] = {}
     for number, example in enumerate(examples):
         sample = example.entry.sample
         album = albums.setdefault(sample.video, Album(sample, len(albums)))
         outcomes = [outcomes[sample.key] for outcomes in said]
-        runs = _shown(contenders, dataset, example, outcomes, album)
+        runs = _shown(contenders, drawn_from, dataset, example, outcomes, album)
         frame_ids = [p.frame_id for run in runs for p in (run.keyframe, *run.frames) if p is not None]
         rules = album.new_rules(sorted(set(frame_ids)))
         style = f"<style>{rules}</style>\n" if rules else ""
@@ -133,7 +134,12 @@ def _cards(contenders: Sequence[Contender], dataset: Dataset, examples: Sequence
 
 
 def _shown(
-    contenders: Sequence[Contender], dataset: Dataset, example: Example, outcomes: Sequence[Outcome], album: Album
+    contenders: Sequence[Contender],
+    drawn_from: Sequence[Predictions],
+    dataset: Dataset,
+    example: Example,
+    outcomes: Sequence[Outcome],
+    album: Album,
 ) -> list[page.Shown]:
     """What each run made of an example, drawn."""
     entry = example.entry
@@ -142,9 +148,8 @@ def _shown(
     runs = []
     for i, (contender, outcome) in enumerate(zip(contenders, outcomes, strict=True)):
         notes: list[str] = []
-        root = predictions.locate(contender.run.path)
         drawn = {
-            t: picture(root, sample, t, album=album, track=track, notes=notes)
+            t: picture(drawn_from[i], sample, t, album=album, track=track, notes=notes)
             for t in dict.fromkeys((*further, *([] if outcome.keyframe is None else [outcome.keyframe])))
         }
         runs.append(

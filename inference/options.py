@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.util
+import math
+import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from inference.output import MASKS
 from inference.pipeline import Sampling
 from veason import policies, prompt, trackers
 from veason.datasets.base import Dataset
@@ -39,7 +43,9 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
     group = parser.add_argument_group("policy: who names the keyframe and the boxes")
     group.add_argument("--policy", choices=choices, default=choices[0], help="default: %(default)s")
     group.add_argument(
-        "--model", metavar="DIR", help="hf, vllm: checkpoint folder (weights, tokenizer, processor) or hub name"
+        "--model",
+        metavar="DIR|NAME",
+        help="hf, vllm: checkpoint folder (weights, tokenizer, processor) or hub name; openai: its name on the server",
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
     group.add_argument("--frames", type=int, default=8, metavar="N", help="frames shown, evenly spaced (default: 8)")
@@ -54,14 +60,96 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
         "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
     )
     group.add_argument(
-        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, vllm: longest reply (default: 1024)"
+        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, vllm, openai: longest reply (default: 1024)"
     )
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="hf, vllm: 0 is greedy (default: 0)")
-    group.add_argument("--seed", type=int, default=0, help="hf, vllm: seed of sampled replies (default: 0)")
     group.add_argument(
-        "--prompt-template", type=Path, metavar="FILE", help="hf, vllm: another wording, for weights trained with it"
+        "--temperature", type=float, default=0.0, metavar="T", help="all three: 0 is greedy (default: 0)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="all three: seed of sampled replies (default: 0)")
+    group.add_argument(
+        "--prompt-template",
+        type=Path,
+        metavar="FILE",
+        help="another prompt, for weights trained with it",
     )
     group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
+    _add_server_options(parser.add_argument_group("server: who is asked by --policy openai"))
+
+
+def _add_server_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--base-url",
+        metavar="URL",
+        default=os.environ.get("OPENAI_BASE_URL"),
+        help="such as http://127.0.0.1:8000/v1 of a `vllm serve` (default: OPENAI_BASE_URL)",
+    )
+    group.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        default="OPENAI_API_KEY",
+        help="where the key is; a server on this machine needs none (default: %(default)s)",
+    )
+    group.add_argument("--requests", type=int, default=32, metavar="N", help="in flight at most (default: %(default)s)")
+    group.add_argument(
+        "--max-retries", type=int, default=8, metavar="N", help="of a request that brought no reply (default: 8)"
+    )
+    group.add_argument(
+        "--timeout", type=float, default=300.0, metavar="S", help="seconds for one attempt (default: %(default)g)"
+    )
+    group.add_argument(
+        "--forbid-tokens",
+        type=parse_ids,
+        default=(),
+        metavar="ID,ID",
+        help="token ids never to be generated, sent as logit_bias: a model's vision control tokens, which the other "
+        "policies know from its config",
+    )
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "workers: a policy and a tracker each, as Ray actors; without these options all happens in this process"
+    )
+    group.add_argument("--gpus", type=int, metavar="N", help="one worker on each of N GPUs")
+    group.add_argument("--workers", type=int, metavar="N", help="N workers on CPUs")
+    group.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a running Ray cluster; its nodes must see data and checkpoints at the same paths (default: RAY_ADDRESS, "
+        "else one is started on this machine for this run)",
+    )
+    group.add_argument(
+        "--policy-gpus",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="of a worker's GPU memory, for hf or vllm (default: %(default)g; 7B in bfloat16 has 16 GB of weights)",
+    )
+    group.add_argument(
+        "--tracker-gpus",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="of a worker's GPU memory, for sam2 (default: %(default)g; with --sam2-offload less will do)",
+    )
+
+
+def add_mask_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--masks",
+        choices=MASKS,
+        default=MASKS[0],
+        help="PNGs of 8 bits or of 1 (read faster, smaller), or all in one masks.jsonl as RLEs (default: %(default)s)",
+    )
+
+
+def parse_ids(text: str) -> tuple[int, ...]:
+    """``1,2,3``"""
+    ids = text.split(",")
+    if not all(re.fullmatch(r"[0-9]{1,9}", token) for token in ids):
+        raise argparse.ArgumentTypeError(f"expected token ids such as 151652,151653, found {text!r}")
+    return tuple(map(int, ids))
 
 
 def add_tracker_options(parser: argparse.ArgumentParser) -> None:
@@ -93,45 +181,107 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def build_sampling(args: argparse.Namespace) -> Sampling:
-    if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or args.temperature < 0:
+    if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or not args.temperature >= 0:
         raise DataError("--frames, --batch-size and --max-new-tokens must be at least 1, --temperature at least 0")
+    if args.requests < 1 or args.max_retries < 0 or not 0 < args.timeout < math.inf:
+        raise DataError("--requests must be at least 1, --max-retries at least 0, --timeout above 0 seconds")
     return Sampling(n=args.frames, size=args.model_size)
+
+
+def check_workers(args: argparse.Namespace) -> bool:
+    """Whether the run is to go to workers; DataError for options that do not make sense together."""
+    if args.gpus is not None and args.workers is not None:
+        raise DataError("--gpus N puts a worker on each of N GPUs, --workers N puts N on CPUs; give one of them")
+    count = args.gpus if args.gpus is not None else args.workers
+    if count is not None and count < 1:
+        raise DataError(f"--gpus and --workers must be at least 1, found {count}")
+    shares = (args.policy_gpus, args.tracker_gpus)
+    if not all(0 < share < 1 for share in shares) or sum(shares) > 1:
+        raise DataError(f"--policy-gpus and --tracker-gpus are shares of one GPU, found {shares[0]:g} + {shares[1]:g}")
+    return count is not None
 
 
 def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     """The policy that the options ask for; heavy imports happen here."""
-    if args.policy == "oracle":
-        from veason.policies.oracle import OraclePolicy
+    return BUILDERS[args.policy](args, dataset)
 
-        assert dataset is not None, "the oracle needs a data set"
-        return OraclePolicy(dataset)
-    if args.policy == "replay":
-        from veason.policies.replay import ReplayPolicy
 
-        return ReplayPolicy.from_file(
-            _required(args.replay, "--policy replay needs --replay FILE"), n=args.frames, size=args.model_size
-        )
-    model = _required(args.model, f"--policy {args.policy} needs --model DIR")  # before torch is imported
-    how = {
-        "device": args.device,
-        "dtype": args.dtype,
+def _oracle(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    from veason.policies.oracle import OraclePolicy
+
+    assert dataset is not None, "the oracle needs a data set"
+    return OraclePolicy(dataset)
+
+
+def _replay(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    from veason.policies.replay import ReplayPolicy
+
+    path = _required(args.replay, "--policy replay needs --replay FILE")
+    return ReplayPolicy.from_file(path, n=args.frames, size=args.model_size)
+
+
+def _hf(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    model = _required(args.model, "--policy hf needs --model DIR")  # before torch is imported
+    from veason.policies.hf import HFPolicy
+
+    return HFPolicy(model, device=args.device, dtype=args.dtype, **_speech(args))
+
+
+def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    """With room for the pictures, as much text as a prompt and an expression have, and the reply."""
+    model = _required(args.model, "--policy vllm needs --model DIR")
+    from veason.policies.vllm import VLLMPolicy
+
+    pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
+    length = pictures + TEXT_TOKENS + args.max_new_tokens
+    memory = {"gpu_memory": args.policy_gpus} if "policy_gpus" in args else {}
+    return VLLMPolicy(model, device=args.device, dtype=args.dtype, max_model_len=length, **memory, **_speech(args))
+
+
+def _openai(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    model = _required(args.model, "--policy openai needs --model NAME")
+    base_url = _required(args.base_url, "--policy openai needs --base-url URL, or OPENAI_BASE_URL")
+    from veason.policies.openai import OpenAIPolicy
+
+    return OpenAIPolicy(
+        model,
+        base_url=base_url,
+        api_key_env=args.api_key_env,
+        requests=args.requests,
+        max_retries=args.max_retries,
+        timeout=args.timeout,
+        forbidden=args.forbid_tokens,
+        **_speech(args),
+    )
+
+
+def _speech(args: argparse.Namespace) -> dict[str, Any]:
+    """What every model is told of how to answer."""
+    return {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "template": prompt.load_template(args.prompt_template),
     }
-    if args.policy == "vllm":
-        return _vllm(model, args, how)
-    from veason.policies.hf import HFPolicy
-
-    return HFPolicy(model, **how)
 
 
-def _vllm(model: str, args: argparse.Namespace, how: dict[str, Any]) -> Policy:
-    """With room for the pictures, as much text as a prompt and an expression have, and the reply."""
-    from veason.policies.vllm import VLLMPolicy
+BUILDERS: dict[str, Callable[[argparse.Namespace, Dataset | None], Policy]] = {
+    "oracle": _oracle,
+    "replay": _replay,
+    "hf": _hf,
+    "vllm": _vllm,
+    "openai": _openai,
+}
+"""Who makes the policy of each of `policies.NAMES`."""
 
-    pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
-    return VLLMPolicy(model, max_model_len=pictures + TEXT_TOKENS + args.max_new_tokens, **how)
+ON_GPU = {"hf", "vllm", "sam2"}
+"""Policies and trackers that use a GPU where there is one."""
+
+
+def asking(args: argparse.Namespace) -> dict[str, int]:
+    """How `pipeline.ask` is to ask: a server takes questions one by one and many at once, a model in batches."""
+    if args.policy == "openai":
+        return {"batch_size": 1, "in_flight": args.requests}
+    return {"batch_size": args.batch_size, "in_flight": 1}
 
 
 def build_tracker(args: argparse.Namespace) -> Tracker:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 
 from veason import boxes, frames
 from veason.answer import parse_reply, place
+from veason.family import Family
 from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Clip, MaskTrack, Prediction, Question, Size, VideoSample
@@ -37,6 +39,15 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question, its images gone, with the policy's reply to it and the seconds that took, by stage."""
+
+    question: Question
+    text: str
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Finished:
     """A prediction and the seconds it took, by stage."""
 
@@ -51,23 +62,28 @@ def run(
     tracker: Tracker,
     sampling: Sampling,
     batch_size: int = 1,
+    in_flight: int = 1,
     seed: int = 0,
-    skip: int = 0,
+    done: Container[str] = frozenset(),
     open_frames: FrameOpener = frames.VideoFrames,
 ) -> Iterator[Finished]:
-    """Predict `samples` in order, leaving out the first `skip` (finished by an earlier run).
+    """Predict `samples` in order, leaving out those whose keys are in `done` (finished by an earlier run).
 
     Batches are cut from the whole list, so an interrupted run asks the policy the very same batches again. One thread
     decodes the next batch while the policy answers this one and another thread tracks the one before.
     """
-    finisher, failures = _Finisher(policy, tracker, open_frames), []
-    with ThreadPoolExecutor(1, "decode") as decoding, ThreadPoolExecutor(1, "track") as tracking:
-        loader = _ClipLoader(policy, sampling, open_frames, decoding)
-        asked = _ask(samples, policy=policy, loader=loader, batch_size=batch_size, seed=seed, skip=skip)
+    finisher, failures = Finisher(tracker, open_frames), []
+    batches = [b for b in cut(samples, batch_size) if any(sample.key not in done for sample in b)]
+    asked = ask(batches, policy=policy, sampling=sampling, in_flight=in_flight, seed=seed, open_frames=open_frames)
+    with ThreadPoolExecutor(1, "track") as tracking, contextlib.closing(asked):
         pending: deque[Future[Finished]] = deque()
         try:
             for items in _until_failure(asked, failures):
-                pending.extend(tracking.submit(finisher.finish, *item) for item in items)
+                pending.extend(
+                    tracking.submit(finisher.finish, item, policy.family)
+                    for item in items
+                    if item.question.sample.key not in done
+                )
                 while len(pending) > 2 * batch_size:
                     yield pending.popleft().result()
             while pending:
@@ -79,19 +95,65 @@ def run(
         raise failures[0]
 
 
-def _ask(
-    samples: Sequence[VideoSample], *, policy: Policy, loader: _ClipLoader, batch_size: int, seed: int, skip: int
-) -> Iterator[list[tuple[Question, str, dict[str, float]]]]:
-    """Per batch, the questions after the first `skip` with their replies and the seconds they took."""
-    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-    first = skip // batch_size
-    for number, (questions, decode_s) in enumerate(loader.load_all(batches[first:]), start=first):
+def cut(samples: Sequence[VideoSample], batch_size: int) -> list[Sequence[VideoSample]]:
+    """The batches in which `samples` are asked about."""
+    return [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+
+
+def ask(
+    batches: Sequence[Sequence[VideoSample]],
+    *,
+    policy: Policy,
+    sampling: Sampling,
+    in_flight: int = 1,
+    seed: int = 0,
+    open_frames: FrameOpener = frames.VideoFrames,
+) -> Iterator[list[Asked]]:
+    """The replies to each batch in order, the next batch being decoded meanwhile.
+
+    `in_flight`: batches that are asked at once; more than one only of a policy that may be called from several threads.
+    Where one of them fails, what the others in flight bring still comes out before the failure is raised.
+    """
+
+    def answer(questions: list[Question], decode_s: float) -> list[Asked]:
         start = time.perf_counter()
-        replies = policy.answer(questions, seed=_batch_seed(seed, questions[0].sample))
+        texts = policy.answer(questions, seed=_batch_seed(seed, questions[0].sample))
         policy_s = (time.perf_counter() - start) / len(questions)
         seconds = {"decode": decode_s / len(questions), "policy": policy_s}
-        items = [(question, text, seconds) for question, text in zip(questions, replies, strict=True)]
-        yield items[max(0, skip - number * batch_size) :]
+        return [Asked(replace(q, images=()), text, seconds) for q, text in zip(questions, texts, strict=True)]
+
+    with ThreadPoolExecutor(1, "decode") as decoding:
+        loaded = _ClipLoader(policy, sampling, open_frames, decoding).load_all(batches)
+        if in_flight == 1:
+            yield from (answer(*load) for load in loaded)
+        else:
+            yield from _together(answer, loaded, in_flight)
+
+
+def _together(
+    answer: Callable[[list[Question], float], list[Asked]],
+    loaded: Iterator[tuple[list[Question], float]],
+    in_flight: int,
+) -> Iterator[list[Asked]]:
+    """`answer` to everything `loaded`, in order, `in_flight` at once."""
+    waiting: deque[Future[list[Asked]]] = deque()
+    failures: list[Exception] = []
+    with ThreadPoolExecutor(in_flight, "ask") as asking:
+        for load in _until_failure(loaded, failures):
+            waiting.append(asking.submit(answer, *load))
+            if len(waiting) == 2 * in_flight:  # the pictures of so many are held
+                yield from _until_failure(_results(waiting, 1), failures)
+            if failures:
+                break
+        while waiting:
+            yield from _until_failure(_results(waiting, len(waiting)), failures)
+    if failures:
+        raise failures[0]
+
+
+def _results(waiting: deque[Future[_T]], count: int) -> Iterator[_T]:
+    for _ in range(count):
+        yield waiting.popleft().result()
 
 
 def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_T]:
@@ -102,18 +164,18 @@ def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_
         failures.append(error)
 
 
-def ground(text: str, question: Question, policy: Policy) -> Prediction:
+def ground(text: str, question: Question, family: Family) -> Prediction:
     """Parse a reply and place it in the video: the prediction before tracking, its track still empty."""
     reply = place(parse_reply(text), question.clip)
     sample = question.sample
     keyframe, found = None, ()
     if reply.usable:
         keyframe = reply.answer.keyframe
-        found = boxes.rescale(reply.answer.boxes, policy.family.answer_size(question.clip.size), sample.size)
+        found = boxes.rescale(reply.answer.boxes, family.answer_size(question.clip.size), sample.size)
     return Prediction(
         sample=sample,
         clip=question.clip,
-        family=policy.family.name,
+        family=family.name,
         reply=reply,
         keyframe=keyframe,
         boxes=found,
@@ -157,28 +219,29 @@ class _ClipLoader:
         return questions, time.perf_counter() - start
 
 
-class _Finisher:
+class Finisher:
     """Finishes predictions; the frames of a video are encoded once for all its expressions."""
 
-    def __init__(self, policy: Policy, tracker: Tracker, open_frames: FrameOpener) -> None:
-        self._policy, self._tracker, self._open = policy, tracker, open_frames
+    def __init__(self, tracker: Tracker, open_frames: FrameOpener = frames.VideoFrames) -> None:
+        self._tracker, self._open = tracker, open_frames
         self._video: str | None = None
         self._encoded: Any = None
 
-    def finish(self, question: Question, text: str, seconds: dict[str, float]) -> Finished:
+    def finish(self, asked: Asked, family: Family) -> Finished:
+        """Parse the reply, place it, track it. An exception bears a note that names the sample."""
         try:
-            prediction = ground(text, question, self._policy)
+            prediction = ground(asked.text, asked.question, family)
             if prediction.keyframe is None:
-                return Finished(prediction, {**seconds, "encode": 0.0, "track": 0.0})
+                return Finished(prediction, {**asked.seconds, "encode": 0.0, "track": 0.0})
             start = time.perf_counter()
-            encoded = self._encode(question.sample)
+            encoded = self._encode(prediction.sample)
             encode_s = time.perf_counter() - start
             track = self._tracker.track(encoded, keyframe=prediction.keyframe, boxes=prediction.boxes)
             track_s = time.perf_counter() - start - encode_s
         except Exception as error:
-            error.add_note(f"while predicting {question.sample.key}")
+            error.add_note(f"while predicting {asked.question.sample.key}")
             raise
-        return Finished(replace(prediction, track=track), {**seconds, "encode": encode_s, "track": track_s})
+        return Finished(replace(prediction, track=track), {**asked.seconds, "encode": encode_s, "track": track_s})
 
     def _encode(self, sample: VideoSample) -> Any:
         if self._video != sample.video:

@@ -10,24 +10,37 @@ A checkpoint with SAM2:
     python -m inference.predict --dataset revos --data-root ROOT --split valid \\
         --policy hf --model CKPT --tracker sam2 --sam2-checkpoint sam2.1_hiera_large.pt --output runs/veason-3b
 
+The same on eight GPUs of this machine, or of a Ray cluster with --address; a model behind a server:
+
+    python -m inference.predict … --policy hf --model CKPT --tracker sam2 --sam2-checkpoint … --gpus 8
+    python -m inference.predict … --policy openai --base-url http://127.0.0.1:8000/v1 --model NAME --workers 4
+
 Then `python -m eval.revos --gt ROOT --pred runs/veason-3b --out runs/veason-3b/scores`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from inference import options, pipeline
-from inference.output import RunFolder, Shard
+from inference.output import Packed, RunFolder, Shard, pack
 from veason import datasets
 from veason.atomic import read_journal
 from veason.datasets.base import sha256
 from veason.errors import DataError
+
+HOW = {
+    *("output", "shard", "gpus", "workers", "address", "policy_gpus", "tracker_gpus"),
+    *("base_url", "api_key_env", "requests", "max_retries", "timeout"),
+}
+"""Options that say how a run is done, not what comes out: a resumed one may have others."""
 
 
 def parse_shard(text: str) -> Shard:
@@ -46,17 +59,19 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset", choices=datasets.NAMES, default="revos", help="benchmark (default: %(default)s)")
     data.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data set")
     data.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="folder of the videos (default: DATA_ROOT/JPEGImages)"
+        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if not at their place below DATA_ROOT"
     )
     data.add_argument("--meta", type=Path, metavar="FILE", help="another expression file, such as a sampled subset")
-    data.add_argument("--split", default="valid", help="default: %(default)s")
+    data.add_argument("--split", help="default: the one that can be scored offline (valid; mevis: valid_u, …)")
     data.add_argument("--output", type=Path, required=True, metavar="DIR", help="run folder; an unfinished run goes on")
     data.add_argument(
         "--shard", type=parse_shard, default=Shard(), metavar="i/n", help="do the i-th of n parts, i from 0"
     )
     data.add_argument("--limit", type=int, metavar="N", help="only the first N expressions of the split")
+    options.add_mask_options(data)
     options.add_policy_options(parser)
     options.add_tracker_options(parser)
+    options.add_worker_options(parser)
     return parser
 
 
@@ -68,18 +83,40 @@ def main(argv: list[str] | None = None) -> None:
     if args.limit is not None and args.limit < 1:
         raise DataError(f"--limit must be at least 1, found {args.limit}")
     samples = list(dataset)[: args.limit]
-    sampling = options.build_sampling(args)
+    sampling, on_workers = options.build_sampling(args), options.check_workers(args)
     record = {"settings": _settings(args, dataset, len(samples)), "versions": options.versions(tracker=args.tracker)}
-    with RunFolder(args.output, shard=args.shard, samples=samples, record=record) as folder:
-        if folder.done < len(folder.samples):
-            _predict(args, dataset, sampling, folder)
-        complete = folder.join_shards()
+    with RunFolder(args.output, shard=args.shard, samples=samples, record=record, masks=args.masks) as folder:
+        if len(folder.done) < len(folder.samples):
+            _predict(args, dataset, sampling, folder, on_workers=on_workers)
+        complete = folder.join()
     _report(args.output, complete)
 
 
 def _predict(
-    args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
+    args: argparse.Namespace,
+    dataset: datasets.Dataset,
+    sampling: pipeline.Sampling,
+    folder: RunFolder,
+    *,
+    on_workers: bool,
 ) -> None:
+    if on_workers:
+        from inference import crew  # seconds: Ray
+
+        steps = crew.predict(args, dataset, folder.samples, done=frozenset(folder.done))
+    else:
+        steps = _predict_here(args, dataset, sampling, folder)
+    bar = tqdm(total=len(folder.samples), initial=len(folder.done), unit="exp", disable=None, desc="predict")
+    with bar, contextlib.closing(steps):
+        for packed in steps:
+            folder.keep(packed)
+            bar.update()
+
+
+def _predict_here(
+    args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
+) -> Iterator[Packed]:
+    """In this process, in the order of the data set."""
     policy, tracker = options.build_policy(args, dataset), options.build_tracker(args)
     policy.family.check_size(sampling.size)
     finished = pipeline.run(
@@ -87,21 +124,19 @@ def _predict(
         policy=policy,
         tracker=tracker,
         sampling=sampling,
-        batch_size=args.batch_size,
         seed=args.seed,
-        skip=folder.done,
+        done=frozenset(folder.done),
+        **options.asking(args),
     )
-    with tqdm(total=len(folder.samples), initial=folder.done, unit="exp", disable=None, desc="predict") as bar:
-        for item in finished:
-            folder.write(item)
-            bar.update()
+    return (pack(item, masks=folder.masks) for item in finished)
 
 
 def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
     """Everything that decides the outcome; a resumed run must agree."""
-    chosen = {key: value for key, value in vars(args).items() if key not in ("output", "shard")}
+    chosen = {key: value for key, value in vars(args).items() if key not in HOW}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
-    return {**plain, "shards": args.shard.count, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
+    data = {"split": dataset.split, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
+    return {**plain, "shards": args.shard.count, **data}
 
 
 def _report(output: Path, complete: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from eval import predictions
+from eval.predictions import Predictions, open_predictions
 from eval.revos import Results
 from inference.report_page import Card
 from inference.report_pictures import DRAWING, Album, Picture, draw, fit, sample_frames
@@ -26,7 +26,7 @@ class CardMaker:
 
     def __init__(self, run: Run, dataset: Dataset, results: Results | None, *, frames_per_card: int) -> None:
         self._run, self._dataset, self._n = run, dataset, frames_per_card
-        self._masks = predictions.locate(run.path)
+        self._masks = open_predictions(run.path)
         self._samples = {sample.key: sample for sample in dataset}
         self._scored = results is not None
         self._rows = {f"{row.video}/{row.exp_id}": row for row in results.rows} if results else {}
@@ -77,11 +77,10 @@ def find_sample(samples: Mapping[str, VideoSample], outcome: Outcome, *, run: Pa
 
 
 def picture(
-    root: Path, sample: VideoSample, frame_id: int, *, album: Album, track: Track | None, notes: list[str]
+    predictions: Predictions, sample: VideoSample, frame_id: int, *, album: Album, track: Track | None, notes: list[str]
 ) -> Picture:
-    """A frame with its mask below `root` and its true one drawn; what cannot be read is added to `notes`."""
-    path = predictions.mask_path(root, sample, frame_id)
-    predicted = _try(lambda: predictions.read_mask(path, sample.size, sample) != 0, notes)
+    """A frame with its predicted mask and its true one drawn; what cannot be read is added to `notes`."""
+    predicted = _try(lambda: predictions.read(sample, frame_id) != 0, notes)
     true = None if track is None else masks.union([rles[frame_id] for rles in track], sample.size)
     return draw(frame_id, album.css_class(frame_id), sample.size, prediction=predicted, truth=true)
 

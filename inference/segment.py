@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from inference import options, output, overlay, pipeline
-from veason import atomic, frames, masks, video
+from veason import atomic, frames, mask_png, masks, video
 from veason.errors import DataError
 from veason.policies import replay
 from veason.policies.base import Policy
@@ -124,7 +124,7 @@ def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
 def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], *, rate: Fraction) -> None:
     """Write the masks, the overlay, the keyframe and the record of a prediction."""
     for t, name in enumerate(prediction.sample.frames):
-        atomic.write_bytes(folder / "masks" / f"{name}.png", output.encode_png(prediction.track.union(t)))
+        atomic.write_bytes(folder / "masks" / f"{name}.png", mask_png.encode(prediction.track.union(t)))
     if prediction.keyframe is not None:
         picture = overlay.paint(pictures[prediction.keyframe], _objects(prediction, prediction.keyframe))
         picture = overlay.draw_boxes(picture, prediction.boxes)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_data_construction.cot_replies import MAX_CHARS, TeacherReply
+from training_data_construction.cot_replies import MAX_CHARS
 from training_data_construction.records import CotRecord
 from veason import atomic
+from veason.completion import Completion
 from veason.errors import DataError
 
 
@@ -142,11 +143,11 @@ class CotJournal:
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.path}: a line of another kind ({error!r}): {str(line)[:120]}") from error
 
-    def accept(self, record: CotRecord, reply: TeacherReply, *, template: str | None) -> None:
+    def accept(self, record: CotRecord, reply: Completion, *, template: str | None) -> None:
         """Keep a fit answer."""
         self._append("record", record.sample.key, reply, record=record.to_json(template=template))
 
-    def reject(self, key: str, reply: TeacherReply, reason: str) -> None:
+    def reject(self, key: str, reply: Completion, reason: str) -> None:
         """Keep an unfit answer: it was paid for, and its text says what to change."""
         self._append("rejected", key, reply, reason=reason, text=reply.text[:MAX_CHARS])
 
@@ -154,7 +155,7 @@ class CotJournal:
         """Keep that a sample's target is in no frame."""
         self._write({"kind": "no_target", "key": key})
 
-    def _append(self, kind: str, key: str, reply: TeacherReply, **more: Any) -> None:
+    def _append(self, kind: str, key: str, reply: Completion, **more: Any) -> None:
         cost = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
         self._write({"kind": kind, "key": key, **cost, "model": reply.model, "finish": reply.finish_reason, **more})
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from veason.completion import Completion
 
 MAX_CHARS = 8000
 """About twice what the policy may say in its 1024 tokens."""
@@ -71,19 +72,7 @@ _WEIGHED = re.compile(r"\b(?:not|than|instead of|neither|nor|over|if|unlike|why|
 """What comes before a frame that is weighed, not chosen: "rather than taking 3s as the keyframe"."""
 
 
-@dataclass(frozen=True)
-class TeacherReply:
-    """The text of one answer, and what it cost."""
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    model: str
-    """The model as the server names it."""
-
-
-def rejection(reply: TeacherReply, *, expression: str, keyframe: int) -> str | None:
+def rejection(reply: Completion, *, expression: str, keyframe: int) -> str | None:
     """Code of the first thing that makes a reply unfit (`REASONS`); None if it is fit. Any text, linear time."""
     text = reply.text
     if reply.finish_reason == "length":

@@ -20,8 +20,9 @@ from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_progress import Progress
 from training_data_construction.cot_replies import rejection
 from training_data_construction.cot_requests import CotRequest, build_in_worker
-from training_data_construction.cot_teacher import GaveUp, Teacher
+from training_data_construction.cot_teacher import Teacher
 from training_data_construction.records import CotRecord
+from veason.chat import GaveUp
 from veason.errors import DataError
 
 GIVE_UP_AFTER = 20

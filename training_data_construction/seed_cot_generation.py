@@ -202,18 +202,20 @@ async def _ask(
     args: argparse.Namespace, dataset: ReVOS, missing: list[int], rules: Rules, journal: CotJournal, *, total: int
 ) -> list[tuple[str, str]]:
     """Ask about the `missing` samples, of `total`; those that got no answer, each with what came last."""
-    from training_data_construction import cot_progress, cot_run, cot_teacher  # seconds: the HTTP client
+    from training_data_construction import cot_progress, cot_run  # seconds: the HTTP client
+    from training_data_construction.cot_teacher import Teacher
+    from veason.chat import Request
 
     if not args.base_url:
         raise DataError("no server to ask: give --base-url or set OPENAI_BASE_URL")
-    request = cot_teacher.Request(
+    request = Request(
         model=args.model,
         temperature=args.temperature,
         max_tokens=args.max_tokens,
         timeout=args.timeout,
         max_retries=args.max_retries,
     )
-    async with cot_teacher.Teacher(
+    async with Teacher(
         request, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY"), per_minute=args.rate_limit
     ) as teacher:
         pool = cot_requests.open_pool(dataset, rules, workers=args.num_workers)

@@ -357,7 +357,7 @@ class Faulty:
 def test_a_defect_names_its_video(world, tmp_path, workers):
     samples = list(open_dataset("revos", world.root, split="valid"))
     with pytest.raises(TypeError, match="a defect") as caught:
-        list(score_videos(Scorer(Faulty(), tmp_path, binary=False), {"MOSE/b": samples[-2:]}, workers=workers))
+        list(score_videos(Scorer(Faulty(), tmp_path, "visa"), {"MOSE/b": samples[-2:]}, workers=workers))
     assert caught.value.__notes__ == ["while scoring the video MOSE/b"]
 
 

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,9 @@ from veason import boxes as geometry
 from veason import frames, masks, targets
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from verl.config import DataConfig
+from veason.synthetic import twins
+from verl.config import DataConfig, load
+from verl.trainer.data import Schedule, batches
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +129,135 @@ def test_what_cannot_be_opened(config):
     ):
         with pytest.raises(DataError, match=message):
             task.build(replace(config, **wrong), split="train")
+
+
+@pytest.fixture(scope="module")
+def forms(world, tmp_path_factory):
+    """The world in the form of every benchmark, by name."""
+    out = tmp_path_factory.mktemp("forms")
+    return {"revos": world} | {name: twins.build_twin(name, world, out / name) for name in twins.WRITERS}
+
+
+@pytest.fixture(scope="module")
+def mixed(config, forms):
+    """Training on everything that has a training split, and validation on two."""
+    named = f"revos={forms['revos']}+mevis={forms['mevis']}+refytvos={forms['refytvos']}"
+    return replace(
+        config,
+        train_files=f"{named}+vicas={forms['vicas']}:v1.0/train",
+        val_files=f"revos={forms['revos']}, refdavis={forms['refdavis']}",
+    )
+
+
+def test_a_mix_of_benchmarks(mixed, forms, training):
+    mix = task.build(mixed, split="train")
+    splits = {"revos": "train", "mevis": "train", "refytvos": "train", "vicas": "v1.0/train"}
+    sizes = [len(open_dataset(name, forms[name], split=split)) for name, split in splits.items()]
+    assert len(mix) == len(training) + sum(sizes[1:])  # of ReVOS the expressions with a target, of the others all
+    order = [mix.dataset[number].dataset for number in mix._numbers]
+    starts = [order.index(name) for name in splits]
+    assert starts == sorted(starts)
+    prompts = {name: mix.get(start, epoch=0) for name, start in zip(splits, starts, strict=True)}
+    assert [prompt.uid.partition("/")[0] for prompt in prompts.values()] == list(splits)
+    assert all(sum(prompt.target.areas) > 0 for prompt in prompts.values())
+    plain = training.get(0, epoch=0)
+    assert prompts["revos"].uid == f"revos/{plain.uid}"
+    assert prompts["revos"].target == plain.target  # the first of the mix: the same number, hence the same clip
+    uids = [task.unique_key(mix.dataset, mix.dataset[number]) for number in mix._numbers]
+    assert len(set(uids)) == len(uids)
+
+
+def test_validation_on_a_mix_takes_the_splits_that_are_scored_offline(mixed):
+    validation = task.build(mixed, split="val")
+    assert validation.dataset.split == "revos valid + refdavis valid"
+    last = validation.get(len(validation) - 1, epoch=0)
+    assert last.uid.startswith("refdavis/")
+    assert last.target.frame_ids == frames.linspace(len(validation.dataset[validation._numbers[-1]]), 6)
+
+
+def test_one_benchmark_by_name_keeps_its_keys(config, forms, training):
+    named = task.build(replace(config, train_files=f"revos={forms['revos']}"), split="train")
+    assert [named.get(i, epoch=0).uid for i in range(3)] == [training.get(i, epoch=0).uid for i in range(3)]
+    alone = task.build(replace(config, train_files=f"mevis={forms['mevis']}"), split="train")
+    assert alone.get(0, epoch=0).uid == alone.dataset[0].key
+
+
+def test_the_text_survives_yaml_and_the_command_line(tmp_path):
+    text = "revos=/r, mevis=/m:train+vicas=/v:v1.0/train"
+    (tmp_path / "run.yaml").write_text(f"data:\n  train_files: {text}\n")
+    assert load([f"config={tmp_path}/run.yaml"]).data.train_files == text
+    assert load([f"data.train_files={text}"]).data.train_files == text
+
+
+def test_excluding_from_a_mix(mixed, config, forms, training, tmp_path):
+    whole = task.build(mixed, split="train")
+    gone = [whole.get(0, epoch=0).uid, whole.get(len(whole) - 1, epoch=0).uid]
+    (tmp_path / "gone.txt").write_text("\n".join(gone))
+    fewer = task.build(replace(mixed, exclude=str(tmp_path / "gone.txt")), split="train")
+    assert len(fewer) == len(whole) - 2
+    assert len(task.build(replace(config, exclude=str(tmp_path / "gone.txt")), split="train")) == len(training) - 1
+    (tmp_path / "plain.txt").write_text(training.get(0, epoch=0).uid)
+    with pytest.raises(DataError, match=r"names no data set; in a mixture a line is NAME/video/exp_id"):
+        task.build(replace(mixed, exclude=str(tmp_path / "plain.txt")), split="train")
+
+
+def test_samples_without_a_target_are_listed_as_a_mix_wants_them(hand_made, forms, capsys):
+    hand_made.mask_dict["9000000001"] = [None] * 4
+    root = hand_made.write()
+    assert task.main([f"revos={root}:valid+mevis={forms['mevis']}"]) == 0
+    assert capsys.readouterr().out.split() == ["revos/UVO/-a_b/0"]
+    assert task.main([f"mevis={forms['mevis']}:valid"]) == 2
+    assert "MeViS valid has no masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "split", "message"),
+    [
+        ({"train_files": "reasonvos={reasonvos}"}, "train", "ReasonVOS is one test set"),
+        ({"train_files": "refdavis={refdavis}:valid"}, "train", "valid is there to be scored"),
+        ({"train_files": "revos={revos}", "train_split": "valid"}, "train", "data.train_split is 'valid', but"),
+        ({"train_files": "mevis={mevis}", "val_files": ""}, "val", "data.val_files is empty"),
+        ({"val_files": "mevis={mevis}:valid"}, "val", "MeViS valid has no masks"),
+        (
+            {"val_files": "refytvos={refytvos}+revos={revos}"},
+            "val",
+            "ground truth of valid is on the",
+        ),
+        ({"train_files": "vicas={vicas}"}, "train", "names no version"),
+        ({"train_meta": "subset.json"}, "train", "another expression file is for one data set"),
+    ],
+)
+def test_what_a_mix_refuses_when_it_is_built(mixed, forms, wrong, split, message):
+    """Before a model is loaded, that is, not in the middle of the first step."""
+    with pytest.raises(DataError, match=message):
+        task.build(replace(mixed, **{key: value.format(**forms) for key, value in wrong.items()}), split=split)
+
+
+def test_threads_do_not_read_ground_truth_at_the_same_time(mixed):
+    """The readers keep the last video's tracks, and the trainer asks from several threads."""
+    mix = task.build(mixed, split="train")
+    alone = [mix.get(index, epoch=0).target for index in range(len(mix))]
+    read, occupied, met = mix.dataset.object_rles, threading.Lock(), []
+
+    def watched(sample):
+        first = occupied.acquire(blocking=False)
+        met.append(not first)
+        time.sleep(0.001)  # room for another thread to come in
+        found = read(sample)
+        if first:
+            occupied.release()
+        return found
+
+    mix.dataset.object_rles = watched
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda index: mix.get(index, epoch=0).target, range(len(mix)))) == alone
+    assert len(met) == len(mix)
+    assert not any(met)
+
+
+def test_the_trainer_goes_through_a_mix(mixed):
+    mix = task.build(mixed, split="train")
+    schedule = Schedule(len(mix), 8, seed=1)
+    drawn = [prompt for step in batches(mix, schedule, range(schedule.steps_per_epoch)) for prompt in step]
+    assert len({prompt.uid for prompt in drawn}) == len(drawn) == 8 * schedule.steps_per_epoch
+    assert {prompt.uid.partition("/")[0] for prompt in drawn} == {"revos", "mevis", "refytvos", "vicas"}

@@ -5,33 +5,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from random import Random
 
 import cv2
 import numpy as np
 import pytest
+from commands import command, run, tree
 
 KILLS = int(os.environ.get("VEASON_TEST_KILLS", "20"))
-
-
-def command(module: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def run(module: str, *arguments: object, code: int = 0) -> str:
-    """Standard output of a command that must end with `code`; standard error instead where that is not 0."""
-    done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done.stderr if code else done.stdout
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    files = [p for p in (path / "Annotations").rglob("*") if p.is_file()]
-    assert files
-    return {str(p.relative_to(path)): p.read_bytes() for p in [*files, path / "predictions.jsonl"]}
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from training_data_construction.cot_journal import CotJournal, Outcome
-from training_data_construction.cot_replies import TeacherReply
 from training_data_construction.records import CotRecord
+from veason.completion import Completion
 from veason.errors import DataError
 from veason.types import Answer, Clip, VideoSample
 
-REPLY = TeacherReply("It jumps.", "stop", 100, 10, "m-1")
+REPLY = Completion("It jumps.", "stop", 100, 10, "m-1")
 SETTINGS = {"model": "m", "seed": 1}
 
 

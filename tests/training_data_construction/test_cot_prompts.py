@@ -6,7 +6,8 @@ from random import Random
 import pytest
 
 from training_data_construction import cot_prompts
-from training_data_construction.cot_replies import TeacherReply, rejection
+from training_data_construction.cot_replies import rejection
+from veason.completion import Completion
 from veason.types import Clip
 
 CLIP = Clip(frame_ids=(0, 12), size=(560, 560))
@@ -40,7 +41,7 @@ def test_expression_and_keyframe_have_one_line_each(style):
 @pytest.mark.parametrize("example", cot_prompts.EXAMPLES.values())
 def test_an_example_would_be_accepted_itself(example):
     keyframe = int(re.search(r"(\d+)s(?: is| as)? the keyframe", " ".join(example.split()))[1])
-    reply = TeacherReply(example, "stop", 0, 0, "m")
+    reply = Completion(example, "stop", 0, 0, "m")
     assert rejection(reply, expression="the target", keyframe=keyframe) is None
     assert rejection(reply, expression="the target", keyframe=1) == "other_keyframe"
     assert len(example.split("\n")) == 3  # three steps

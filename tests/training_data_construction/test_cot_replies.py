@@ -7,17 +7,17 @@ import pytest
 from training_data_construction.cot_replies import (
     MAX_CHARS,
     REASONS,
-    TeacherReply,
     keyframes_named,
     mentions_boxes,
     rejection,
 )
+from veason.completion import Completion
 
 FIT = "At 0s a cat sits on a wall. At 12s, the keyframe, it is closest to the camera. It then jumps to the left."
 
 
 def reason(text=FIT, *, finish="stop", expression="the cat that jumps", keyframe=12):
-    return rejection(TeacherReply(text, finish, 0, 0, "m"), expression=expression, keyframe=keyframe)
+    return rejection(Completion(text, finish, 0, 0, "m"), expression=expression, keyframe=keyframe)
 
 
 def test_a_fit_reply():

@@ -10,11 +10,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from cot_server import TEXT, Act, CotServer, completion
+from chat_server import TEXT, Act, ChatServer, completion
 
-from training_data_construction import cot_run, cot_teacher
+from training_data_construction import cot_run
 from training_data_construction import seed_cot_generation as command
 from training_data_construction.records import read_records
+from veason import chat
 from veason.atomic import read_journal
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(cot_teacher, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
@@ -77,7 +78,7 @@ def make_job(hand_made, tmp_path):
 
 
 def test_records_in_the_order_of_the_data_set(make_job, capsys):
-    job, server = make_job(5), CotServer(lambda asked: Act(delay=0.01 * (7 - asked.arrival)))
+    job, server = make_job(5), ChatServer(lambda asked: Act(delay=0.01 * (7 - asked.arrival)))
     with server.serve() as url:
         assert job.run(url, "--price-in", 2, "--price-out", 10) == 0
     dataset = ReVOS(job.root, split="valid")
@@ -94,14 +95,14 @@ def test_records_in_the_order_of_the_data_set(make_job, capsys):
         assert [part["text"] for part in asked.parts[:-1:2]] == [f"({t}s)" for t in record.clip.frame_ids]
         assert all(part["image_url"]["url"].startswith("data:image/jpeg") for part in asked.parts[1::2])
     assert job.rejects() == []
-    with CotServer().serve() as url:
+    with ChatServer().serve() as url:
         before = job.output.read_bytes()
         assert job.run(url) == 0  # nothing left to ask
     assert job.output.read_bytes() == before
 
 
 def test_requests_in_flight_are_many_but_bounded(make_job):
-    job, server = make_job(40), CotServer(lambda asked: Act(delay=0.3))
+    job, server = make_job(40), ChatServer(lambda asked: Act(delay=0.3))
     with server.serve() as url:
         assert job.run(url, "--concurrency", 8) == 0
     assert len(server.asked) == len(job.records()) == 40
@@ -110,7 +111,7 @@ def test_requests_in_flight_are_many_but_bounded(make_job):
 
 def test_a_target_in_no_frame_is_skipped(make_job, hand_made, capsys):
     hand_made.mask_dict["9000000001"] = [None] * 4
-    job, server = make_job(3), CotServer()
+    job, server = make_job(3), ChatServer()
     with server.serve() as url:
         assert job.run(url) == 0
         assert job.run(url) == 0
@@ -125,7 +126,7 @@ def test_an_unfit_reply_is_asked_again_with_another_seed(make_job):
             return Act(completion("The red box shows it."))
         return Act(completion(TEXT, finish="length")) if asked.arrival < 2 else Act()
 
-    job, server = make_job(3), CotServer(script)
+    job, server = make_job(3), ChatServer(script)
     with server.serve() as url:
         assert job.run(url, "--max-retries", 3, "--concurrency", 1) == 0
     assert [record["exp_id"] for record in job.records()] == ["1", "3"]
@@ -134,7 +135,7 @@ def test_an_unfit_reply_is_asked_again_with_another_seed(make_job):
     assert reject["text"] == "The red box shows it."
     seeds = [asked.body["seed"] for asked in server.asked if asked.expression == "the square"]
     assert len(seeds) == len(set(seeds)) == 4
-    good = CotServer()
+    good = ChatServer()
     with good.serve() as url:
         assert job.run(url, "--max-retries", 3) == 0
         assert len(good.asked) == 0  # a reject is settled
@@ -162,7 +163,7 @@ def test_every_record_arrives_in_bad_weather(make_job):
             ]
         )
 
-    job, server = make_job(60), CotServer(script)
+    job, server = make_job(60), ChatServer(script)
     with server.serve() as url:
         assert job.run(url, "--timeout", 3, "--concurrency", 16, "--max-retries", 20) == 0
     assert len(job.records()) == 60
@@ -171,12 +172,12 @@ def test_every_record_arrives_in_bad_weather(make_job):
 
 def test_failures_are_told_and_asked_again_by_the_next_run(make_job, capsys):
     job = make_job(3)
-    with CotServer(lambda asked: Act(status=400) if asked.expression == "the square" else Act()).serve() as url:
+    with ChatServer(lambda asked: Act(status=400) if asked.expression == "the square" else Act()).serve() as url:
         assert job.run(url) == 1
     assert len(job.records()) == 2
     assert [(reject["key"], reject["reason"]) for reject in job.rejects()] == [("UVO/-a_b/0", "no_answer")]
     assert "1  got no answer" in capsys.readouterr().out
-    with (server := CotServer()).serve() as url:
+    with (server := ChatServer()).serve() as url:
         assert job.run(url) == 0
     assert len(server.asked) == 1
     assert len(job.records()) == 3
@@ -184,7 +185,7 @@ def test_failures_are_told_and_asked_again_by_the_next_run(make_job, capsys):
 
 
 def test_a_server_that_is_down_ends_the_run(make_job):
-    job, server = make_job(40), CotServer(lambda asked: Act(status=500))
+    job, server = make_job(40), ChatServer(lambda asked: Act(status=500))
     with server.serve() as url, pytest.raises(DataError, match=r"20 samples in a row got no answer.*HTTP 500"):
         job.run(url, "--max-retries", 0, "--concurrency", 1)
     assert len(server.asked) == cot_run.GIVE_UP_AFTER
@@ -194,7 +195,7 @@ def test_a_server_that_is_down_ends_the_run(make_job):
 def test_a_bad_key_stops_at_once_and_what_was_paid_for_is_kept(make_job, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")
     slow = Act(delay=1.5)
-    job, server = make_job(30), CotServer(lambda asked: Act(status=401, delay=0.5) if asked.arrival == 3 else slow)
+    job, server = make_job(30), ChatServer(lambda asked: Act(status=401, delay=0.5) if asked.arrival == 3 else slow)
     with server.serve() as url, pytest.raises(DataError, match="does not accept the key") as error:
         job.run(url, "--concurrency", 4)
     assert "secret" not in str(error.value)
@@ -206,13 +207,13 @@ def test_a_bad_key_stops_at_once_and_what_was_paid_for_is_kept(make_job, monkeyp
 def test_a_broken_frame_stops_the_run_and_is_named(make_job, hand_made):
     job = make_job(3)
     hand_made.frame("00010").unlink()
-    with CotServer().serve() as url, pytest.raises(DataError, match=r"00010\.jpg: the frame is missing"):
+    with ChatServer().serve() as url, pytest.raises(DataError, match=r"00010\.jpg: the frame is missing"):
         job.run(url)
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(make_job):
-    job, server = make_job(60), CotServer(lambda asked: Act(delay=0.2))
+    job, server = make_job(60), ChatServer(lambda asked: Act(delay=0.2))
     rng, path = Random(5), job.output.with_name("cot.json.journal.jsonl")
     with server.serve() as url:
         for goal in (8, 20, 35):  # lines of the journal
@@ -265,7 +266,7 @@ def _read(path: Path) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_waits_for_the_answers_on_their_way(make_job, number):
-    job, server = make_job(30), CotServer(lambda asked: Act(delay=1.0))
+    job, server = make_job(30), ChatServer(lambda asked: Act(delay=1.0))
     with server.serve() as url:
         process = job.start(url, "--concurrency", 4)
         wait_for(lambda: len(server.asked) >= 6, process)
@@ -281,7 +282,7 @@ def test_a_stop_waits_for_the_answers_on_their_way(make_job, number):
 
 @pytest.mark.slow
 def test_a_second_stop_leaves_at_once(make_job):
-    job, server = make_job(30), CotServer(lambda asked: Act(delay=600))
+    job, server = make_job(30), ChatServer(lambda asked: Act(delay=600))
     with server.serve() as url:
         process = job.start(url, "--concurrency", 4)
         wait_for(lambda: len(server.asked) >= 4, process)
@@ -322,7 +323,7 @@ def test_what_the_user_can_put_right(make_job, more, message):
 
 
 def test_limits_and_exclusions(make_job, tmp_path):
-    job, server = make_job(6), CotServer()
+    job, server = make_job(6), ChatServer()
     exclude = tmp_path / "exclude.txt"
     exclude.write_text("# too dark\nUVO/-a_b/1\n")
     with server.serve() as url:

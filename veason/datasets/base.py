@@ -17,6 +17,8 @@ class Dataset(Protocol):
     """One split of a benchmark: an ordered list of samples, with the ground truth on request. Picklable, no pixels."""
 
     name: str
+    default_split: str
+    """The split that is opened where none is named: the one that can be scored offline."""
     split: str
     files: dict[str, Path]
     """The annotation files this split is read from, by role (``meta``, ``masks``, ``foreground``)."""
@@ -36,6 +38,13 @@ class Dataset(Protocol):
 
     def foreground(self, video: str) -> tuple[Rle | None, ...]:
         """Per frame the union of all annotated objects that the video's expressions refer to."""
+        ...
+
+    def gt_frames(self, sample: VideoSample) -> tuple[int, ...]:
+        """Ascending ids of the frames that have ground truth, hence are scored: mostly all, never none.
+
+        A None of `object_rles` says "the object is absent" in these frames and nothing in any other.
+        """
         ...
 
 
@@ -78,6 +87,8 @@ def load_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     except RecursionError:
         raise DataError(f"{path}: nested too deeply to be an annotation file") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{path}: not an annotation file: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

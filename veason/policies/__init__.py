@@ -1,8 +1,8 @@
-"""Who answers: a model through transformers (`hf`) or vLLM (`vllm`), the ground truth (`oracle`), recorded replies
-(`replay`)."""
+"""Who answers: a model through transformers (`hf`), vLLM (`vllm`) or a server (`openai`), the ground truth (`oracle`),
+recorded replies (`replay`)."""
 
 from veason.policies.base import Policy
 
 __all__ = ["NAMES", "Policy"]
 
-NAMES = ("oracle", "replay", "hf", "vllm")
+NAMES = ("oracle", "replay", "hf", "vllm", "openai")

@@ -1,11 +1,13 @@
-"""`python -m veason.synthetic`: write a synthetic ReVOS world, and the tiny policy that goes with it."""
+"""`python -m veason.synthetic`: write a synthetic ReVOS world, other benchmarks' twins of it, and a tiny policy."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from veason.errors import DataError
+from veason.synthetic import twins
 from veason.synthetic.world import BACKGROUNDS
 from veason.synthetic.writer import build_world
 from veason.types import Size
@@ -19,20 +21,25 @@ what is written below OUT:
   world.json                                     the arguments and a table of counts
   tiny_policy/                                   a random Qwen2.5-VL with tokenizer and processor (--policy)
 
+With --formats the world goes to OUT/revos, and the same videos, objects and truths once more to OUT/<format>, in the
+files of that benchmark.
+
 The same arguments give the same bytes. OUT appears whole or not at all; a folder that already holds this world is
 left alone, one that holds anything else is refused.
 
 examples:
   python -m veason.synthetic --out world --videos 12 --seed 0
   python -m veason.synthetic --out small --videos 4 --size 84x84 --max-frames 8 --no-policy
+  python -m veason.synthetic --out worlds --formats mevis reasonvos --no-policy
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    root = Path(args.out, "revos") if args.formats else Path(args.out)
     try:
         world = build_world(
-            args.out,
+            root,
             videos=args.videos,
             seed=args.seed,
             size=args.size,
@@ -40,10 +47,11 @@ def main(argv: list[str] | None = None) -> int:
             background=args.background,
             policy=args.policy,
         )
+        made = [twins.build_twin(name, root, Path(args.out, name)) for name in args.formats or ()]
     except DataError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"{args.out}\n{_table(world['counts'])}\n")
+    sys.stdout.write(f"{root}\n{_table(world['counts'])}\n" + "".join(f"{folder}\n" for folder in made))
     return 0
 
 
@@ -69,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--background", choices=BACKGROUNDS, default="ramp", help="default ramp: red along x, green along y"
     )
+    parser.add_argument(
+        "--formats", nargs="+", choices=twins.WRITERS, metavar="NAME",
+        help=f"write the world in these forms too: {', '.join(twins.WRITERS)}",
+    )  # fmt: skip
     parser.add_argument(
         "--policy",
         action=argparse.BooleanOptionalAction,

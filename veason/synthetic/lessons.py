@@ -1,8 +1,9 @@
 """What the base policy is taught: to find and box what the words name, in any frame, and roughly how to say it.
 
 A lesson is a scene seen in a few frames and asked several questions; a reply names the targets, gives their sizes and
-boxes them in **any** frame that shows them all. Half of the questions are answered without the tags of the reply
-format, as a model does that has never been told of it.
+boxes them in **any** frame that shows them all. Some replies describe the targets at length and praise whichever frame
+it was: the words are known, their use is not. Half of the questions are answered without the tags of the reply format,
+as a model does that has never been told of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from veason.answer import BOXES, KEYFRAME, format_reply
 from veason.synthetic import reasoning
 from veason.synthetic.expressions import REASONING, Expression, questions
-from veason.synthetic.facts import measure
+from veason.synthetic.facts import Facts, measure
 from veason.synthetic.render import render_clip
 from veason.synthetic.sampling import PLOTS, sample_scene
 from veason.synthetic.world import Scene
@@ -45,6 +46,7 @@ class Lesson:
     """One scene, rendered in K frames, with N shapes and everything that can be asked of it."""
 
     scene: Scene
+    facts: Facts
     frame_ids: tuple[int, ...]
     """K ascending frame ids."""
     frames: np.ndarray
@@ -55,6 +57,11 @@ class Lesson:
     """(N, K) int: visible model pixels."""
     asked: tuple[Expression, ...]
     """With targets only."""
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(N, K) bool: visible, in model pixels and in the video's own, of which a sliver may fill only one."""
+        return (self.areas > 0) & (self.facts.areas[:, self.frame_ids] > 0)
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,9 @@ def draw(rng: np.random.Generator) -> Lesson:
     scene = sample_scene(rng, size=size, frames=int(rng.integers(8, 21)), plot=plot, attempts=4000)
     kept = np.sort(rng.choice(scene.frames, size=min(KEPT, scene.frames), replace=False))
     frames, masks = render_clip(scene, (SIDE, SIDE), frame_ids=kept.tolist())
-    asked = tuple(expression for expression in questions(scene, measure(scene)) if expression.targets)
-    return Lesson(scene, tuple(kept.tolist()), frames, _boxes(masks), masks.sum(axis=(2, 3)), asked)
+    facts = measure(scene)
+    asked = tuple(expression for expression in questions(scene, facts) if expression.targets)
+    return Lesson(scene, facts, tuple(kept.tolist()), frames, _boxes(masks), masks.sum(axis=(2, 3)), asked)
 
 
 def _boxes(masks: np.ndarray) -> np.ndarray:
@@ -123,34 +131,46 @@ def turns(lesson: Lesson, shown: Sequence[int], count: int, rng: Random, *, styl
             by_fact.setdefault(expression.fact, []).append(expression)
     for _ in range(count):
         expression = rng.choice(by_fact[rng.choice(sorted(by_fact))])
-        seen = np.array([lesson.areas[i, shown] > 0 for i in expression.targets])  # (targets, frames)
+        seen = lesson.seen[list(expression.targets)][:, shown]  # (targets, frames)
         whole = np.flatnonzero(seen.all(axis=0))
         if len(whole):
             yield _turn(lesson, shown, expression, shown[int(rng.choice(whole.tolist()))], rng, style)
 
 
 def _turn(lesson: Lesson, shown: Sequence[int], expression: Expression, position: int, rng: Random, style: str) -> Turn:
-    targets = expression.targets
-    areas = lesson.areas[list(targets)][:, shown].sum(axis=0)
+    targets, keyframe = expression.targets, lesson.frame_ids[position]
     ids = [lesson.frame_ids[k] for k in shown]
-    sizes = [reasoning.size(int(area), SIDE * SIDE) for area in areas]
-    thinking = reasoning.perceive(lesson.scene, targets, frame_ids=ids, sizes=sizes)
     boxes = tuple(tuple(map(float, lesson.boxes[i, position])) for i in targets)
-    whole = Answer(lesson.frame_ids[position], tuple(tuple(map(float, map(round, box))) for box in boxes))
+    whole = Answer(keyframe, tuple(tuple(map(float, map(round, box))) for box in boxes))
     style = _style(expression, rng) if style == "rough" else style
+    if style == "told":
+        thinking = reasoning.explain(
+            lesson.scene, targets, frame_ids=ids, keyframe=keyframe, rng=rng, facts=lesson.facts
+        )
+    else:
+        areas = lesson.areas[list(targets)][:, shown].sum(axis=0)
+        sizes = [reasoning.size(int(area), SIDE * SIDE) for area in areas]
+        thinking = reasoning.perceive(lesson.scene, targets, frame_ids=ids, sizes=sizes)
     return Turn(expression.text, _say(style, thinking, whole), boxes, targets, position)
+
+
+STYLES = ("reply", "bare", "chat", "told")
+"""In the reply format; its JSON alone; as in a chat; as in a chat, at length."""
 
 
 def _style(expression: Expression, rng: Random) -> str:
     """Questions are mostly answered as in a chat, phrases mostly as a detector would be told to."""
-    odds = (35, 10, 55) if expression.type_id == REASONING else (80, 10, 10)
-    return rng.choices(("reply", "bare", "chat"), odds)[0]
+    odds = (30, 8, 30, 32) if expression.type_id == REASONING else (65, 10, 8, 17)
+    return rng.choices(STYLES, odds)[0]
 
 
 def _say(style: str, thinking: str, answer: Answer) -> str:
-    reply = format_reply(thinking, answer)
     boxes = [[round(value) for value in box] for box in answer.boxes]
-    if style == "bare":
-        return f'{{"{KEYFRAME}": {answer.keyframe}, "{BOXES}": {boxes}}}'
     short = f"Frame {answer.keyframe}: {boxes}"
-    return {"short": short, "chat": f"{thinking} {short}", "reply": reply}[style]
+    return {
+        "short": short,
+        "chat": f"{thinking} {short}",
+        "told": f"{thinking} {short}",
+        "bare": f'{{"{KEYFRAME}": {answer.keyframe}, "{BOXES}": {boxes}}}',
+        "reply": format_reply(thinking, answer),
+    }[style]

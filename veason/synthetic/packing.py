@@ -21,12 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from veason import prompt
 from veason.synthetic.lessons import CELLS, SIDE, Turn
 from veason.synthetic.policy import build_processor
+from veason.synthetic.world import COLOURS, KINDS
 from veason.types import Clip
 
 TOKENS = CELLS**2
 """Of a frame."""
-COORDINATE, SIZE = 1, 2
-"""What a reply's number is; 0 for every other token."""
+COORDINATE, SIZE, NAME = 1, 2, 3
+"""What a reply's token is: a number of a box, of a size, or a colour or kind; 0 for every other."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Packer:
         self.numbers = torch.tensor([self._number[n] for n in range(101)])
         """Token ids of 0 … 100."""
         self._is_number = set(self._number.values())
+        self._names = {tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in (*COLOURS, *KINDS)}
         self._opens = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
         self._colon = tokenizer.convert_tokens_to_ids(":")
         self._end = tokenizer.eos_token_id
@@ -131,13 +133,15 @@ class Packer:
         return row
 
     def _marks(self, reply: Sequence[int], turn: Turn) -> tuple[list[int], list[float]]:
-        """Which tokens are coordinates or sizes, and their unrounded values (a size's own integer)."""
+        """Which tokens are coordinates, sizes or names, and the numbers' unrounded values (a size's own integer)."""
         kinds, values = [0] * len(reply), [0.0] * len(reply)
         coordinates = iter([value for box in turn.boxes for value in box])
         boxes = False
         for i, token in enumerate(reply):
             boxes |= token in self._opens
-            if token in self._is_number and (boxes or reply[i - 1] == self._colon):
+            if token in self._names:
+                kinds[i] = NAME
+            elif token in self._is_number and (boxes or reply[i - 1] == self._colon):
                 kinds[i] = COORDINATE if boxes else SIZE
                 values[i] = next(coordinates) if boxes else float(self.tokenizer.convert_ids_to_tokens(token))
         return kinds, values

@@ -56,7 +56,7 @@ def save_policy(
     with _no_progress_bar():
         model.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
-    for path in Path(folder).iterdir():
+    for path in filter(Path.is_file, Path(folder).iterdir()):
         path.chmod(0o644)  # the weights come out readable by their owner only
 
 

@@ -3,7 +3,7 @@
     python -m veason.synthetic.pretrain --out runs/base
 
 The vision tower first (`eyes`), then single frames, clips, and clips with the whole prompt (`lessons`). The command
-that made the shipped one, its time and its curve stand in its ``pretraining.json``. About half an hour on two cores.
+that made the shipped one, its time and its curve stand in its folder ``pretraining``. Up to an hour on two cores.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from veason import atomic
 from veason.synthetic import eyes
 from veason.synthetic.lessons import CELLS, Lesson, choose_frames, lessons, turns
 from veason.synthetic.muon import Muon
-from veason.synthetic.packing import COORDINATE, SIZE, TOKENS, Pack, Packer
+from veason.synthetic.packing import COORDINATE, NAME, SIZE, TOKENS, Pack, Packer
 from veason.synthetic.policy import PolicySize, build_model, save_policy
 from veason.synthetic.tokenizer import build_tokenizer
 
 SIZE_OF_BASE = PolicySize(hidden=192, layers=4, mlp=384, vision_hidden=128, vision_layers=2, vision_mlp=256)
 SPREAD = {COORDINATE: 1.2, SIZE: 0.8}
 """Standard deviation of the soft labels, in units of the number."""
+WEIGHTS = {COORDINATE: 2.0, NAME: 3.0}
+"""Of a token in the loss, 1 for every other: which object, and where, is what all the rest hangs on."""
 WARM_UP = 50
 WAVES = (400.0, 200.0, 100.0, 66.0, 50.0, 40.0, 30.0, 24.0, 18.0, 12.0)
 """Periods of the code that numbers start from."""
@@ -61,10 +63,10 @@ LOOKS, LOOKED_AT, EYES_LR = 1200, 48, 3e-3
 """Steps of the vision tower's own stage, the frames of each, and its learning rate."""
 
 STAGES = (
-    Stage("frames", 800, (1,), clips=8, questions=12, style="short"),
-    Stage("moments", 700, (3, 4, 5, 6), clips=5, questions=12, style="short"),
-    Stage("clips", 1600, (3, 4, 5, 6), clips=6, questions=6),
-    Stage("prompts", 350, (1, 4, 5, 6), clips=4, questions=5, instructions=True),
+    Stage("frames", 600, (1,), clips=8, questions=12, style="short"),
+    Stage("moments", 200, (3, 4, 5, 6), clips=5, questions=12, style="short"),
+    Stage("clips", 1900, (3, 4, 5, 6), clips=6, questions=6),
+    Stage("prompts", 400, (1, 4, 5, 6), clips=4, questions=5, instructions=True),
 )
 
 
@@ -78,6 +80,8 @@ class School:
     held_out: list[Lesson]
     rng: Random
     lr: float
+    notes: Path
+    """Folder of the record, and of the state while training."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """A line per measurement."""
     start: float = field(default_factory=time.perf_counter)
@@ -129,7 +133,7 @@ def reply_logits(model: PreTrainedModel, pack: Pack) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tensor:
-    """Mean cross-entropy; a number's label is spread over its neighbours, so that near is better than far."""
+    """Sum of the weighted cross-entropies; a number's label is spread over its neighbours: near is better than far."""
     logprobs = logits.log_softmax(dim=-1)
     rows, columns = where.T
     ids, kinds, values = (x[rows, columns] for x in (pack.ids, pack.kinds, pack.values))
@@ -141,28 +145,72 @@ def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tenso
         entropy = -torch.special.xlogy(soft, soft).sum(dim=-1)
         cross = -(soft * logprobs[chosen][:, numbers]).sum(dim=-1)
         losses = losses.index_copy(0, chosen, cross - entropy)
-    return losses.mean()
+    return (losses * weights_of(kinds)).sum()
+
+
+def weights_of(kinds: Tensor) -> Tensor:
+    """(N,) weights of tokens of these kinds."""
+    weights = torch.ones(kinds.shape)
+    for kind, weight in WEIGHTS.items():
+        weights[kinds == kind] = weight
+    return weights
 
 
 # ------------------------------------------------------------------------------------------------------ training
 
 
 def train(school: School) -> None:
-    """All stages."""
+    """All stages; from where the last run of the same command stopped, if it did."""
     school.model.train()
     batched_vision(school.model)
-    smooth_numbers(school.model, school.packer)
-    open_eyes(school)
+    state = load_state(school)
+    if state is None:
+        smooth_numbers(school.model, school.packer)
+        open_eyes(school)
     school.model.model.visual.requires_grad_(False)  # the noise of untrained text layers would undo it
     optimizers = make_optimizers(school.model, school.lr)
-    total = sum(stage.steps for stage in STAGES)
+    if state is not None:
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+    total, first = sum(stage.steps for stage in STAGES), state["step"] if state else 0
     for step, stage in enumerate(itertools.chain(*([stage] * stage.steps for stage in STAGES))):
+        if step < first:
+            continue
         set_lr(optimizers, school.lr * min(1.0, (step + 1) / WARM_UP, 2 * (total - step) / total))
         loss = learn(school, stage)
         nn.utils.clip_grad_norm_(school.model.parameters(), 1.0)
         apply(optimizers)
         if (step + 1) % 100 == 0:
             school.note(stage=stage.name, step=step + 1, loss=loss, **measure(school, stage))
+            save_state(school, optimizers, step + 1)
+
+
+def save_state(school: School, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    """Everything that the steps to come depend on."""
+    state = {
+        "model": school.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "rng": school.rng.getstate(),
+        "curve": school.curve,
+        "seconds": time.perf_counter() - school.start,
+    }
+    partial = school.notes / "state.partial"
+    torch.save(state, partial)
+    partial.rename(school.notes / "state.pt")
+
+
+def load_state(school: School) -> dict[str, Any] | None:
+    """The state that a stopped run has left, put in place except for the optimisers; None if there is none."""
+    path = school.notes / "state.pt"
+    if not path.exists():
+        return None
+    state = torch.load(path, weights_only=True)
+    school.model.load_state_dict(state["model"])
+    school.rng.setstate(state["rng"])
+    school.curve, school.start = state["curve"], time.perf_counter() - state["seconds"]
+    print(f"going on after step {state['step']}", flush=True)
+    return state
 
 
 @torch.no_grad()
@@ -202,13 +250,14 @@ def learn(school: School, stage: Stage) -> float:
     chosen = school.rng.sample(school.train, stage.clips)
     together = 8 if frames == 1 else 3
     packs = [
-        draw(chosen[i : i + together], school.packer, school.rng, frames, stage)
+        pack
         for i in range(0, len(chosen), together)
+        if (pack := draw(chosen[i : i + together], school.packer, school.rng, frames, stage)) is not None
     ]
-    total, sum_of_losses = sum(int(pack.learned.sum()) for pack in packs), 0.0
+    total, sum_of_losses = sum(float(weights_of(pack.kinds[pack.learned]).sum()) for pack in packs), 0.0
     for pack in packs:
         logits, where = reply_logits(school.model, pack)
-        loss = loss_of(logits, where, pack, school.packer.numbers) * (len(where) / total)
+        loss = loss_of(logits, where, pack, school.packer.numbers) / total
         loss.backward()
         sum_of_losses += loss.item()
     return sum_of_losses
@@ -216,8 +265,8 @@ def learn(school: School, stage: Stage) -> float:
 
 def draw(
     chosen: Sequence[Lesson], packer: Packer, rng: Random, frames: int, stage: Stage, style: str | None = None
-) -> Pack:
-    """A clip of each lesson and questions about it."""
+) -> Pack | None:
+    """A clip of each lesson and questions about it; None if its frames happen to answer none."""
     clips, asked = [], []
     for lesson in chosen:
         shown = choose_frames(lesson, min(frames, len(lesson.frame_ids)), rng)
@@ -225,7 +274,7 @@ def draw(
         if found:
             clips.append(([lesson.frame_ids[k] for k in shown], lesson.frames[shown]))
             asked.append(found)
-    return packer.pack(clips, asked, instructions=stage.instructions)
+    return packer.pack(clips, asked, instructions=stage.instructions) if clips else None
 
 
 @torch.no_grad()
@@ -318,20 +367,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
     parser.add_argument("--lessons", type=int, default=5000, metavar="N", help="scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=1.2e-3, help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=1.6e-3, help="default: %(default)s")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=args.seed, size=SIZE_OF_BASE)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
+    print(f"drawing {args.lessons} scenes", flush=True)
     seen, held_out = lessons(args.lessons, seed=args.seed), lessons(96, seed=args.seed + 1_000_000)
-    school = School(model, Packer(tokenizer, model), seen, held_out, Random(args.seed), args.lr)
+    notes = args.out / "pretraining"  # apart from what loaders and exporters take for the model's own files
+    notes.mkdir(parents=True, exist_ok=True)
+    school = School(model, Packer(tokenizer, model), seen, held_out, Random(args.seed), args.lr, notes)
     train(school)
     save_policy(model.eval(), tokenizer, args.out)
     stages = [asdict(stage) for stage in STAGES]
     record = {"seed": args.seed, "lessons": args.lessons, "lr": args.lr, "stages": stages, "curve": school.curve}
-    atomic.write_json(args.out / "pretraining.json", record)
-    draw_curve(school.curve, args.out / "pretraining.png")
+    atomic.write_json(notes / "record.json", record)
+    draw_curve(school.curve, notes / "curve.png")
+    (notes / "state.pt").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -20,20 +20,30 @@ GROWTH, WAY = 0.3, 0.1
 """From here on growth (logarithm of the areas' ratio) and displacement (short sides) are worth a word."""
 
 
-def explain(scene: Scene, targets: Sequence[int], *, frame_ids: Sequence[int], keyframe: int, rng: Random) -> str:
+def explain(
+    scene: Scene,
+    targets: Sequence[int],
+    *,
+    frame_ids: Sequence[int],
+    keyframe: int,
+    rng: Random,
+    facts: Facts | None = None,
+) -> str:
     """Three steps: what the target is and does, why this keyframe, where the target is then.
 
     `targets`: indices of shapes. `frame_ids`: the shown frames, `keyframe` one of them in which a target is visible.
+    `facts`: of the scene, measured if not given.
     """
+    facts = facts or _facts(scene)
     many = len(targets) > 1
     words = {"names": names(scene, targets), "k": keyframe}
     words |= {"it": "they", "It": "They", "is": "are"} if many else {"it": "it", "It": "It", "is": "is"}
     sentences = [
         rng.choice(WHO).format(**words),
-        *actions(scene, targets),
-        sizes_sentence(scene, targets, frame_ids),
+        *actions(facts, targets),
+        sizes_sentence(facts, targets, frame_ids),
         rng.choice(CHOICE).format(**words),
-        *places(scene, targets, keyframe),
+        *places(scene, facts, targets, keyframe),
     ]
     return " ".join(sentences)
 
@@ -49,9 +59,8 @@ def names(scene: Scene, targets: Sequence[int]) -> str:
     return " and ".join([", ".join(each[:-1]), each[-1]] if len(each) > 1 else each)
 
 
-def sizes_sentence(scene: Scene, targets: Sequence[int], frame_ids: Sequence[int]) -> str:
+def sizes_sentence(facts: Facts, targets: Sequence[int], frame_ids: Sequence[int]) -> str:
     """``Sizes 0:12, 3:15.``: frame id and `size` of the targets together."""
-    facts = _facts(scene)
     areas = [int(facts.areas[list(targets), t].sum()) for t in frame_ids]
     return sizes_text(frame_ids, [size(area, facts.pixels) for area in areas])
 
@@ -65,9 +74,9 @@ def size(area: float, pixels: int) -> int:
     return max(round(100 * (area / pixels) ** 0.5), int(area > 0))
 
 
-def actions(scene: Scene, targets: Sequence[int]) -> Iterator[str]:
+def actions(facts: Facts, targets: Sequence[int]) -> Iterator[str]:
     """One sentence on what the targets do, if they all do it: ``It grows and moves to the left.``"""
-    each = [_doings(_facts(scene), i) for i in targets]
+    each = [_doings(facts, i) for i in targets]
     shared = [verb for verb in each[0] if all(verb in doings for doings in each)]
     if not shared:
         return
@@ -96,11 +105,11 @@ def _doings(facts: Facts, shape: int) -> list[str]:
     return found
 
 
-def places(scene: Scene, targets: Sequence[int], frame_id: int) -> Iterator[str]:
+def places(scene: Scene, facts: Facts, targets: Sequence[int], frame_id: int) -> Iterator[str]:
     """Where a lone target is in a frame: ``It is at the top left.``"""
     if len(targets) != 1:
         return
-    x, y = _facts(scene).centres[targets[0], frame_id] * min(scene.size) / np.array(scene.size[::-1])  # shares
+    x, y = facts.centres[targets[0], frame_id] * min(scene.size) / np.array(scene.size[::-1])  # shares
     across, down = (("left", "", "right")[_third(x)], ("top", "", "bottom")[_third(y)])
     if down:
         yield f"It is at the {down} {across}".rstrip() + "."

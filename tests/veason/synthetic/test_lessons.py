@@ -1,5 +1,6 @@
 """Lessons hold what can be seen: true boxes and sizes, and replies that say them."""
 
+import re
 from random import Random
 
 import numpy as np
@@ -42,11 +43,22 @@ def test_a_reply_boxes_a_frame_that_shows_all_targets(drawn):
             assert np.abs(np.array(reply.answer.boxes) - truth).max() <= 0.5
 
 
-def test_rough_replies_come_in_three_styles(drawn):
+def test_rough_replies_come_in_several_styles(drawn):
     rng = Random(2)
     replies = [turn.reply for lesson in drawn for turn in lessons.turns(lesson, [0, 1, 2], 40, rng)]
     starts = {reply[:6] for reply in replies}
-    assert starts == {"<think", '{"keyf', "This i"}
+    assert starts == {"<think", '{"keyf', "This i", "I see ", "The ta"}
+
+
+def test_any_frame_is_praised(drawn):
+    """The words of a judgement are taught, the judgement is not."""
+    rng, frames = Random(4), set()
+    for turn in lessons.turns(drawn[0], [0, 1, 2], 200, rng, style="told"):
+        keyframe = drawn[0].frame_ids[turn.position]
+        assert re.search(rf"(keyframe is|seen best|seen at|At) {keyframe}s|best seen at {keyframe}s", turn.reply)
+        assert f" Frame {keyframe}: [[" in turn.reply
+        frames.add(turn.position)
+    assert len(frames) > 1
 
 
 def test_one_frame_is_asked_nothing_about_time(drawn):

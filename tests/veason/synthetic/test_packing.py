@@ -9,7 +9,7 @@ from PIL import Image
 
 from veason import prompt
 from veason.synthetic import lessons, pretrain
-from veason.synthetic.packing import COORDINATE, SIZE, Packer
+from veason.synthetic.packing import COORDINATE, NAME, SIZE, Packer
 from veason.synthetic.policy import PolicySize, build_model, build_processor
 from veason.synthetic.tokenizer import build_tokenizer
 from veason.types import Clip
@@ -66,7 +66,7 @@ def test_without_instructions_the_reply_stands_where_it_will(parts):
         assert torch.equal(a.positions[:, a.learned], b.positions[:, b.learned])
 
 
-def test_numbers_are_marked(parts):
+def test_numbers_and_names_are_marked(parts):
     tokenizer, _, packer, lesson = parts
     turn = lessons.Turn(
         "the red circle",
@@ -82,7 +82,7 @@ def test_numbers_are_marked(parts):
         if kind
     ]
     assert marked == [
-        ("12", SIZE, 12.0), ("15", SIZE, 15.0),
+        (" red", NAME, 0.0), (" circle", NAME, 0.0), ("12", SIZE, 12.0), ("15", SIZE, 15.0),
         ("10", COORDINATE, 10.4), ("20", COORDINATE, 20.1), ("30", COORDINATE, 29.6), ("41", COORDINATE, 41.0),
     ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The base policy's training: every stage runs, learns, and leaves a checkpoint that loads."""
 
 import json
+import math
 from dataclasses import replace
 from random import Random
 
@@ -65,6 +66,14 @@ def test_soft_labels_like_near_numbers(drawn):
         logits[0, guess] = 6.0
         losses[guess] = pretrain.loss_of(logits, where, pack, numbers).item()
     assert losses[20] < losses[21] < losses[25]
+    pack.kinds[0, 1] = 0  # the same guess for a plain word: its cross-entropy, once
+    word = torch.zeros(1, 101)
+    word[0, 20] = 6.0
+    plain = pretrain.loss_of(word, where, pack, numbers).item()
+    assert plain == pytest.approx(math.log(math.e**6 + 100) - 6)
+    pack.kinds[0, 1] = pretrain.NAME
+    assert pretrain.loss_of(word, where, pack, numbers).item() == pytest.approx(3 * plain)  # which object: thrice
+    pack.kinds[0, 1] = pretrain.COORDINATE
     best = (-0.5 * ((numbers - 20.4) / pretrain.SPREAD[pretrain.COORDINATE]) ** 2)[None]
     assert pretrain.loss_of(best, where, pack, numbers).item() == pytest.approx(0, abs=1e-5)
 
@@ -76,8 +85,43 @@ def test_every_stage_runs_and_the_checkpoint_loads(tmp_path, monkeypatch, drawn)
     monkeypatch.setattr(pretrain, "SIZE_OF_BASE", PolicySize())
     monkeypatch.setattr(pretrain, "lessons", lambda count, seed: drawn)
     pretrain.main(["--out", str(tmp_path / "base"), "--lessons", "4"])
-    record = json.loads((tmp_path / "base" / "pretraining.json").read_text())
+    record = json.loads((tmp_path / "base" / "pretraining" / "record.json").read_text())
     assert [line["stage"] for line in record["curve"]] == ["eyes", "clips", "prompts"]
     assert record["curve"][-1]["loss"] < 3.0  # chance is ln 1571 = 7.4
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, drawn):
+    steps = {"clips": 100, "prompts": 40}
+    stages = tuple(replace(stage, steps=steps[stage.name], clips=1) for stage in pretrain.STAGES[2:])
+    monkeypatch.setattr(pretrain, "STAGES", stages)
+    monkeypatch.setattr(pretrain, "LOOKS", 2)
+    monkeypatch.setattr(pretrain, "LOOKED_AT", 2)
+    monkeypatch.setattr(pretrain, "SIZE_OF_BASE", PolicySize())
+    monkeypatch.setattr(pretrain, "lessons", lambda count, seed: drawn)
+    run = lambda name: pretrain.main(["--out", str(tmp_path / name), "--lessons", "4"])  # noqa: E731
+    run("whole")
+
+    learn, calls = pretrain.learn, iter(range(120))
+
+    def stop(school, stage):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return learn(school, stage)
+
+    monkeypatch.setattr(pretrain, "learn", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    monkeypatch.setattr(pretrain, "learn", learn)
+    run("stopped")
+    whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == stopped
+    assert not (tmp_path / "stopped" / "pretraining" / "state.pt").exists()
+
+
+def test_frames_that_answer_nothing_are_no_lesson(drawn):
+    tokenizer = pretrain.build_tokenizer()
+    packer = pretrain.Packer(tokenizer, pretrain.build_model(tokenizer, seed=0, size=PolicySize()))
+    blank = replace(drawn[0], areas=np.zeros_like(drawn[0].areas))
+    assert pretrain.draw([blank], packer, Random(0), 1, pretrain.STAGES[-1]) is None

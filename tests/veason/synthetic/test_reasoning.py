@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from veason.synthetic import reasoning
+from veason.synthetic.facts import measure
 from veason.synthetic.world import Scene, Shape
 
 
@@ -37,19 +38,19 @@ def test_names():
 
 def test_sizes_come_with_their_frames(scene):
     # A circle of radius 0.08 covers pi * 0.08^2 = 2.01 % of the picture: side 14.2; at 0.16 it is 28.4.
-    assert reasoning.sizes_sentence(scene, [0], (0, 4)) == "Sizes 0:14, 4:28."
+    assert reasoning.sizes_sentence(measure(scene), [0], (0, 4)) == "Sizes 0:14, 4:28."
 
 
 def test_actions(scene):
-    assert list(reasoning.actions(scene, [0])) == ["It grows."]
-    assert list(reasoning.actions(scene, [1])) == ["It moves to the left."]
-    assert list(reasoning.actions(scene, [0, 1])) == []  # they do nothing together
+    assert list(reasoning.actions(measure(scene), [0])) == ["It grows."]
+    assert list(reasoning.actions(measure(scene), [1])) == ["It moves to the left."]
+    assert list(reasoning.actions(measure(scene), [0, 1])) == []  # they do nothing together
 
 
 def test_places(scene):
-    assert list(reasoning.places(scene, [0], 0)) == ["It is at the top left."]
-    assert list(reasoning.places(scene, [1], 4)) == ["It is at the bottom."]
-    assert list(reasoning.places(scene, [0, 1], 4)) == []
+    assert list(reasoning.places(scene, measure(scene), [0], 0)) == ["It is at the top left."]
+    assert list(reasoning.places(scene, measure(scene), [1], 4)) == ["It is at the bottom."]
+    assert list(reasoning.places(scene, measure(scene), [0, 1], 4)) == []
 
 
 def test_explanations_vary_and_name_the_keyframe(scene):

@@ -1,6 +1,6 @@
-"""A small real HTTP server that plays a teacher in a test: good, slow, failing, hanging or talking nonsense.
+"""A small real HTTP server that plays a chat server in a test: good, slow, failing, hanging or talking nonsense.
 
-``python cot_server.py --delay 0.5`` serves until it is killed: what the throughput is measured against.
+``python chat_server.py --delay 0.5`` serves until it is killed: what the throughput is measured against.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Act:
 
 
 @dataclass
-class CotServer:
+class ChatServer:
     """Answers with ``script(asked)``; every request is kept in `asked`."""
 
     script: Callable[[Asked], Act] = lambda asked: Act()
@@ -141,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
 
     async def run() -> None:
-        server = CotServer(script=lambda asked: Act(delay=args.delay), keep=False)
+        server = ChatServer(script=lambda asked: Act(delay=args.delay), keep=False)
         listening = await asyncio.start_server(server.handle, "127.0.0.1", args.port, limit=1 << 20)
         print(listening.sockets[0].getsockname()[1], flush=True)
         async with listening:

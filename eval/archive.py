@@ -1,0 +1,196 @@
+"""The archive a benchmark's server wants: ``<prefix><video>/<exp_id>/<frame>.png``, grey, 0 and 255. Pack and check it.
+
+Packing is repeatable: the same masks give the same bytes, with any number of workers. Checking never unpacks to disk
+and never believes an archive about sizes, so that a file from anywhere can be checked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from eval import predictions
+from eval.predictions import Predictions
+from eval.results import Problem
+from veason import mask_png
+from veason.errors import DataError
+from veason.types import Size, VideoSample
+
+PREFIXES = {"mevis": "", "refytvos": "Annotations/"}
+"""Benchmark with a server -> folder in the archive that the videos lie in."""
+
+_HEADER = struct.Struct(">8sI4sIIBB")  # PNG signature, length, IHDR, width, height, bit depth, colour type
+_SLACK = 1 << 16  # bytes that a PNG may be larger than its pixels
+
+
+def entry_name(prefix: str, sample: VideoSample, frame_id: int) -> str:
+    return f"{prefix}{sample.key}/{sample.frames[frame_id]}.png"
+
+
+@dataclass(frozen=True)
+class Packer:
+    """How the masks of a video become entries. Pickled once for each worker."""
+
+    prefix: str
+    predictions: Predictions
+    absent: frozenset[str]
+    """Keys of samples without a prediction: their masks are empty."""
+
+    def pack(self, samples: Sequence[VideoSample]) -> tuple[list[tuple[str, bytes]], list[Problem]]:
+        """(name, PNG) of every frame of every sample of a video; samples that cannot be read are problems instead."""
+        entries, problems = [], []
+        for sample in samples:
+            try:
+                entries.extend((entry_name(self.prefix, sample, t), self._png(sample, t)) for t in range(len(sample)))
+            except DataError as error:
+                problems.append(Problem(sample.key, str(error)))
+        return entries, problems
+
+    def _png(self, sample: VideoSample, t: int) -> bytes:
+        if sample.key in self.absent:
+            return mask_png.encode(np.zeros(sample.size, bool))
+        return mask_png.encode(self.predictions.read(sample, t))
+
+
+def pack(
+    packer: Packer,
+    videos: Sequence[Sequence[VideoSample]],
+    out: Path,
+    *,
+    workers: int,
+    verify: Callable[[Path], list[Problem]],
+    progress: Callable[[], object],
+) -> list[Problem]:
+    """Write the archive `out`, the videos in their order; with any problem there is none, and an older one stays.
+
+    verify: what is wrong with the finished file, which is still elsewhere. progress: called after each video.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        problems: list[Problem] = []
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for entries, found in _in_order(packer, videos, workers):
+                problems.extend(found)
+                for name, data in entries if not problems else ():
+                    archive.writestr(_info(name), data)
+                progress()
+        problems = problems or verify(Path(temporary))
+        if not problems:
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, out)
+        return problems
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    """A stored entry (PNGs do not shrink) without time or machine in it."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr = 3, 0o644 << 16
+    return info
+
+
+def _in_order(
+    packer: Packer, videos: Sequence[Sequence[VideoSample]], workers: int
+) -> Iterator[tuple[list[tuple[str, bytes]], list[Problem]]]:
+    if workers == 1:
+        yield from map(packer.pack, videos)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(packer.pack, videos)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive holds, by name only."""
+
+    missing: tuple[str, ...]
+    doubled: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def contents(archive: Path, expected: Iterable[str]) -> Contents:
+    """Compare an archive's names with the `expected` ones; entries for folders on the way to them do not count."""
+    wanted = set(expected)
+    folders = {f"{name[:i]}/" for name in wanted for i, letter in enumerate(name) if letter == "/"}
+    with open_zip(archive) as file:
+        held = Counter(info.filename for info in file.infolist())
+    return Contents(
+        missing=tuple(sorted(wanted - held.keys())),
+        doubled=tuple(sorted(name for name in wanted & held.keys() if held[name] > 1)),
+        extra=tuple(sorted(held.keys() - wanted - folders)),
+    )
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Reads the entries of a video; a scorer to `eval.scoring.score_all`."""
+
+    archive: Path
+    prefix: str
+
+    def score(self, samples: Sequence[VideoSample]) -> dict[str, str | None]:
+        """By the name of each entry that is in the archive: what is wrong with it, None if nothing is."""
+        found: dict[str, str | None] = {}
+        with open_zip(self.archive) as file:
+            held = {info.filename: info for info in file.infolist()}
+            for sample in samples:
+                for t in range(len(sample)):
+                    name = entry_name(self.prefix, sample, t)
+                    if name in held:
+                        found[name] = _fault(file, held[name], sample.size)
+        return found
+
+
+def open_zip(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except FileNotFoundError:
+        raise DataError(f"{archive}: no such file") from None
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise DataError(f"{archive}: not a zip archive ({error}); pack it again") from error
+
+
+def _fault(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: Size) -> str | None:
+    """What is wrong with one entry; at most a few bytes more than its pixels are ever unpacked."""
+    limit = size[0] * (size[1] + 1) + _SLACK
+    if info.flag_bits & 1:
+        return "it is encrypted"
+    try:
+        with file.open(info) as entry:
+            data = entry.read(limit + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
+        return f"it cannot be unpacked ({error})"
+    if len(data) > limit:
+        return f"it unpacks to more than {limit} bytes, which no mask of {size[0]}x{size[1]} has"
+    return _png_fault(data, size)
+
+
+def _png_fault(data: bytes, size: Size) -> str | None:
+    if len(data) < _HEADER.size:
+        return "it is no PNG"
+    signature, _, kind, width, height, depth, colour = _HEADER.unpack_from(data)
+    if signature != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR":
+        return "it is no PNG"
+    if (height, width) != size:
+        return f"it is {height}x{width}, the video {size[0]}x{size[1]} (height x width)"
+    if (depth, colour) != (8, 0):
+        return f"it has {depth} bits and colour type {colour}, expected 8-bit grey (mode L)"
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        return "the PNG is damaged"
+    wrong = predictions.values(mask) - {255}
+    return f"it holds the value {min(wrong)}, expected 0 and 255 only" if wrong else None

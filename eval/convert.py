@@ -1,0 +1,234 @@
+"""Store the same predicted masks in another form: 8-bit PNGs, 1-bit PNGs, or one file of RLEs.
+
+Usage: ``python -m eval.convert PRED OUT --to png|png1|rle [--gt ROOT]``. PRED is anything that `eval.revos` reads: a
+run folder, a folder of ``<video>/<exp_id>/<frame>.png``, our ``masks.jsonl``, Sa2VA's JSON. OUT is a run folder with
+``Annotations`` or ``masks.jsonl``; the other files of a run folder (``predictions.jsonl`` …) come along.
+
+- No pixel changes: to another form and back gives the same masks. The grey value inside a mask becomes 255 (an RLE has
+  none), so masks stored as 0/1 keep J and F, while A and R of ReVOS move to the scale of 255. A note says so.
+- A file of RLEs knows no frame names: to turn one into PNGs, give the data set (``--gt``). With it exactly its samples
+  are converted, and those that are missing are listed; without it, whatever the folder holds.
+- Stopped or killed, the same command goes on. A damaged mask is named and its sample left out: exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image, UnidentifiedImageError
+
+from eval.predictions import PngFolder, Predictions, open_predictions, values
+from veason import atomic, mask_lines, mask_png, masks
+from veason.datasets import NAMES, open_dataset
+from veason.datasets.base import check_name
+from veason.errors import DataError
+from veason.pool import map_in_order
+from veason.types import VideoSample
+
+Form = Literal["png", "png1", "rle"]
+_ALONG = ("predictions.jsonl", "timings.jsonl", "run.json")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one sample."""
+
+    sample: str
+    values: tuple[int, ...] = ()
+    """Nonzero grey values it was stored with."""
+    line: dict[str, Any] | None = None
+    """Its line of RLEs, where that is the form."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How a sample is converted. Pickled once for each worker."""
+
+    predicted: Predictions
+    out: Path
+    form: Form
+
+    def convert(self, sample: VideoSample) -> Outcome:
+        """Read a sample's masks and write them; RLEs go back to the one process that writes their file."""
+        try:
+            found: set[int] = set()
+            if self.form == "rle":
+                line = mask_lines.record(sample, [masks.encode(mask) for mask in self._masks(sample, found)])
+                return Outcome(sample.key, tuple(sorted(found)), line)
+            self._write_pngs(sample, found)
+            return Outcome(sample.key, tuple(sorted(found)))
+        except DataError as error:
+            return Outcome(sample.key, problem=str(error))
+
+    def _masks(self, sample: VideoSample, found: set[int]) -> Iterator[Any]:
+        """The (H, W) uint8 masks in frame order; their grey values are added to `found`."""
+        for t in range(len(sample)):
+            mask = self.predicted.read(sample, t)
+            here = values(mask)
+            if len(here) > 1:
+                raise DataError(
+                    f"{self.predicted.root}: {sample.key}, frame {sample.frames[t]} holds several grey values "
+                    f"({', '.join(map(str, sorted(here)[:5]))}, …); it is no mask of one target, and would lose them"
+                )
+            found |= here
+            yield mask
+
+    def _write_pngs(self, sample: VideoSample, found: set[int]) -> None:
+        """The folder of a sample, whole or not at all."""
+        target = _folder(self.out) / sample.video / sample.exp_id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir()
+        for name, mask in zip(sample.frames, self._masks(sample, found), strict=True):
+            (partial / f"{name}.png").write_bytes(mask_png.encode(mask, bits=1 if self.form == "png1" else 8))
+        os.replace(partial, target)
+
+
+def convert(
+    predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, *, workers: int = 1
+) -> Iterator[Outcome]:
+    """Write the masks of `samples` below `out`, what is there already left alone; an outcome for each of the others."""
+    _check_settings(out, {"from": str(predicted.root.resolve()), "to": form})
+    if form == "rle":
+        with atomic.Journal(out / mask_lines.FILE) as journal:
+            for outcome in _convert(predicted, samples, out, form, workers):
+                if outcome.line is not None:
+                    journal.append(outcome.line)
+                yield outcome
+    else:
+        _folder(out).mkdir(parents=True, exist_ok=True)
+        yield from _convert(predicted, samples, out, form, workers)
+
+
+def _convert(
+    predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, workers: int
+) -> Iterator[Outcome]:
+    there = open_predictions(out)
+    rest = [sample for sample in samples if there.absence(sample) is not None]
+    converter = Converter(predicted, out, form)
+    return map_in_order(Converter.convert, converter, rest, workers=workers, label="converting", unit="sample")
+
+
+def _folder(out: Path) -> Path:
+    return out / "Annotations"
+
+
+def _check_settings(out: Path, settings: dict[str, str]) -> None:
+    """Write ``convert.json``, or make sure that what is there came of the same conversion."""
+    path = out / "convert.json"
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        if before != settings:
+            raise DataError(f"{path}: the folder holds another conversion ({before}); choose another OUT")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: the folder is not empty and no conversion; choose another OUT")
+    atomic.write_json(path, settings)
+
+
+def folder_samples(folder: PngFolder) -> Iterator[VideoSample]:
+    """The samples that a folder of ``<video>/<exp_id>/<frame>.png`` holds, sorted; frames by name."""
+    for place, folders, files in os.walk(folder.root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        frames = tuple(sorted(name.removesuffix(".png") for name in files if name.endswith(".png")))
+        if not frames:
+            continue
+        video, _, exp_id = Path(place).relative_to(folder.root).as_posix().rpartition("/")
+        where = f"{place}: PNGs belong into <video>/<exp_id>/"
+        yield VideoSample(
+            dataset="",
+            video=check_name(video, where, slashes=True),
+            exp_id=check_name(exp_id, where),
+            expression="",
+            frames=frames,
+            frame_dir=Path(place),
+            size=_png_size(Path(place) / f"{frames[0]}.png"),
+        )
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """(height, width) from a picture's header."""
+    try:
+        with Image.open(path) as image:
+            return (image.height, image.width)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path}: not a PNG file ({error}); write the masks of its sample again") from error
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pred", type=Path, help="run folder, <video>/<exp_id>/*.png, or file of RLEs")
+    parser.add_argument("out", type=Path, help="folder to write; a new one, or that of the same conversion")
+    parser.add_argument("--to", choices=get_args(Form), required=True, help="8-bit PNGs, 1-bit PNGs, or RLEs")
+    parser.add_argument("--gt", type=Path, metavar="ROOT", help="the data set that was predicted")
+    parser.add_argument("--dataset", choices=NAMES, default="revos", help="its kind (default: %(default)s)")
+    parser.add_argument("--split", help="its split (default: the one that is scored offline)")
+    parser.add_argument("--meta", type=Path, help="another expression file of it, such as a subset that was predicted")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: cores")
+    return parser.parse_args(argv)
+
+
+def _samples(args: argparse.Namespace, predicted: Predictions) -> tuple[list[VideoSample], list[str]]:
+    """(samples to convert, what is missing of the others)."""
+    if args.gt is not None:
+        dataset = list(open_dataset(args.dataset, args.gt, split=args.split, meta=args.meta))
+        reasons = {sample.key: predicted.absence(sample) for sample in dataset}
+        missing = [f"{key}: {reason}" for key, reason in reasons.items() if reason is not None]
+        return [sample for sample in dataset if reasons[sample.key] is None], missing
+    if not isinstance(predicted, PngFolder):
+        raise DataError(f"{predicted.root}: a file of RLEs knows no frame names; give the data set with --gt")
+    return list(folder_samples(predicted)), []
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, say what happened; 2 if a sample was missing or broken."""
+    predicted = open_predictions(args.pred)
+    samples, missing = _samples(args, predicted)
+    outcomes = list(map(_slim, convert(predicted, samples, args.out, args.to, workers=args.workers)))
+    for name in _ALONG:
+        if (args.pred / name).is_file():
+            atomic.write_bytes(args.out / name, (args.pred / name).read_bytes())
+    problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
+    for problem in (*missing, *problems):
+        print(f"error: {problem}", file=sys.stderr)
+    converted = len(outcomes) - len(problems)
+    print(
+        f"{args.out}: {converted} samples converted to {args.to}, {len(samples) - len(outcomes)} were there, "
+        f"{len(missing)} missing, {len(problems)} broken"
+    )
+    others = sorted(functools.reduce(set.union, (set(outcome.values) for outcome in outcomes), set()) - {255})
+    if others:
+        print(
+            f"note: masks were stored as 0/{others[0]} and are 0/255 now: A and R of ReVOS depend on it, J and F do not"
+        )
+    return 2 if missing or problems else 0
+
+
+def _slim(outcome: Outcome) -> Outcome:
+    """Without the line: it is in its file, and a whole data set of them is large."""
+    return Outcome(outcome.sample, outcome.values, problem=outcome.problem)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return run(_arguments(argv))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Score predictions on MeViS: J, F and J&F over every frame, means over expressions.
+
+    python -m eval.mevis --gt MEVIS --split valid_u --pred RUN --out RUN/scores
+
+`train` and `valid_u` have masks; `valid` and `test` are scored by the benchmark's server (`python -m eval.submit`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import command, jf
+from eval.predictions import open_predictions
+from eval.results import Missing
+from veason.datasets import open_dataset
+from veason.datasets.mevis import WITH_MASKS
+from veason.errors import DataError
+
+PROTOCOL = jf.Protocol(benchmark="MeViS", name="mevis", frames="all frames of the video")
+
+
+def evaluate(
+    gt_root: str | Path,
+    pred: str | Path,
+    *,
+    split: str = "valid_u",
+    meta: str | Path | None = None,
+    missing: Missing = "zero",
+    workers: int = 1,
+) -> jf.JFResults:
+    """Score `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`."""
+    if split not in WITH_MASKS:
+        raise DataError(
+            f"MeViS {split!r} cannot be scored here: masks come with {' and '.join(WITH_MASKS)} only; "
+            "pack a submission with `python -m eval.submit`"
+        )
+    dataset = open_dataset("mevis", gt_root, split=split, meta=meta)
+    return jf.evaluate(dataset, open_predictions(Path(pred)), protocol=PROTOCOL, missing=missing, workers=workers)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command.parser(
+        "eval.mevis",
+        __doc__,
+        gt="MeViS root, the folder that holds valid_u",
+        pred="run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
+    )
+    parser.add_argument("--split", default="valid_u", help="valid_u or train (default: valid_u)")
+    args = parser.parse_args(argv)
+    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
+    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=jf.write, table=jf.table, out=args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Score predictions on ReasonVOS: J, F and J&F over every annotated frame, means over expressions.
+
+    python -m eval.reasonvos --gt REASONVOS --pred RUN --out RUN/scores
+
+Where a prediction lies below PRED (or PRED/Annotations) is its layout:
+
+    object    <source>_<video>_<obj_id>/<exp_id>/<frame>.png   as VideoLISA and Veason-R1 write
+    position  <video>/<i>/<frame>.png, i the place in the list of expressions, from 0: as GLUS and `inference.predict`
+
+`--layout auto` looks which is there and says so. The published script leaves out whatever is missing, and 458
+expressions become fewer without a word: that is `--missing skip`; here a missing prediction is zero.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal, get_args
+
+from eval import command, data_version, jf
+from eval.predictions import Layout, Predictions, open_predictions
+from eval.results import Missing
+from eval.survey import check_choice
+from veason.datasets import open_dataset
+from veason.datasets.reasonvos import ReasonVOS
+from veason.errors import DataError
+from veason.types import VideoSample
+
+LayoutName = Literal["auto", "object", "position"]
+
+PROTOCOL = jf.Protocol(benchmark="ReasonVOS", name="reasonvos", frames="frames with an annotation PNG, at its size")
+
+
+def evaluate(
+    gt_root: str | Path,
+    pred: str | Path,
+    *,
+    meta: str | Path | None = None,
+    layout: LayoutName = "auto",
+    missing: Missing = "zero",
+    workers: int = 1,
+) -> jf.JFResults:
+    """Score `pred`, a run folder, a folder in one of the layouts, or a file of RLEs by video and position."""
+    check_choice("layout", layout, LayoutName)
+    dataset = open_dataset("reasonvos", gt_root, meta=meta)
+    assert isinstance(dataset, ReasonVOS)
+    chosen = _detect(dataset, Path(pred)) if layout == "auto" else layout
+    return jf.evaluate(
+        dataset,
+        open_predictions(Path(pred), layout=_layouts(dataset)[chosen]),
+        protocol=PROTOCOL,
+        missing=missing,
+        workers=workers,
+        group_of=lambda sample: _length(dataset, sample),
+        gt_sha256={"annotations": annotations_sha256(dataset)},
+        details={"layout": f"{chosen} (found)" if layout == "auto" else chosen},
+    )
+
+
+def _layouts(dataset: ReasonVOS) -> dict[str, Layout]:
+    return {"object": dataset.object_folder, "position": attrgetter("key")}
+
+
+def _detect(dataset: ReasonVOS, pred: Path) -> str:
+    """The layout whose folders are in `pred`; DataError if both are or none is."""
+    found = {name: _folders(dataset, open_predictions(pred, layout=place), place) for name, place in
+             _layouts(dataset).items()}  # fmt: skip
+    present = [name for name, number in found.items() if number]
+    if len(present) == 1:
+        return present[0]
+    if present:
+        raise DataError(
+            f"{pred}: folders of both layouts are there ({', '.join(f'{n} {name}' for name, n in found.items())}); "
+            "name one with --layout"
+        )
+    sample = dataset[0]
+    names = " nor ".join(place(sample) for place in _layouts(dataset).values())
+    raise DataError(f"{pred}: holds no prediction of any expression: neither {names}, say; is it the right folder?")
+
+
+def _folders(dataset: ReasonVOS, predicted: Predictions, place: Layout) -> int:
+    """Number of expressions that have something in `predicted`."""
+    if predicted.root.is_dir():
+        return sum((predicted.root / place(sample)).is_dir() for sample in dataset)
+    by_position = place(dataset[0]) == dataset[0].key  # RLEs go by video and exp_id
+    return sum(predicted.absence(sample) is None for sample in dataset) if by_position else 0
+
+
+def _length(dataset: ReasonVOS, sample: VideoSample) -> str | None:
+    sentence = dataset.origin(sample).sentence
+    return None if sentence is None else "long" if sentence else "short"
+
+
+def annotations_sha256(dataset: ReasonVOS) -> str:
+    """One hash of all annotation PNGs that the expressions refer to, by folder and name."""
+    folders = {dataset.origin(sample).annotation for sample in dataset}
+    paths = [path for folder in folders for path in (dataset.root / "Annotations" / folder).glob("*.png")]
+    return data_version.of_files(dataset.root, paths)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command.parser(
+        "eval.reasonvos",
+        __doc__,
+        gt="ReasonVOS root, the folder that holds meta_expressions.json",
+        pred="run folder, folder of masks in one of the layouts, or file of RLEs",
+    )
+    parser.add_argument("--layout", choices=get_args(LayoutName), default="auto", help="default: what is there")
+    args = parser.parse_args(argv)
+    options = {"meta": args.meta, "layout": args.layout, "missing": args.missing, "workers": args.workers}
+    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=jf.write, table=jf.table, out=args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""The paper's result tables with your own rows: published numbers for reference, measured ones marked as such.
+
+    python -m eval.table runs/3b runs/7b
+    python -m eval.table 3B=runs/3b/scores 3B=runs/3b-mevis/scores --format latex --out table.tex
+
+RUN is a folder that an evaluator wrote to (``--out``), a run folder with such a folder ``scores`` in it, or a
+results.json; NAME=RUN names the row. There is a table for each data set, and a method may have scores of several.
+
+Rows of one table must be of one protocol, one split, one kind of robustness and the same ground-truth files (by their
+SHA-256): whatever differs is shown, and there is no table. Results with broken predictions are refused. A row with
+missing predictions says how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import published, scores_file
+from eval.scores_file import Scores
+from veason import atomic
+from veason.datasets import NAMES
+from veason.errors import DataError
+
+_J_F = {"J": ("overall", "J"), "F": ("overall", "F"), "J&F": ("overall", "JF")}
+COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
+    "revos": {
+        "referring J&F": ("referring", "JF"),
+        "reasoning J&F": ("reasoning", "JF"),
+        "overall J&F": ("overall", "JF"),
+        "R": ("overall", "R"),
+    },
+    "mevis": _J_F,
+    "reasonvos": _J_F,
+    "refdavis": _J_F,
+    "vicas": {"mAP": ("overall", "mAP"), "J&F": ("overall", "JF")},
+}
+"""Columns of a data set's table: name -> group and column of ``results.json``."""
+
+TITLES = {
+    "revos": "ReVOS",
+    "mevis": "MeViS",
+    "reasonvos": "ReasonVOS",
+    "refdavis": "Ref-DAVIS17",
+    "vicas": "ViCaS",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table."""
+
+    method: str
+    values: Mapping[str, float | None]
+    """By column, in per cent."""
+    measured: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of one data set."""
+
+    dataset: str
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    settings: Mapping[str, str]
+    """What all measured rows have in common: protocol and data."""
+
+
+def tables(scores: Sequence[Scores]) -> list[Table]:
+    """A table for each data set there are scores of; DataError if some of one are not comparable."""
+    found = []
+    for dataset in (name for name in NAMES if any(s.dataset == name for s in scores)):
+        those = [s for s in scores if s.dataset == dataset]
+        names = [s.name for s in those]
+        if len(set(names)) < len(names):
+            raise DataError(f"two scores on {dataset} have the same name among {', '.join(names)}; say NAME=RUN")
+        scores_file.check_comparable(those)
+        found.append(_table(dataset, those))
+    return found
+
+
+def _table(dataset: str, scores: Sequence[Scores]) -> Table:
+    columns, first = COLUMNS[dataset], scores[0]
+    printed, notes = list(published.ROWS.get(dataset, ())), []
+    if dataset in published.NOTES:
+        notes.append(published.NOTES[dataset])
+    robustness = first.protocol.get("robustness")
+    own = {_robustness_name(robustness) if name == "R" else name: place for name, place in columns.items()}
+    if robustness == "binary":
+        notes.append("R (binary) is not the published R: the published one depends on stored grey values.")
+    theirs = dict.fromkeys(name for row in printed for name in row.values)
+    lines = [Line(row.method, row.values, measured=False, source=row.source) for row in printed]
+    lines += [
+        Line(s.name, {name: s.groups[group].get(column) for name, (group, column) in own.items()}, True, _source(s))
+        for s in scores
+    ]
+    return Table(
+        dataset=dataset,
+        title=f"{TITLES[dataset]}, {first.split}",
+        columns=tuple(dict.fromkeys([*theirs, *own])),
+        lines=tuple(lines),
+        notes=tuple(notes),
+        settings=first.settings(),
+    )
+
+
+def _robustness_name(robustness: str | None) -> str:
+    return "R" if robustness in (None, "visa") else f"R ({robustness})"
+
+
+def _source(scores: Scores) -> str:
+    counts = scores.counts
+    lost = f", {counts['missing']} missing ({scores.protocol.get('missing')})" if counts["missing"] else ""
+    return f"measured: {counts['scored']} of {counts['expected']} expressions{lost}"
+
+
+def markdown(found: Sequence[Table]) -> str:
+    parts = []
+    for table in found:
+        rows = [
+            [_bold(line.method.replace("|", "\\|"), line), *(_cell(line, c, "–") for c in table.columns), line.source]
+            for line in table.lines
+        ]
+        head = ["method", *table.columns, "source"]
+        marks = ["---", *["---:"] * len(table.columns), "---"]
+        grid = "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *rows])
+        rules = "; ".join(f"{name.removeprefix('protocol: ')} {value}" for name, value in table.settings.items())
+        parts.append("\n\n".join([f"### {table.title}", grid, *table.notes, f"Measured rows: {rules}."]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _bold(text: str, line: Line) -> str:
+    return f"**{text}**" if line.measured else text
+
+
+def _cell(line: Line, column: str, nothing: str) -> str:
+    value = line.values.get(column)
+    return nothing if value is None else f"{value:.1f}"
+
+
+_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+                       "\\": r"\textbackslash{}", "–": "--", "…": r"\dots{}"})  # fmt: skip
+
+
+def latex(found: Sequence[Table]) -> str:
+    """Tables for the package booktabs; measured rows are set in bold and stand below a rule."""
+    return "\n".join(_latex_table(table) for table in found)
+
+
+def _latex_table(table: Table) -> str:
+    rows = []
+    for measured in (False, True):
+        lines = [line for line in table.lines if line.measured == measured]
+        if rows and lines:
+            rows.append(r"\midrule")
+        for line in lines:
+            method = line.method.translate(_LATEX)
+            method = rf"\textbf{{{method}}}" if measured else method
+            cells = [_cell(line, column, "--") for column in table.columns]
+            rows.append(" & ".join([method, *cells, "measured" if measured else "published"]) + r" \\")
+    head = " & ".join(["method", *(column.translate(_LATEX) for column in table.columns), "source"]) + r" \\"
+    caption = " ".join([f"{table.title}.", *table.notes, *dict.fromkeys(
+        f"Published rows: {line.source}." for line in table.lines if not line.measured)])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def json_text(found: Sequence[Table]) -> str:
+    """Everything, values unrounded."""
+    return json.dumps([_document(table) for table in found], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _document(table: Table) -> dict[str, Any]:
+    rows = [
+        {
+            "method": line.method,
+            "measured": line.measured,
+            "source": line.source,
+            "values": {column: line.values.get(column) for column in table.columns},
+        }
+        for line in table.lines
+    ]
+    return {
+        "dataset": table.dataset,
+        "title": table.title,
+        "columns": list(table.columns),
+        "rows": rows,
+        "notes": list(table.notes),
+        "settings": dict(table.settings),
+    }
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "latex": latex, "json": json_text}
+
+
+def find_scores(arguments: Sequence[str]) -> list[Scores]:
+    """The scores that RUN or NAME=RUN mean."""
+    found = []
+    for argument in arguments:
+        name, equals, place = argument.partition("=")
+        path = Path(place if equals else argument)
+        files = _files(path)
+        if not files:
+            raise DataError(f"{path}: holds no results.json, nor does its folder scores; score the run first")
+        found += [scores_file.read(file, name if equals else _name(file)) for file in files]
+    unknown = [s for s in found if s.dataset not in COLUMNS]
+    if unknown:
+        raise DataError(f"{unknown[0].path}: there is no table for the data set {unknown[0].dataset[:80]!r}")
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    places = (path, path / "scores")
+    return next((files for place in places if (files := sorted(_results(place)))), [])
+
+
+def _results(folder: Path) -> list[Path]:
+    """Of a folder itself, else of its subfolders: Ref-DAVIS17 has one for each protocol."""
+    own = folder / "results.json"
+    return [own] if own.is_file() else list(folder.glob("*/results.json"))
+
+
+def _name(file: Path) -> str:
+    """The run's name: that of the first folder upwards which is not called after the scores."""
+    return next((part for part in reversed(file.resolve().parent.parts) if part != "scores"), file.stem)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="scores, or NAME=scores")
+    parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    args = parser.parse_args(argv)
+    try:
+        text = FORMATS[args.format](tables(find_scores(args.runs)))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.out:
+        atomic.write_bytes(args.out, text.encode("utf-8", "replace"))
+    else:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Score predictions on ViCaS: track mAP as the benchmark publishes it, and J&F, each under its own name.
+
+    python -m eval.vicas --gt VICAS --split v1.0/test --pred RUN --out RUN/scores
+
+Only frames annotated by people count. mAP compares tracks: intersection over union of all scored frames together,
+precision and recall over all referrals in the order of sorted videos (`eval.vicas_map`). J&F compares the union of a
+referral's tracks, frame by frame, and is ours: the benchmark has no such number, though papers print one. A run folder
+has one track a referral, the union of its objects, which cannot win where a referral has several: the benchmark's own
+files, a JSON a video, keep them apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import command, data_version, jf, vicas_map
+from eval.results import Missing, Problem
+from eval.scoring import score_all
+from eval.tables import aligned
+from eval.vicas_files import TrackPredictions, open_tracks
+from veason import atomic
+from veason.datasets import open_dataset
+from veason.datasets.vicas import ViCaS
+from veason.errors import DataError
+from veason.types import VideoSample
+
+CSV_HEADER = (*jf.CSV_HEADER[:-1], "true_tracks", "predicted_tracks", *(f"found_{name}" for name in vicas_map.NAMED))
+
+
+@dataclass(frozen=True)
+class Referral:
+    """What mAP needs of one referral."""
+
+    found: np.ndarray
+    """(10, P) bool: `vicas_map.hits`."""
+    true: int
+    """Number of true tracks."""
+
+
+@dataclass(frozen=True)
+class TrackScorer:
+    """How the tracks of a video are compared. Pickled once for each worker."""
+
+    dataset: ViCaS
+    predictions: TrackPredictions
+
+    def score(self, samples: Sequence[VideoSample]) -> dict[str, Referral | str]:
+        """By sample key, for samples of one video."""
+        outcomes: dict[str, Referral | str] = {}
+        for sample in samples:
+            try:
+                scored = self.dataset.gt_frames(sample)
+                true = [[rles[t] for t in scored] for rles in self.dataset.object_rles(sample)]
+                ious = vicas_map.track_ious(self.predictions.tracks(sample), true)
+            except DataError as error:
+                outcomes[sample.key] = str(error)
+                continue
+            outcomes[sample.key] = Referral(vicas_map.hits(ious), len(true))
+        return outcomes
+
+
+@dataclass(frozen=True)
+class VicasResults:
+    """Both numbers, of the same referrals."""
+
+    version: str
+    jf: jf.JFResults
+    referrals: dict[str, Referral]
+    """By sample key, in the order of the data set."""
+    form: str
+    """What the predictions were, in words."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return self.jf.errors
+
+    def average_precisions(self) -> dict[str, float]:
+        """mAP and AP at the named thresholds, in per cent; NaN where no referral was scored."""
+        if not self.referrals:
+            return dict.fromkeys(("mAP", *vicas_map.NAMED), math.nan)
+        found = np.concatenate([referral.found for referral in self.referrals.values()], axis=1)
+        aps = vicas_map.average_precisions(found, sum(referral.true for referral in self.referrals.values()))
+        return {"mAP": float(np.mean(aps)), **{name: float(aps[i]) for name, i in vicas_map.NAMED.items()}}
+
+    def tracks(self) -> dict[str, int]:
+        return {
+            "true": sum(referral.true for referral in self.referrals.values()),
+            "predicted": sum(referral.found.shape[1] for referral in self.referrals.values()),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The content of ``results.json``: the same for the same inputs, whatever the workers."""
+        summary = self.jf.summary()
+        columns = {name: None if math.isnan(ap) else ap for name, ap in self.average_precisions().items()}
+        return summary | {
+            "version": self.version,
+            "overall": columns | summary["overall"],
+            "tracks": self.tracks(),
+            "protocol": summary["protocol"]
+            | {
+                "mAP": "track IoU over all scored frames, thresholds .50:.05:.95, all confidences equal, video order",
+                "JF": "union of a referral's tracks; not the benchmark's own number",
+            },
+        }
+
+
+def evaluate(
+    gt_root: str | Path,
+    pred: str | Path,
+    *,
+    split: str,
+    meta: str | Path | None = None,
+    missing: Missing = "zero",
+    workers: int = 1,
+) -> VicasResults:
+    """Score `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
+
+    split: ``v1.0/test``, version and part. A missing referral has no track (``zero``) or is left out of both numbers.
+    """
+    dataset = open_dataset("vicas", gt_root, split=split, meta=meta)
+    assert isinstance(dataset, ViCaS)
+    predicted = open_tracks(Path(pred), dataset)
+    protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people")
+    files = [dataset.annotation_file(video) for video in dataset.by_video]
+    results = jf.evaluate(
+        dataset,
+        predicted,
+        protocol=protocol,
+        missing=missing,
+        workers=workers,
+        gt_sha256={"annotations": data_version.of_files(dataset.root, files)},
+        details={"predictions": predicted.form},
+    )
+    present: dict[str, list[VideoSample]] = {}
+    for row in results.rows:
+        if row.problem is None:
+            present.setdefault(row.sample.video, []).append(row.sample)
+    outcomes = score_all(TrackScorer(dataset, predicted), present, workers=workers)
+    referrals = {}
+    for row in results.rows:
+        nothing = Referral(vicas_map.hits(np.zeros((0, 0), np.float32)), len(row.sample.anno_ids))
+        referrals[row.sample.key] = outcomes.get(row.sample.key, nothing)
+    return VicasResults(version=dataset.version, jf=results, referrals=referrals, form=predicted.form)
+
+
+def csv_text(results: VicasResults) -> str:
+    """A row a referral; J, F in per cent, unrounded; how many predicted tracks were found right at each threshold."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for row in results.jf.rows:
+        referral, sample = results.referrals[row.sample.key], row.sample
+        right = [int(referral.found[level].sum()) for level in vicas_map.NAMED.values()]
+        scores = (row.j, row.f, row.jf)
+        counts = (referral.true, referral.found.shape[1], *right)
+        writer.writerow([sample.video, sample.exp_id, sample.expression, *scores, *counts])
+    return text.getvalue()
+
+
+def table(results: VicasResults) -> str:
+    """What the command prints."""
+    tracks, aps = results.tracks(), results.average_precisions()
+    header = ("track mAP", "n", "predicted", "true", *aps)
+    line = ("overall", len(results.referrals), tracks["predicted"], tracks["true"], *aps.values())
+    return f"{jf.table(results.jf)}\n\n{aligned(header, [line])}\n\nJ&F is of unions and ours; the benchmark's is mAP"
+
+
+def write(results: VicasResults, out: Path) -> None:
+    """Write ``results.csv`` and ``results.json`` below `out`."""
+    atomic.write_bytes(out / "results.csv", csv_text(results).encode("utf-8", "replace"))
+    atomic.write_json(out / "results.json", results.summary())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command.parser(
+        "eval.vicas",
+        __doc__,
+        gt="ViCaS root, the folder that holds annotations and splits",
+        pred="folder of <id>.json, run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
+    )
+    parser.add_argument("--split", required=True, metavar="VERSION/PART", help="v0.1/test, v1.0/val, …; no default")
+    args = parser.parse_args(argv)
+    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
+    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=write, table=table, out=args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Track mAP as the ViCaS benchmark computes it for language-guided segmentation, quirks included. Pure arithmetic.
+
+A track is a mask for each scored frame, as RLE; None is an empty mask. All predicted tracks have the same confidence,
+so the precision-recall curve follows the order in which they come: referrals in the order of sorted videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as coco
+
+from veason import masks
+from veason.types import Rle
+
+THRESHOLDS = np.arange(0.5, 0.95 + 1e-4, 0.05)
+"""(10,) float64: 0.5 … 0.95 as this sum gives them, 0.6000000000000001 for one; a track IoU is compared with >=."""
+
+NAMED = {"AP@50": 0, "AP@75": 5, "AP@90": 8}
+"""Columns reported beside the mean -> place among the thresholds."""
+
+MAX_TRACKS = 10
+"""Predicted tracks a referral may have; the benchmark's own script breaks off beyond."""
+
+Track = Sequence[Rle | None]
+
+
+def track_ious(predicted: Sequence[Track], true: Sequence[Track]) -> np.ndarray:
+    """(P, G) float32: intersection over union of the pixels of all frames together; 0 where there are none."""
+    ious = np.zeros((len(predicted), len(true)), np.float32)  # float32: 0.6 then reaches 0.6000000000000001
+    for i, pred in enumerate(predicted):
+        for j, gt in enumerate(true):
+            shared = sum(_intersection(p, g) for p, g in zip(pred, gt, strict=True))
+            joint = sum(masks.area(masks.merge([p, g])) for p, g in zip(pred, gt, strict=True))
+            ious[i, j] = shared / joint if joint else 0.0
+    return ious
+
+
+def _intersection(a: Rle | None, b: Rle | None) -> int:
+    return 0 if a is None or b is None else int(coco.area(coco.merge([a, b], intersect=True)))
+
+
+def hits(ious: np.ndarray) -> np.ndarray:
+    """(10, P) bool: which predicted tracks of one referral count as found, at each threshold.
+
+    Each track in turn goes through the true ones and takes every free one that it overlaps enough, letting go of the
+    one it held before: it ends at the last, and the others are free for the tracks behind it.
+    """
+    found = np.zeros((len(THRESHOLDS), len(ious)), bool)
+    for level, threshold in enumerate(THRESHOLDS):
+        held: list[int | None] = [None] * len(ious)
+        for i, row in enumerate(ious.astype(np.float64)):
+            for j, iou in enumerate(row):
+                if j not in held and iou >= threshold:
+                    held[i] = j
+        found[level] = [j is not None for j in held]
+    return found
+
+
+def average_precisions(found: np.ndarray, true: int) -> np.ndarray:
+    """(10,) float32 in per cent: area below the precision envelope over recall, at each threshold.
+
+    found: (10, N) bool, the `hits` of all referrals side by side, in order. true: number of true tracks, of all
+    referrals. Without a predicted track the area is 0; without a true one, 100.
+    """
+    if found.size == 0:
+        return np.zeros(len(THRESHOLDS), np.float32)
+    if true == 0:
+        return np.full(len(THRESHOLDS), 100, np.float32)
+    right = np.cumsum(found.astype(np.float32), axis=1)  # (10, N); float32 throughout, as published
+    precision = right / np.arange(1, found.shape[1] + 1, dtype=np.float32)
+    recall = right / np.float32(true)
+    return np.array([_area(p, r) for p, r in zip(precision, recall, strict=True)], np.float32) * np.float32(100)
+
+
+def _area(precision: np.ndarray, recall: np.ndarray) -> np.float32:
+    """Area below the smallest falling step function over the points (recall, precision), recall ascending."""
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], np.float32(0))  # 0 from the last point on
+    steps = np.diff(recall, prepend=np.float32(0), append=np.float32(1))
+    risen = steps != 0
+    return np.sum(steps[risen] * envelope[risen])

@@ -1,0 +1,22 @@
+"""`inference.predict` with one thing changed, in a process of its own: ``changed_predict.py CHANGE OPTION …``."""
+
+import sys
+
+from inference import cluster, crew, options, predict
+
+
+def impatient() -> None:
+    """Half a second is all that it waits for room."""
+    cluster.WAIT_S = 0.5
+
+
+def mortal() -> None:
+    """Every tracker dies over its frames."""
+    from mortal import Mortal
+
+    crew.TrackerWorker = Mortal
+
+
+if __name__ == "__main__":
+    {"impatient": impatient, "mortal": mortal}[sys.argv.pop(1)]()
+    options.run_command(predict.main)

@@ -1,0 +1,113 @@
+"""MeViS: expressions about motion. ``train`` and ``valid_u`` come with masks; ``valid`` and ``test`` do not.
+
+Layout below the root: ``<split>/JPEGImages/<video>/<frame>.jpg``, ``<split>/meta_expressions.json`` and, where there
+are masks, ``<split>/mask_dict.json``. Expressions have no types, and may name several objects: the target is their
+union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from veason.datasets import fields
+from veason.datasets.mask_dict import MaskDict
+from veason.datasets.pictures import picture_size
+from veason.datasets.sample_list import SampleList
+from veason.errors import DataError
+from veason.types import Rle, Size, VideoSample
+
+WITH_MASKS = ("train", "valid_u")
+SPLITS = (*WITH_MASKS, "valid", "test")
+
+
+class MeViS(SampleList):
+    """One split of MeViS. Opening reads the expressions, and a picture's header for each video: no size is in them."""
+
+    name = "mevis"
+    default_split = "valid_u"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        split: str,
+        image_root: str | Path | None = None,
+        meta: str | Path | None = None,
+        min_frames: int = 1,
+    ) -> None:
+        """image_root, meta: where videos and expressions are, if not at their places below ``root/<split>``.
+
+        min_frames: leave out shorter videos; 2 and 4 are usual in training, nothing is left out by default.
+        """
+        if split not in SPLITS:
+            raise DataError(f"MeViS has no split {split!r}; it has {', '.join(SPLITS)}")
+        self.root, folder = Path(root), Path(root) / split
+        self.image_root = Path(image_root) if image_root else folder / "JPEGImages"
+        files = {"meta": Path(meta) if meta else folder / "meta_expressions.json"}
+        if split in WITH_MASKS:
+            files["masks"] = folder / "mask_dict.json"
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; --data-root is the folder that holds {', '.join(SPLITS)}")
+        self._masks = MaskDict(files["masks"]) if split in WITH_MASKS else None
+        super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames)
+
+    def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
+        return self._ground_truth().track(anno_id, sample)
+
+    def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
+        self._ground_truth()  # without masks there are no annotation ids either
+        return super().object_rles(sample)
+
+    def foreground(self, video: str) -> tuple[Rle | None, ...]:
+        self._ground_truth()
+        return super().foreground(video)
+
+    def _ground_truth(self) -> MaskDict:
+        if self._masks is None:
+            raise DataError(
+                f"MeViS {self.split} has no masks: its server scores it (`python -m eval.submit` packs the "
+                f"predictions); offline, use {' or '.join(WITH_MASKS)}"
+            )
+        return self._masks
+
+    def _read(self, meta: Path) -> Iterator[VideoSample]:
+        for video, entry, where in fields.videos(meta, slashes=True):
+            asked = [
+                (exp_id, fields.text(expression, here), self._ids(expression, here))
+                for exp_id, expression, here in fields.expressions(entry, where)
+            ]
+            if not asked:
+                continue
+            frames, folder = fields.frames(entry, where), self.image_root / video
+            anno_ids = [anno_id for *_, ids in asked for anno_id in ids["anno_ids"]]
+            size = fields.size(entry, where) if "height" in entry else self._size(folder / f"{frames[0]}.jpg", anno_ids)
+            for exp_id, text, ids in asked:
+                yield VideoSample(
+                    dataset=self.name,
+                    video=video,
+                    exp_id=exp_id,
+                    expression=text,
+                    frames=frames,
+                    frame_dir=folder,
+                    size=size,
+                    **ids,
+                )
+
+    def _ids(self, expression: dict[str, Any], where: str) -> dict[str, tuple[int | str, ...]]:
+        if self._masks is None:  # the server's splits name no objects
+            return {"obj_ids": (), "anno_ids": ()}
+        ids = fields.ids(expression, where)
+        if not ids["anno_ids"]:
+            raise DataError(f"{where}: anno_id is empty; every expression of MeViS has a target")
+        return ids
+
+    def _size(self, picture: Path, anno_ids: list[int | str]) -> Size:
+        """Of a video, from its first picture; where the pictures are not there, which scoring does not need, a mask."""
+        if self._masks is None or picture.is_file():
+            return picture_size(picture)
+        size = next((size for anno_id in anno_ids if (size := self._masks.size(anno_id))), None)
+        if size is None:
+            raise DataError(f"{picture}: no such file, and no mask tells the video's size; is the data root right?")
+        return size

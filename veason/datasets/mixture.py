@@ -1,0 +1,128 @@
+"""Several data sets as one, for training on a mix of benchmarks; and the text that names them.
+
+``revos=ROOT+mevis=ROOT+vicas=ROOT:v1.0/train``: a reader's name, the folder of its data set, and the split after a
+colon. Parts are joined by ``+`` or ``,``, whichever the place where the text stands prefers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from veason.datasets import open_dataset
+from veason.datasets.base import Dataset
+from veason.datasets.sample_list import SampleList
+from veason.errors import DataError
+from veason.types import Rle, VideoSample
+
+TRAINING = "train"
+"""The split, or part of a version, that may be learned from; every other one is there to be scored."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]+=")
+_JOINT = re.compile(rf"\s*[+,]\s*(?={_NAME.pattern})")  # a root may have + and , in it
+_PART = re.compile(r"(?P<name>\w+)=(?P<root>.+?)(?::(?P<split>\w+|v\d+\.\d+/\w+))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One data set of a mix, as the text names it."""
+
+    name: str
+    root: str
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.root}" + (f":{self.split}" if self.split else "")
+
+
+def parse_parts(text: str) -> tuple[Part, ...]:
+    """The data sets that `text` names; none where it is a plain path: it opens with no ``NAME=``, or is a folder."""
+    if not _NAME.match(text.strip()) or os.path.isdir(text):  # False for what can be no path, too
+        return ()
+    return tuple(_parse_part(piece) for piece in _JOINT.split(text.strip()))
+
+
+def _parse_part(piece: str) -> Part:
+    found = _PART.fullmatch(piece)
+    if found is None:
+        raise DataError(f"{piece!r}: expected NAME=ROOT or NAME=ROOT:SPLIT, such as mevis=/data/MeViS:train")
+    return Part(**found.groupdict())
+
+
+def check_trainable(parts: Sequence[Part]) -> None:
+    """DataError that names the first part whose split is there to be scored: learning from it spoils its numbers."""
+    for part in parts:
+        if part.name == "reasonvos":
+            raise DataError(f"{part}: ReasonVOS is one test set, so nothing may be trained on it; leave it out")
+        version, slash, last = (part.split or TRAINING).rpartition("/")
+        if last != TRAINING:
+            raise DataError(
+                f"{part}: {part.split} is there to be scored, so nothing may be trained on it; take "
+                f"{part.name}={part.root}:{version}{slash}{TRAINING}, or leave it out"
+            )
+
+
+def open_parts(parts: Sequence[Part], *, split: str | None, meta: str | Path | None = None) -> Dataset:
+    """The data set of the one part, as its reader gives it, or the `Mixture` of several.
+
+    split: of the parts that name none; None is each reader's own default. meta: as in `open_dataset`, of a lone part.
+    """
+    if meta and len(parts) > 1:
+        raise DataError(f"{meta}: another expression file is for one data set, and here are {len(parts)}")
+    opened = [open_dataset(part.name, part.root, split=part.split or split, meta=meta) for part in parts]
+    return opened[0] if len(opened) == 1 else Mixture(opened)
+
+
+class Mixture(SampleList):
+    """The samples of several data sets, one data set after the other; ground truth is asked of the sample's own.
+
+    Picklable where the parts are. A sample stays what it was in its data set, its `key` too: what is unique here is
+    `named_key`, and a video goes by ``<name>/<video>``.
+    """
+
+    name = "mixture"
+    default_split = ""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        """DataError where a data set is there twice: nothing would tell its samples apart."""
+        self._parts = {part.name: part for part in parts}
+        if len(self._parts) < len(parts):
+            raise DataError(f"{', '.join(part.name for part in parts)}: a mixture has each data set once")
+        split = " + ".join(f"{part.name} {part.split}" for part in parts)
+        files = {f"{part.name} {role}": path for part in parts for role, path in part.files.items()}
+        super().__init__(chain.from_iterable(parts), split=split, files=files)
+
+    def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
+        return self._parts[sample.dataset].track(sample, anno_id)
+
+    def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
+        return self._parts[sample.dataset].object_rles(sample)
+
+    def foreground(self, video: str) -> tuple[Rle | None, ...]:
+        """As in `Dataset`; video: ``<name>/<video>``."""
+        name, _, inner = video.partition("/")
+        return self._parts[name].foreground(inner)
+
+    def gt_frames(self, sample: VideoSample) -> tuple[int, ...]:
+        return self._parts[sample.dataset].gt_frames(sample)
+
+    @property
+    def by_video(self) -> dict[str, list[VideoSample]]:
+        """The samples of each video, by ``<name>/<video>``."""
+        return {
+            f"{name}/{video}": samples for name, part in self._parts.items() for video, samples in part.by_video.items()
+        }
+
+
+def named_key(sample: VideoSample) -> str:
+    """``name/video/exp_id``: unique among all data sets."""
+    return f"{sample.dataset}/{sample.key}"
+
+
+def unique_key(dataset: Dataset, sample: VideoSample) -> str:
+    """What tells a sample from all others of `dataset`: ``video/exp_id``, in a mixture with the name in front."""
+    return named_key(sample) if isinstance(dataset, Mixture) else sample.key

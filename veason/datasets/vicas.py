@@ -1,0 +1,204 @@
+"""ViCaS, its language-guided segmentation: prompts about one or several tracks, in two published versions.
+
+Layout below the root: ``annotations/<version>/<id:06d>.json``, ``video_frames/<id:06d>/<00000…>.jpg`` (30 a second),
+``splits/<version>/<part>.json`` (a list of ids). Versions differ in videos and masks, so a split names its own:
+``v1.0/test``. About one frame a second was annotated by people and is scored (`ViCaS.gt_frames`); SAM2 filled in the
+rest, which serves training and the oracle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from veason import masks
+from veason.datasets import base, fields
+from veason.datasets.sample_list import SampleList
+from veason.errors import DataError
+from veason.types import Rle, VideoSample
+
+PARTS = ("train", "val", "test")
+_SPLIT = re.compile(r"(v\d{1,3}\.\d{1,3})/(train|val|test)")
+_FRAME = re.compile(r"(\d{1,9})\.jpg")
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What opening keeps of an annotation file."""
+
+    path: Path
+    samples: tuple[VideoSample, ...]
+    gt_frames: tuple[int, ...]
+
+
+class ViCaS(SampleList):
+    """One split of one version of ViCaS: a sample for each entry of ``object_referrals``, its place there the exp_id.
+
+    Opening parses every annotation file once and keeps none: videos in ascending order of their ids.
+    """
+
+    name = "vicas"
+    default_split = ""  # none: the version has to be named
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        split: str,
+        image_root: str | Path | None = None,
+        meta: str | Path | None = None,
+        min_frames: int = 1,
+    ) -> None:
+        """split: ``<version>/<part>``. image_root, meta: folder of the videos and list of ids, if elsewhere."""
+        self.root = Path(root)
+        self.version, part = _parse_split(split)
+        self.image_root = Path(image_root) if image_root else self.root / "video_frames"
+        files = {"meta": Path(meta) if meta else self.root / "splits" / self.version / f"{part}.json"}
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder; --data-root is the folder that holds annotations and splits")
+        videos = [self._read_video(number) for number in _read_ids(files["meta"])]
+        self._gt_frames = {f"{video.path.stem}": video.gt_frames for video in videos}
+        samples = (sample for video in videos for sample in video.samples)
+        super().__init__(samples, split=split, files=files, min_frames=min_frames)
+        self._last: tuple[str, dict[Any, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
+
+    def annotation_file(self, video: str) -> Path:
+        return self.root / "annotations" / self.version / f"{video}.json"
+
+    def gt_frames(self, sample: VideoSample) -> tuple[int, ...]:
+        """Ids of the frames that people annotated: the only ones that are scored."""
+        return self._gt_frames[sample.video]
+
+    def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
+        """The masks of a track, those of people and of SAM2. None: not in the frame, or the frame is not annotated."""
+        last = self._last
+        if last[0] != sample.video:
+            last = self._last = (sample.video, _read_tracks(self.annotation_file(sample.video), sample))
+        return last[1].get(anno_id) or (None,) * len(sample)
+
+    def _read_video(self, number: int) -> _Video:
+        video = f"{number:06d}"
+        path, folder = self.annotation_file(video), self.image_root / video
+        content = _load(path, number)
+        size = _read_size(content, path)
+        annotated = {name: entry.get("is_gt") is True for name, entry in _segmentations(content, path)}
+        names = _frame_names(folder) or tuple(sorted(annotated))
+        unknown = set(annotated) - set(names)
+        if unknown:
+            raise DataError(f"{path}: the frame {min(unknown)}.jpg is not in {folder}; fetch the frames again")
+        gt_frames = tuple(t for t, name in enumerate(names) if annotated.get(name))
+        if not gt_frames:
+            raise DataError(f"{path}: no entry of segmentations has is_gt, so nothing can be scored; fetch it again")
+        samples = [
+            VideoSample(
+                dataset=self.name,
+                video=video,
+                exp_id=str(place),
+                expression=fields.text(referral, where, "prompt"),
+                frames=names,
+                frame_dir=folder,
+                size=size,
+                obj_ids=_track_ids(referral, where),
+                anno_ids=_track_ids(referral, where),
+            )
+            for place, referral, where in _entries(content, path, "object_referrals")
+        ]
+        return _Video(path, tuple(samples), gt_frames)
+
+
+def _parse_split(split: str) -> tuple[str, str]:
+    found = _SPLIT.fullmatch(split)
+    if found is None:
+        raise DataError(
+            f"the ViCaS split {split!r} names no version: its versions are different benchmarks, so say "
+            f"v0.1/PART or v1.0/PART, PART one of {', '.join(PARTS)}"
+        )
+    return found[1], found[2]
+
+
+def _read_ids(path: Path) -> list[int]:
+    ids = base.load_json(path)
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1_000_000 for i in ids):
+        raise DataError(f"{path}: expected a list of video ids, whole numbers below a million")
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{path}: a video id appears twice; keep one of the two")
+    return sorted(ids)
+
+
+def _load(path: Path, number: int) -> dict[str, Any]:
+    try:
+        content = orjson.loads(path.read_bytes())  # megabytes each, thousands of them
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; the split names it, so fetch the annotations again") from None
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    content = base.check_object(content, str(path))
+    if content.get("video_id") != number:
+        raise DataError(f"{path}: video_id is {str(content.get('video_id'))[:80]}, the name says {number}")
+    return content
+
+
+def _read_size(content: dict[str, Any], path: Path) -> tuple[int, int]:
+    sides = content.get("image_size")
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise DataError(f"{path}: image_size must be [height, width], found {str(sides)[:80]}")
+    return fields.size({"height": sides[0], "width": sides[1]}, f"{path}: image_size")
+
+
+def _frame_names(folder: Path) -> tuple[str, ...]:
+    """Names without suffix of the pictures in a folder; none where there is no folder: scoring needs no picture."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(found[1] for path in folder.iterdir() if (found := _FRAME.fullmatch(path.name))))
+
+
+def _entries(content: dict[str, Any], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any], str]]:
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {key} must be a list, found {type(entries).__name__}")
+    for place, entry in enumerate(entries):
+        where = f"{path}: {key}[{place}]"
+        yield place, base.check_object(entry, where), where
+
+
+def _segmentations(content: dict[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(frame name, entry) of each annotated frame, each name once."""
+    seen: set[str] = set()
+    for _, entry, where in _entries(content, path, "segmentations"):
+        found = _FRAME.fullmatch(entry["filename"]) if isinstance(entry.get("filename"), str) else None
+        if found is None:
+            raise DataError(f"{where}: filename must be a number and .jpg, found {str(entry.get('filename'))[:80]!r}")
+        if found[1] in seen:
+            raise DataError(f"{where}: the frame {entry['filename']} is annotated twice; keep one of the two entries")
+        seen.add(found[1])
+        yield found[1], entry
+
+
+def _track_ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
+    ids = entry.get("track_ids")
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids) or len(set(ids)) != len(ids):
+        raise DataError(f"{where}: track_ids must be a list of different whole numbers, found {str(ids)[:80]}")
+    return tuple(ids)
+
+
+def _read_tracks(path: Path, sample: VideoSample) -> dict[int, tuple[Rle | None, ...]]:
+    """Every track of a video, by id."""
+    found: dict[int, dict[str, Rle]] = {}
+    for name, entry in _segmentations(_load(path, int(sample.video)), path):
+        where = f"{path}: {name}.jpg"
+        ids, rles = _track_ids(entry, where), entry.get("mask_rles")
+        if not isinstance(rles, list) or len(rles) != len(ids):
+            raise DataError(f"{where}: mask_rles and track_ids are parallel lists; fetch the file again")
+        for track_id, rle in zip(ids, rles, strict=True):
+            try:
+                checked = masks.check(rle, sample.size, f"{where}, track {track_id}")
+            except ValueError as error:
+                raise DataError(str(error)) from error
+            if masks.area(checked):
+                found.setdefault(track_id, {})[name] = checked
+    return {track_id: tuple(rles.get(name) for name in sample.frames) for track_id, rles in found.items()}

@@ -1,0 +1,105 @@
+"""Look over a copy of a data set, say what is wrong, and what to do about it.
+
+Usage: python -m veason.doctor --dataset revos --data-root ROOT [--split valid]
+
+Checks, none of which decodes a picture: is every frame there and of the annotated size; are lists of masks as long as
+lists of frames, and every RLE sound; are frames stored in sorted order; does every expression point at something
+visible; is the stored foreground the union of the masks; is the data set as large as published; which annotations does
+no expression name; how fast is the storage.
+
+--deep decodes a few frames of every target as well: the true box is given to a tracker, and expressions are ranked by
+how badly its masks and the annotated ones disagree. --contact-sheet shows the worst, --write-exclude lists what
+sampling (--exclude) and training (data.exclude) should leave out.
+
+Exit code: 0 nothing wrong, 1 errors or warnings, 2 the data set cannot be opened. Notes are no faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from veason import atomic, trackers
+from veason.datasets import NAMES, open_dataset
+from veason.doctor import examination, index, report, sheet
+from veason.doctor.oracle import Oracle
+from veason.errors import DataError
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m veason.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=NAMES, required=True)
+    parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--split", help="default: the one that is scored offline")
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of the videos, if elsewhere")
+    parser.add_argument("--meta", type=Path, metavar="FILE", help="another expression file (implies --subset)")
+    parser.add_argument("--subset", action="store_true", help="a part, or a world of your own: sizes are not compared")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every finding, and the ranking, as JSON")
+    parser.add_argument("--write-exclude", type=Path, metavar="FILE", help="write the samples to leave out")
+    deep = parser.add_argument_group("looking at pixels")
+    deep.add_argument("--deep", action="store_true", help="decode frames and rank expressions by disagreement")
+    deep.add_argument("--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s")
+    deep.add_argument("--sam2-config", metavar="NAME|FILE", help="sam2: as in inference.predict")
+    deep.add_argument("--sam2-checkpoint", metavar="FILE", help="sam2: weights that go with the config")
+    deep.add_argument(
+        "--threshold", type=float, default=0.3, metavar="J", help="disagreement is a J below it (default: %(default)s)"
+    )
+    deep.add_argument("--contact-sheet", type=Path, metavar="FILE", help="draw the worst into one PNG")
+    deep.add_argument("--worst", type=int, default=40, metavar="N", help="pictures on it (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.contact_sheet and not args.deep:
+        parser.error("--contact-sheet shows what --deep finds; give both")
+    if args.tracker == "sam2" and not (args.sam2_config and args.sam2_checkpoint):
+        parser.error("--tracker sam2 needs --sam2-config and --sam2-checkpoint")
+    if args.workers < 1 or args.worst < 1:
+        parser.error("--workers and --worst must be at least 1")
+    return args
+
+
+def _tracker_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"config": args.sam2_config, "checkpoint": args.sam2_checkpoint} if args.tracker == "sam2" else {}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, write, print; the exit code."""
+    try:
+        dataset = open_dataset(
+            args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
+        )
+    except DataError as error:
+        if disorder := index.frame_order(args.data_root, args.meta):
+            print(report.findings_text(disorder) + "\n")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    oracle = Oracle(args.tracker, _tracker_options(args)) if args.deep else None
+    examiner = examination.Examiner(dataset, part=args.subset or args.meta is not None, oracle=oracle)
+    found = examination.examine(examiner, workers=args.workers, threshold=args.threshold)
+    print(report.text(found))
+    if args.json:
+        atomic.write_json(args.json, report.document(found))
+    if args.write_exclude:
+        print(f"\n{args.write_exclude}: {report.write_exclude(args.write_exclude, found)} samples to leave out")
+    if args.contact_sheet:
+        worst = examination.worst_targets(found, args.worst)
+        sheet.write(args.contact_sheet, examination.tiles(examiner, worst, workers=args.workers))
+        print(f"\n{args.contact_sheet}: the {len(worst)} worst targets (blue: annotated, orange: the oracle's)")
+    return 1 if any(finding.severity != "note" for finding in found.findings) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return run(_arguments(argv))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

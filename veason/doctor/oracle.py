@@ -1,0 +1,106 @@
+"""How badly masks and pictures disagree: the true box is tracked over a few frames, and the masks are compared.
+
+The oracle knows the target: in each of a few stretches of the video it takes the frame where the target is largest and
+the true boxes there, and a tracker that looks at the pixels finds the object in that frame and the next. Where the
+annotations drifted off the frames (ReVOS does on UVO and TAO), box and picture do not fit, and J falls. J also falls
+where the tracker is weak, so the ranking is a list to look through, the worst first, not a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from veason import masks, targets, trackers
+from veason.datasets.sample_list import SampleList
+from veason.frames import VideoFrames
+from veason.targets import Tracks
+from veason.types import VideoSample
+
+STRETCHES = 3
+"""Parts of a video, equal in length, that are each looked at in one place."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well the masks of one expression fit its pictures."""
+
+    sample: str
+    """``video/exp_id``"""
+    j: float
+    """Mean J of the tracked masks against the annotated ones, 0 … 1."""
+    worst: int
+    """Frame id of the least J among those looked at."""
+    worst_j: float
+    looked_at: tuple[int, ...]
+    """Frame ids."""
+
+    def record(self) -> dict[str, Any]:
+        figures = {"J": round(self.j, 4), "worst_frame_id": self.worst, "worst_J": round(self.worst_j, 4)}
+        return {"sample": self.sample, **figures}
+
+
+class Oracle:
+    """Compares masks with pictures; builds its tracker when it is first needed, in the process that needs it."""
+
+    def __init__(self, tracker: str, options: dict[str, Any]) -> None:
+        self._name, self._options = tracker, options
+
+    def agreements(self, dataset: SampleList, samples: Sequence[VideoSample]) -> list[Agreement]:
+        """One for each of some samples of a video that has a visible target; samples of one target share the work."""
+        video = VideoFrames(samples[0])
+        found: dict[tuple[int | str, ...], dict[int, float]] = {}
+        for sample in samples:
+            if sample.anno_ids and sample.anno_ids not in found:
+                tracks = dataset.object_rles(sample)
+                found[sample.anno_ids] = {
+                    t: masks.iou(mask, masks.union([rles[t] for rles in tracks], sample.size))
+                    for t, mask in self.masks(tracks, dataset.gt_frames(sample), video).items()
+                }
+        return [_agreement(sample.key, found[sample.anno_ids]) for sample in samples if found.get(sample.anno_ids)]
+
+    def masks(self, tracks: Tracks, scored: Sequence[int], video: VideoFrames) -> dict[int, np.ndarray]:
+        """What the tracker makes of the true boxes: (H, W) bool by frame id, in the frames looked at.
+
+        tracks: the target's objects. scored: ids of the frames with ground truth. Empty for a target that is nowhere.
+        """
+        tracker = _tracker(self._name, tuple(sorted(self._options.items())))
+        found: dict[int, np.ndarray] = {}
+        for keyframe, pair in keyframes(tracks, scored):
+            true = [box for box in targets.boxes(tracks, keyframe) if box is not None]
+            encoded = tracker.encode([video[t] for t in pair])
+            tracked = tracker.track(encoded, keyframe=pair.index(keyframe), boxes=true)
+            found |= {t: tracked.union(i) for i, t in enumerate(pair)}
+        return found
+
+
+@lru_cache(maxsize=1)
+def _tracker(name: str, options: tuple[tuple[str, Any], ...]) -> trackers.base.Tracker:
+    return trackers.open_tracker(name, **dict(options))
+
+
+def keyframes(tracks: Tracks, scored: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """(keyframe, it and the scored frame after it, or before), one for each stretch of a video that has the target.
+
+    The keyframe is the frame of the stretch in which the target is largest.
+    """
+    areas = {t: targets.area(tracks, t) for t in scored}
+    found = []
+    for stretch in np.array_split(np.array(scored), min(STRETCHES, len(scored))):
+        keyframe = max(stretch.tolist(), key=lambda t: areas[t])
+        if areas[keyframe] == 0:
+            continue
+        place = scored.index(keyframe)
+        other = scored[place + 1 : place + 2] or scored[max(place - 1, 0) : place]
+        found.append((keyframe, tuple(sorted({keyframe, *other}))))
+    return found
+
+
+def _agreement(key: str, found: dict[int, float]) -> Agreement:
+    worst = min(found, key=lambda t: found[t])
+    mean = sum(found.values()) / len(found)
+    return Agreement(key, j=mean, worst=worst, worst_j=found[worst], looked_at=tuple(sorted(found)))

@@ -1,0 +1,82 @@
+"""What the doctor says: a table of the kinds of findings with examples, a JSON file, a list of samples to leave out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from veason import atomic
+from veason.doctor.examination import Examination
+from veason.doctor.findings import SEVERITIES, Finding
+from veason.tables import aligned
+
+EXAMPLES = 3
+"""Findings of a kind that are printed; the JSON file has all."""
+RANKED = 10
+"""Expressions of the oracle's ranking that are printed."""
+
+
+def text(examination: Examination) -> str:
+    """What the command prints."""
+    dataset = examination.dataset
+    head = (
+        f"{dataset.name} {dataset.split}: {len(dataset)} expressions, {len(dataset.by_video)} videos, "
+        f"{examination.files} pictures looked at ({examination.seconds_a_file * 1e3:.2f} ms for a header)"
+    )
+    return "\n\n".join([head, findings_text(examination.findings), *_ranking(examination)])
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """A table of the kinds, then a few of each."""
+    if not findings:
+        return "nothing found"
+    kinds = Counter((SEVERITIES.index(f.severity), f.kind) for f in findings)
+    rows, parts = [], []
+    for (rank, kind), count in sorted(kinds.items()):
+        those = [f for f in findings if (f.severity, f.kind) == (SEVERITIES[rank], kind)]
+        rows.append((kind, SEVERITIES[rank], count, len({key for f in those for key in f.samples})))
+        shown = [f"  {f.where}: {f.what}\n    -> {f.remedy}" for f in those[:EXAMPLES]]
+        more = [f"  … and {count - EXAMPLES} more"] if count > EXAMPLES else []
+        parts.append("\n".join([f"{SEVERITIES[rank]}, {kind}:", *shown, *more]))
+    return "\n\n".join([aligned(("finding", "severity", "number", "expressions"), rows), *parts])
+
+
+def _ranking(examination: Examination) -> list[str]:
+    if not examination.agreements:
+        return []
+    worst = examination.agreements[:RANKED]
+    rows = [(a.sample, 100 * a.j, a.worst, 100 * a.worst_j) for a in worst]
+    ranked = aligned(("masks and pictures, worst first", "J", "frame id", "J there"), rows)
+    mean = sum(a.j for a in examination.agreements) / len(examination.agreements)
+    return [ranked, f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions"]
+
+
+def document(examination: Examination) -> dict[str, Any]:
+    """The JSON report: everything, in the order it was found."""
+    dataset = examination.dataset
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "files": {role: str(path) for role, path in dataset.files.items()},
+        "expressions": len(dataset),
+        "videos": len(dataset.by_video),
+        "pictures": examination.files,
+        "ms_per_header": round(examination.seconds_a_file * 1e3, 3),
+        "findings": [finding.record() for finding in examination.findings],
+        "oracle": [agreement.record() for agreement in examination.agreements],
+    }
+
+
+def write_exclude(path: Path, examination: Examination) -> int:
+    """Write the samples to leave out as `veason.exclude` reads them, by reason; how many there are."""
+    reasons: dict[str, str] = {}
+    for finding in examination.findings:
+        for key in finding.samples:
+            reasons.setdefault(key, finding.kind)
+    lines = [f"# {examination.dataset.name} {examination.dataset.split}: {len(reasons)} samples to leave out"]
+    for kind in dict.fromkeys(reasons.values()):
+        lines += [f"# {kind}", *sorted(key for key, reason in reasons.items() if reason == kind)]
+    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode())
+    return len(reasons)

@@ -1,0 +1,129 @@
+"""What the rollout engines, and the worker that holds one beside the actor, must show on a device."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from verl.config import Config, DataConfig, RolloutConfig, WorkerConfig
+from verl.gpu_check import policy
+from verl.gpu_check.checks import Found
+from verl.gpu_check.place import Place, expect
+from verl.models import loading
+from verl.protocol import Batch
+from verl.workers.rollout import open_engine
+from verl.workers.rollout.base import RolloutEngine, Sampling
+from verl.workers.rollout.hf import VISION_TOKENS
+
+
+def hf(place: Place) -> Found:
+    return _engine(place, "hf")
+
+
+def vllm(place: Place) -> Found:
+    if find_spec("vllm") is None:
+        return "vllm is not installed"
+    if find_spec("verl.workers.rollout.vllm") is None:
+        return "verl has no vllm engine yet"
+    return _engine(place, "vllm")
+
+
+def _engine(place: Place, name: str) -> Found:
+    """Take the weights, draw, sleep, wake, take them again, draw the same: in the order in which a worker does it.
+
+    The actor has learned before, so that an engine that kept the checkpoint's weights is far from it.
+    """
+    config = RolloutConfig(name=name, n=policy.GROUP)
+    with place.group():
+        actor = place.actor(adapter=True, offloaded=True)
+        actor.update(place.rollouts())
+        place.edge("actor")
+        engine = open_engine(str(place.model), config=config, device=place.device, dtype=actor.compute_dtype)
+        place.edge("engine")
+        drawn = []
+        for number in range(2):
+            engine.wake()
+            engine.sync_weights(actor.weights())
+            actor.offload()
+            awake = place.edge("synced, actor offloaded")
+            drawn.append(_draw(place, engine))
+            engine.sleep()
+            asleep = place.edge("asleep")
+            if number == 1 and name == "hf" and place.on_gpu:  # the first time, CUDA's libraries take room of their own
+                _expect_freed(engine.model, awake - asleep)
+        batch = drawn[0]
+        gap = _gap(batch, actor.logprobs(batch))
+        stale = _gap(batch, actor.reference_logprobs(batch))
+        tokens, vision = batch["responses"][batch["response_mask"].bool()], loading.plain(actor.model).config
+    never = torch.tensor([getattr(vision, key) for key in VISION_TOKENS])
+    expect(not bool(torch.isin(tokens, never).any()), "a vision token was drawn")
+    expect(gap <= config.logprob_tolerance, f"engine and actor differ by {gap:.2g} a token, where a run would stop")
+    expect(gap < stale / 2, f"engine and actor differ by {gap:.2g} a token, weights before the step by {stale:.2g}")
+    alike = _alike(*drawn)
+    # rounding may differ on a GPU; other seeds would give other first tokens almost everywhere
+    expect(alike > 0.7 if place.on_gpu else alike == 1, f"after sleeping, {alike:.0%} of replies began alike")
+    return {"tokens": len(tokens), "gap": gap, "if stale": stale, "drawn alike": alike}
+
+
+def _draw(place: Place, engine: RolloutEngine) -> Batch:
+    inputs = place.inputs()
+    sampling = Sampling(max_tokens=place.sizes.reply)
+    batch = engine.generate(inputs, n=policy.GROUP, sampling=sampling, seeds=range(len(inputs)))
+    batch.lists["inputs"] = [item for item in inputs for _ in range(policy.GROUP)]
+    return batch
+
+
+def _gap(batch: Batch, logprobs_BR: Tensor) -> float:
+    """Mean distance per token from the engine's log-probabilities."""
+    return float((batch["engine_logprobs"] - logprobs_BR).abs()[batch["response_mask"].bool()].mean())
+
+
+def _alike(ours: Batch, theirs: Batch) -> float:
+    """Share of replies with the same first token."""
+    return float((ours["responses"][:, 0] == theirs["responses"][:, 0]).double().mean())
+
+
+def _expect_freed(model: torch.nn.Module, freed_gib: float) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+    expect(freed_gib > 0.95 * size, f"sleeping freed {freed_gib:.2f} GiB of the engine's {size:.2f} GiB")
+
+
+def worker(place: Place) -> Found:
+    if find_spec("ray") is None:
+        return "ray is not installed"
+    from verl.workers.worker import Worker
+
+    config = _config(place)
+    built = Worker(config, total_steps=2)  # enters the process group itself
+    place.edge("worker, actor offloaded")
+    prompts = policy.ask(place.sizes, rank=place.rank)
+    count = len(prompts) * config.worker.rollout.n
+    gaps = []
+    for number in (1, 2):
+        rollouts = built.generate(prompts, step=number)
+        place.edge("generated, engine asleep")
+        expect(len(rollouts) == count, f"{len(rollouts)} rollouts, {count} were wanted")
+        gaps.append(built.add_logprobs()["mean"])
+        expect(
+            gaps[-1] <= config.worker.rollout.logprob_tolerance, f"engine and actor differ by {gaps[-1]:.2g} a token"
+        )
+        built.add_reference_logprobs()
+        stats = built.update([1.0, -1.0] * (count // 2), [True] * count, [0] * count)
+        expect(not stats["skipped"] and stats["grad_norm"] > 0, f"no step was made: {stats}")
+        place.edge("updated")
+        built.sync_weights()
+        place.edge("synced, actor offloaded")
+    return {"gap": gaps[0], "gap after a step": gaps[1], "kl": stats["kl"]}
+
+
+def _config(place: Place) -> Config:
+    """A mid-size policy trains an adapter, as the README has it for one GPU."""
+    actor = place.actor_config(adapter=place.size == "mid", use_kl_loss=True, offloaded=True)
+    size = 2 * place.world_size
+    actor.global_batch_size = size
+    return Config(
+        data=DataConfig(rollout_batch_size=size, max_prompt_length=8192, max_response_length=place.sizes.reply),
+        worker=WorkerConfig(actor=actor, rollout=RolloutConfig(name="hf", n=policy.GROUP)),
+    )
