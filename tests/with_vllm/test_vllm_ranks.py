@@ -13,22 +13,25 @@ from verl.workers.worker import logprob_gap
 SAMPLING = Sampling(10, temperature=0.9)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_policy(tmp_path_factory.mktemp("policy"))
+@pytest.fixture
+def folder(tmp_path):
+    """Where the ranks meet, with their policy."""
+    write_policy(tmp_path / "policy")
+    return tmp_path
 
 
 def agree(rank, folder, *, size):
     """Sync, draw for this rank's prompts, which are three on rank 0 and none or one on rank 1, and step, twice."""
     from test_vllm_engine import shake
 
-    actor = open_actor(folder, rank=4)
-    engine = engine_of(folder, tensor_parallel_size=size)
+    policy = folder / "policy"
+    actor = open_actor(policy, rank=4)
+    engine = engine_of(policy, tensor_parallel_size=size)
     found = {"gaps": [], "stale": [], "words": []}
     for step, mine in enumerate([[3, 0], [3, 1]]):
         engine.sync_weights(actor.weights())
         found["stale"].append(engine.stale_weights())
-        prompts = some_prompts(folder, 4)[3 * rank : 3 * rank + mine[rank]]
+        prompts = some_prompts(policy, 4)[3 * rank : 3 * rank + mine[rank]]
         replies = engine.generate(prompts, n=2, sampling=SAMPLING, seeds=[10 * step + i for i in range(len(prompts))])
         replies.lists["inputs"] = [prompt for prompt in prompts for _ in range(2)]
         replies = replies.with_tensors(old_logprobs=actor.logprobs(replies))
@@ -50,12 +53,12 @@ def stale_over_both(rank, folder):
     """One rank's shard of one tensor is old: all ranks of a matrix that is cut by columns see it, as their sum is."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(folder / "policy", dtype=torch.float32)
     names = [
         "model.language_model.layers.1.self_attn.k_proj.weight",
         "model.language_model.layers.0.mlp.down_proj.weight",
     ]
-    engine = engine_of(folder, tensor_parallel_size=2)
+    engine = engine_of(folder / "policy", tensor_parallel_size=2)
     load, old = engine._model.load_weights, model.state_dict()
 
     def load_old(stream):
@@ -67,7 +70,7 @@ def stale_over_both(rank, folder):
 
 
 @pytest.mark.parametrize("scenario", [side_by_side, over_both])
-def test_engine_and_actor_agree_after_every_sync(scenario, folder, tmp_path):
+def test_engine_and_actor_agree_after_every_sync(scenario, folder):
     first, second = on_two_ranks(scenario, folder, timeout_s=400)
     assert first["stale"] == second["stale"] == [{}, {}]
     assert max(first["gaps"] + second["gaps"]) < 1e-4

@@ -77,6 +77,7 @@ class VLLMPolicy:
                 dtype=str(self.dtype).removeprefix("torch."),
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
+                enable_chunked_prefill=not on_cpu,  # there a seed and a chunk clash
                 generation_config="vllm",  # sampling is as the options say
                 limit_mm_per_prompt={"video": 0},
                 **(

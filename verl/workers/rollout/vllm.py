@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -191,26 +194,42 @@ def _open(model_path: str, config: RolloutConfig, device: torch.device, dtype: t
         room = {"skip_mm_profiling": True}
     if config.max_model_len:
         room["max_model_len"] = config.max_model_len
-    if config.max_model_len and not config.enable_chunked_prefill:
-        room["max_num_batched_tokens"] = max(config.max_model_len, 8192)
     set_threads = torch.set_num_threads
-    try:
-        return LLM(
+    with _own_shared_memory() if on_cpu else nullcontext():
+        llm = LLM(
             model_path,
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=config.tensor_parallel_size,
             seed=dist.get_rank() // config.tensor_parallel_size,
             dtype=str(dtype).removeprefix("torch."),
             enforce_eager=config.enforce_eager or on_cpu,
-            enable_chunked_prefill=config.enable_chunked_prefill,
+            enable_chunked_prefill=config.enable_chunked_prefill and not on_cpu,  # there a seed and a chunk clash
             enable_prefix_caching=True,
             logprobs_mode="raw_logprobs",  # of logits that `_scale_logits` has divided by the temperature
             generation_config="vllm",  # what a checkpoint recommends is not what the run is configured to do
             limit_mm_per_prompt={"video": 0},
             **room,
         )
+    torch.set_num_threads = set_threads  # vLLM on a CPU puts a warning in its place
+    return llm
+
+
+@contextmanager
+def _own_shared_memory() -> Iterator[None]:
+    """Ranks on a CPU talk through memory that vLLM names after its launcher: the same in every run on the machine, and
+    left behind. Here it is named after this run, and loses its name when all ranks hold it."""
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher as Launcher
+
+    name = [uuid4().hex]
+    dist.broadcast_object_list(name, src=0)
+    plain = Launcher._distributed_args
+    Launcher._distributed_args = lambda self: (f"env://{name[0]}", *plain(self)[1:])  # the process group exists
+    try:
+        yield
     finally:
-        torch.set_num_threads = set_threads  # vLLM on a CPU puts a warning in its place
+        Launcher._distributed_args = plain
+        for path in Path("/dev/shm").glob(f"{name[0]}*"):
+            path.unlink(missing_ok=True)
 
 
 def _request(prompt: PromptInputs) -> dict[str, Any]:
