@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-    "PYTHONPATH": os.pathsep.join([str(TESTS / "verl"), str(TESTS / "vllm")]),
+    "PYTHONPATH": os.pathsep.join([str(TESTS / "verl"), str(Path(__file__).parent)]),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
