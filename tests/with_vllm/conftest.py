@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "verl"))  # actor_cases, toy_task
+sys.path += [str(HERE.parent / "verl"), str(HERE.parent / "inference")]  # actor_cases, toy_task; commands
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import tree
 
 from inference import predict
 from veason.datasets import open_dataset
@@ -33,16 +34,11 @@ def test_prediction_files_are_those_of_hf_byte_for_byte(world, tmp_path):
     for policy in ("hf", "vllm"):
         data = ["--data-root", str(world), "--split", "valid", "--output", str(tmp_path / policy)]
         predict.main([*data, "--policy", policy, *SHOWN, "--batch-size", "8"])
-    ours, theirs = (files(tmp_path / name) for name in ("vllm", "hf"))
+    ours, theirs = (tree(tmp_path / name) for name in ("vllm", "hf"))
     assert ours == theirs
     replies = [json.loads(line) for line in (tmp_path / "vllm" / "predictions.jsonl").read_text().splitlines()]
     assert any(line["keyframe"] is not None for line in replies)  # so that masks were compared
     assert len(replies) > 8
-
-
-def files(run: Path) -> dict[str, bytes]:
-    paths = [*(run / "Annotations").rglob("*.png"), run / "predictions.jsonl"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
 def test_sampled_replies_repeat_by_seed_in_any_company(questions):
