@@ -11,7 +11,7 @@ from pathlib import Path
 from veason import atomic
 
 BENCHMARKS = {
-    "bench_metrics": "J and F of a frame against the plain definition, on one core (numba: from 4,000 frames a worker on)",
+    "bench_metrics": "J and F of a frame against the plain definition, one core (numba: from 4,000 frames a worker)",
     "bench_evaluation": "ReVOS scores of 80,000 frames against a plain evaluator: time, memory, growth from a tenth",
     "bench_targets": "Ground truth of a training clip, against decoding every mask of the video",
     "bench_sam2": "SAM2 with eight prompts on one clip, against eight stock sessions",
