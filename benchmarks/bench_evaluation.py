@@ -31,7 +31,7 @@ from pycocotools import mask as coco
 
 from benchmarks import evaluation_world as world
 from benchmarks import plain_metrics
-from eval.tables import aligned
+from veason.tables import aligned
 
 LABELS = {"png": "8-bit PNG", "png1": "1-bit PNG", "rle": "RLE"}
 HEAD = ("ReVOS protocol", "frames", "seconds", "processor s", "ms an expression", "ratio", "peak MiB")

@@ -38,8 +38,8 @@ from torch import nn
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
-from eval.tables import aligned
 from veason.synthetic.policy import write_tiny_policy
+from veason.tables import aligned
 from verl import config as configuration
 from verl import core_algos
 from verl.config import Config, DataConfig, RewardConfig

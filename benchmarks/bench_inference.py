@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from benchmarks.bench_sam2 import quiet
-from eval.tables import aligned
 from inference import pipeline
 from veason import frames, masks
 from veason.datasets import open_dataset
 from veason.policies.base import Policy
 from veason.policies.hf import HFPolicy
 from veason.synthetic.writer import build_world
+from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Prediction, Question, Rle, VideoSample

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import plain_metrics
 from eval import metrics
-from eval.tables import aligned
+from veason.tables import aligned
 
 SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}
 Size = tuple[int, int]

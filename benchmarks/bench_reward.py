@@ -30,12 +30,12 @@ import yaml
 from PIL import Image
 
 from benchmarks.bench_sam2 import counted, quiet, write_jpegs
-from eval.tables import aligned
 from grpo_reward import matching, reward_score, terms
 from grpo_reward.reward_score import STRICT, KeyframeReward
 from grpo_reward.target import Target
 from veason import masks
 from veason.answer import format_reply
+from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Answer, Box, Clip

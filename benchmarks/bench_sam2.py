@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.tables import aligned
 from veason import masks
+from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Rle

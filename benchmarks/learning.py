@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from eval.tables import aligned
 from grpo_reward.task import build
 from veason import atomic
 from veason.answer import format_reply
 from veason.synthetic import build_world
 from veason.synthetic.policy import write_tiny_policy
+from veason.tables import aligned
 from veason.types import Answer
 from verl import config as configuration
 from verl.models.inputs import PromptInputs, collate, process

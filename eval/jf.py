@@ -24,9 +24,9 @@ from eval.predictions import Predictions
 from eval.results import Missing, Problem, count_encodings, encodings_text, sample_counts, versions
 from eval.scoring import Outcome, Score, Scorer, score_all
 from eval.survey import Survey, check_choice, survey
-from eval.tables import aligned
 from veason import atomic
 from veason.datasets.base import Dataset, sha256
+from veason.tables import aligned
 from veason.types import VideoSample
 
 CSV_HEADER = ("video_name", "exp_id", "exp", "J", "F", "JF", "group")

@@ -13,8 +13,8 @@ import numpy as np
 
 from eval.proposals import MAX_PROPOSALS, ObjectScore
 from eval.results import Missing, Problem, sample_counts, versions
-from eval.tables import aligned
 from veason import atomic
+from veason.tables import aligned
 
 CSV_HEADER = ("annotator", "video_name", "object", "exp_id", "J", "F", "JF")
 COLUMNS = ("J", "F", "JF")

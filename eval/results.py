@@ -16,8 +16,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from eval.tables import aligned
 from veason import atomic
+from veason.tables import aligned
 
 Robustness = Literal["visa", "binary"]
 Missing = Literal["zero", "skip", "error"]

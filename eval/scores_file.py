@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.tables import aligned
 from veason.datasets.base import load_json
 from veason.errors import DataError
+from veason.tables import aligned
 
 _NOT_PROTOCOL = ("missing", "prediction_values", "layout")
 """Entries of the protocol that say how masks were stored or how few were there, not how they are scored."""

@@ -25,12 +25,12 @@ import numpy as np
 from eval import command, data_version, jf, vicas_map
 from eval.results import Missing, Problem
 from eval.scoring import score_all
-from eval.tables import aligned
 from eval.vicas_files import TrackPredictions, open_tracks
 from veason import atomic
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
 from veason.errors import DataError
+from veason.tables import aligned
 from veason.types import VideoSample
 
 CSV_HEADER = (*jf.CSV_HEADER[:-1], "true_tracks", "predicted_tracks", *(f"found_{name}" for name in vicas_map.NAMED))

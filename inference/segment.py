@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X1,Y1,X2,Y2",
         help="replay: a box in video pixels; repeat for more",
     )
-    options.add_policy_options(parser, choices=("hf", "vllm", "replay"))
+    options.add_policy_options(parser, choices=("hf", "vllm", "openai", "replay"))
     options.add_tracker_options(parser)
     return parser
 

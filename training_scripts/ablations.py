@@ -2,22 +2,26 @@
 
     python training_scripts/ablations.py [--output ablations_out] [--seed 0]
 
-Each row is a road of its own from the same world and the same chains of thought; about half an hour on two cores. The
-table stands beside the paper's in docs/ablations.md.
+Each row is a road of its own from the same world and the same chains of thought; about an hour on two cores. The
+table, the paper's numbers beside ours, is printed and kept in OUTPUT/ablations.md; ours, read: docs/ablations.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: on the path stands its folder, wanted is the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training_scripts.demo import build_parser
 from training_scripts.road import BASE_POLICY, Road, StageError
+from veason import atomic
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,23 @@ class Ablation:
     """What GRPO starts from: sft, sft_no_cot or base."""
     rewarded: bool = True
     """Whether GRPO follows at all."""
+    paper: tuple[float, float] | None = None
+    """J&F, referring and reasoning, less those of the full system: Veason-R1-3B on ReVOS, arXiv 2508.11538."""
 
 
 ABLATIONS = (
-    Ablation("full", "full"),
-    Ablation("no_spatial", "without spatial reward", ("worker.reward.weights.spatial=0",)),
-    Ablation("no_keyframe", "without keyframe reward", ("worker.reward.weights.keyframe=0",)),
-    Ablation("no_consistency", "without consistency reward", ("worker.reward.weights.consistency=0",)),
+    Ablation("full", "full", paper=(0.0, 0.0)),
+    Ablation("no_spatial", "without spatial reward", ("worker.reward.weights.spatial=0",), paper=(-2.0, -2.9)),
+    Ablation("no_keyframe", "without keyframe reward", ("worker.reward.weights.keyframe=0",), paper=(-1.4, -1.9)),
+    Ablation(
+        "no_consistency", "without consistency reward", ("worker.reward.weights.consistency=0",), paper=(-0.6, -0.7)
+    ),
     Ablation("no_format", "without format reward", ("worker.reward.weights.format=0",)),
-    Ablation("no_sft", "GRPO without SFT", start="base"),
-    Ablation("no_cot", "SFT without CoT, then GRPO", start="sft_no_cot"),
-    Ablation("sft", "SFT only", rewarded=False),
+    Ablation("no_sft", "GRPO without SFT", start="base", paper=(-3.0, -2.6)),
+    Ablation("no_cot", "SFT without CoT, then GRPO", start="sft_no_cot", paper=(-12.8, -8.5)),
+    Ablation("sft", "SFT only", rewarded=False, paper=(-11.9, -15.2)),
     Ablation("sft_no_cot", "SFT without CoT only", start="sft_no_cot", rewarded=False),
-    Ablation("base", "base", start="base", rewarded=False),
+    Ablation("base", "base", start="base", rewarded=False, paper=(-42.1, -37.3)),
 )
 
 
@@ -59,9 +67,31 @@ def main(argv: list[str] | None = None) -> None:
         road.sample()
         road.think()
         runs = {ablation.title: walk(road, ablation) for ablation in ABLATIONS}
-        road.compare(runs)
+        page = road.compare(runs)
     except StageError as error:
         sys.exit(f"the ablations stopped: {error}")
+    text = table(json.loads((page / "comparison.json").read_text())["runs"])
+    kept = args.output / "ablations.md"
+    atomic.write_bytes(kept, text.encode())
+    print(f"\n{text}\nkept in {kept}; with pictures: {page / 'comparison.html'}")
+
+
+HEADER = ("", "J&F", "referring", "reasoning", "usable", "keyframe ratio", "box IoU", "paper: referring, reasoning")
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """The rows of `ABLATIONS` in Markdown: `runs` as in comparison.json. Referring and reasoning are differences to the
+    first row, the paper's beside them."""
+    rows = [HEADER]
+    for ablation, run in zip(ABLATIONS, runs, strict=True):
+        apart = [f"{run['differences'][name]:+.1f}" for name in ("jf_referring", "jf_reasoning")]
+        plain = [f"{run[name]:.1f}" for name in ("usable", "keyframe_ratio", "box_iou")]
+        paper = "{:+.1f}, {:+.1f}".format(*ablation.paper) if ablation.paper else "not reported"
+        rows.append((ablation.title, f"{run['jf']:.1f}", *apart, *plain, paper))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
 
 
 def walk(road: Road, ablation: Ablation) -> Path:

@@ -16,9 +16,9 @@ from benchmarks import plain_metrics
 from eval import revos, robustness
 from eval.results import csv_text, table, write
 from eval.scoring import Scorer, score_videos
-from eval.tables import aligned
 from veason.datasets import open_dataset
 from veason.errors import DataError
+from veason.tables import aligned
 
 SHIFT = lambda mask: np.roll(mask, (2, 3), (0, 1))  # noqa: E731
 EMPTY, FULL = np.zeros_like, np.ones_like

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import cv2
+import numpy as np
 import pytest
-from chat_server import Act, ChatServer
+from chat_server import Act, ChatServer, completion
 from commands import run, tree
 
 from inference.pipeline import Sampling
@@ -48,6 +50,25 @@ def test_a_served_checkpoint_gives_the_files_of_hf(world, tmp_path):
     with served(policy, open_dataset("revos", world, split="valid")) as url:
         ask(url, world, tmp_path / "served")
     assert tree(tmp_path / "served") == tree(tmp_path / "hf")
+
+
+def test_a_served_model_segments_a_video(tmp_path):
+    """168 px pictures shown at 84: the box comes back twice as large."""
+    for t in range(4):
+        picture = np.full((168, 168, 3), 40, dtype=np.uint8)
+        picture[40:100, 40:100] = 220
+        (tmp_path / "clip").mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "clip" / f"{t:05d}.png"), picture)
+    said = '<think>Look.</think><answer>{"keyframe_timestamp": 2, "bbox_2d_list": [[20, 20, 50, 50]]}</answer>'
+    with ChatServer(lambda asked: Act(completion(said))).serve() as url:
+        words = [tmp_path / "clip", "the bright square", "--policy", "openai", "--base-url", url, "--model", "m"]
+        run("inference.segment", *words, "--frames", 4, "--model-size", 84, "--output", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert (record["keyframe"], record["thinking"]) == (2, "Look.")
+    assert record["boxes"] == [[40.0, 40.0, 100.0, 100.0]]
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "00002.png"), cv2.IMREAD_UNCHANGED) > 0
+    assert mask[45:95, 45:95].all()
+    assert not mask[:, :30].any()
 
 
 def test_nothing_of_the_key_or_the_address_is_kept(hand_made, tmp_path, monkeypatch):

@@ -98,6 +98,18 @@ def test_ablations_share_what_they_can(walked):
     assert len(starts) == 7
 
 
+def test_the_table_of_ablations_puts_the_papers_differences_beside_ours():
+    full = {"jf": 40.0, "usable": 99.0, "keyframe_ratio": 80.0, "box_iou": 30.0}
+    less = {**full, "jf": 37.5, "differences": {"jf_referring": -1.25, "jf_reasoning": -3.75}}
+    runs = [{**full, "differences": {"jf_referring": 0.0, "jf_reasoning": 0.0}}, *[less] * 9]
+    lines = ablations.table(runs).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[2] == ["full", "40.0", "+0.0", "+0.0", "99.0", "80.0", "30.0", "+0.0, +0.0"]
+    assert cells[3] == ["without spatial reward", "37.5", "-1.2", "-3.8", "99.0", "80.0", "30.0", "-2.0, -2.9"]
+    assert cells[6][-1] == "not reported"  # without format reward
+
+
 def test_a_failing_command_ends_the_demo_with_its_name(tmp_path):
     with pytest.raises(StageError, match="no_such_module failed with exit code 1"):
         Road(tmp_path).run("no_such_module")

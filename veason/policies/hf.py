@@ -53,11 +53,7 @@ class HFPolicy:
         self._generation = {
             "max_new_tokens": max_new_tokens,
             "suppress_tokens": never_generated(config),
-            **(
-                _GREEDY
-                if temperature == 0
-                else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-            ),
+            **(_GREEDY if temperature == 0 else {**_SAMPLED, "temperature": temperature, "top_p": top_p}),
         }
 
     def choose_clip(self, sample: VideoSample) -> Clip | None:

@@ -160,7 +160,7 @@ STYLES = ("reply", "bare", "chat", "told")
 
 def _style(expression: Expression, rng: Random) -> str:
     """Questions are mostly answered as in a chat, phrases mostly as a detector would be told to."""
-    odds = (30, 8, 30, 32) if expression.type_id == REASONING else (65, 10, 8, 17)
+    odds = (30, 8, 30, 32) if expression.type_id == REASONING else (50, 8, 18, 24)
     return rng.choices(STYLES, odds)[0]
 
 

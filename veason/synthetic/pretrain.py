@@ -63,10 +63,10 @@ LOOKS, LOOKED_AT, EYES_LR = 1200, 48, 3e-3
 """Steps of the vision tower's own stage, the frames of each, and its learning rate."""
 
 STAGES = (
-    Stage("frames", 600, (1,), clips=8, questions=12, style="short"),
-    Stage("moments", 200, (3, 4, 5, 6), clips=5, questions=12, style="short"),
-    Stage("clips", 1900, (3, 4, 5, 6), clips=6, questions=6),
-    Stage("prompts", 400, (1, 4, 5, 6), clips=4, questions=5, instructions=True),
+    Stage("frames", 700, (1,), clips=8, questions=12, style="short"),
+    Stage("moments", 300, (3, 4, 5, 6), clips=5, questions=12, style="short"),
+    Stage("clips", 2600, (3, 4, 5, 6), clips=6, questions=6),
+    Stage("prompts", 450, (1, 4, 5, 6), clips=4, questions=5, instructions=True),
 )
 
 
