@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -80,9 +81,16 @@ class _Seat:
     """In a row, nothing having been finished in between."""
     video: str = ""
     """Whose features a tracker has, or will have."""
+    since: float = 0.0
+    """When it last finished something or, if that was later, got something to do."""
 
     def has_place(self) -> bool:
         return self.built is None and len(self.tasks) < self.ahead
+
+    def add(self, call: ray.ObjectRef, task: _Task) -> None:
+        if not self.tasks:
+            self.since = time.monotonic()
+        self.tasks[call] = task
 
 
 class _Crew:
@@ -92,6 +100,7 @@ class _Crew:
         self._waiting = deque(_Task(unit) for unit in plan)
         self._answered: deque[_Task] = deque()
         self._failure: Exception | None = None
+        self._patience_s: float = args.stuck_after
         # a server's requests are bounded for the whole run: one policy asks them all, many units at once
         calls = math.ceil(args.requests / units.LARGEST) + 1 if args.policy == "openai" else AHEAD
         policies = rooms[:1] if args.policy == "openai" else rooms
@@ -119,14 +128,18 @@ class _Crew:
             if not any(seat.tasks for seat in self._seats) and not self._left():
                 break
             refs = {ref: seat for seat in self._seats for ref in (*seat.tasks, *filter(None, [seat.built]))}
-            idle = not any(seat.tasks for seat in self._seats)
-            ready, _ = ray.wait(list(refs), num_returns=1, timeout=START_S if idle else None)
-            if not ready:
+            busy = [seat for seat in self._seats if seat.tasks]
+            patience = min((seat.since + self._patience_s for seat in busy), default=math.inf) - time.monotonic()
+            ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(patience, 0.0) if busy else START_S)
+            if ready:
+                yield from self._take(refs[ready[0]], ready[0])
+            elif busy:
+                self._replace_stuck(busy)
+            else:
                 raise DataError(
                     f"no worker was ready after {START_S:g} s; {cluster.there()}. Run the same command again when "
                     "there is room: what is finished is kept"
                 )
-            yield from self._take(refs[ready[0]], ready[0])
         if self._failure:
             raise self._failure
 
@@ -138,12 +151,12 @@ class _Crew:
         for seat in sorted(self._policies, key=lambda seat: len(seat.tasks)):
             while self._failure is None and self._waiting and seat.has_place():
                 task = self._waiting.popleft()
-                seat.tasks[seat.actor.answer.remote(task.unit.batches)] = task
+                seat.add(seat.actor.answer.remote(task.unit.batches), task)
         for seat in sorted(self._trackers, key=lambda seat: len(seat.tasks)):
             while self._answered and seat.has_place():
                 task = self._choose(seat)
                 seat.video = task.unit.video
-                seat.tasks[seat.actor.track.remote(task.told, task.family)] = task
+                seat.add(seat.actor.track.remote(task.told, task.family), task)
 
     def _choose(self, seat: _Seat) -> _Task:
         """The first answered task of the seat's own video, else of a video that no other tracker has, else of any."""
@@ -168,7 +181,7 @@ class _Crew:
                 raise result.exception()
             seat.built = None
             return
-        task, seat.losses = seat.tasks.pop(ref), 0
+        task, seat.losses, seat.since = seat.tasks.pop(ref), 0, time.monotonic()
         if result.failure is not None and self._failure is None:  # the first one is told
             self._failure = result.failure.exception()
         if isinstance(result, Replies):
@@ -177,6 +190,12 @@ class _Crew:
         else:
             assert isinstance(result, Tracks)
             yield from result.packed
+
+    def _replace_stuck(self, busy: Sequence[_Seat]) -> None:
+        """Workers that finished nothing for too long: one that hangs would hold the run for ever."""
+        for seat in busy:
+            if time.monotonic() - seat.since >= self._patience_s:
+                self._replace(seat, f"it finished nothing for {self._patience_s:g} s (--stuck-after)")
 
     def _replace(self, seat: _Seat, reason: str) -> None:
         """A worker is lost: its tasks go back to the head of the line, and another takes its seat."""

@@ -120,6 +120,14 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "else one is started on this machine for this run)",
     )
     group.add_argument(
+        "--stuck-after",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="seconds in which a worker must finish a unit, up to 8 expressions of a video; one that does not is "
+        "replaced and its work done again (default: %(default)g)",
+    )
+    group.add_argument(
         "--policy-gpus",
         type=float,
         default=0.7,
@@ -195,6 +203,8 @@ def check_workers(args: argparse.Namespace) -> bool:
     count = args.gpus if args.gpus is not None else args.workers
     if count is not None and count < 1:
         raise DataError(f"--gpus and --workers must be at least 1, found {count}")
+    if not args.stuck_after > 0:
+        raise DataError(f"--stuck-after must be above 0 seconds, found {args.stuck_after:g}")
     shares = (args.policy_gpus, args.tracker_gpus)
     if not all(0 < share < 1 for share in shares) or sum(shares) > 1:
         raise DataError(f"--policy-gpus and --tracker-gpus are shares of one GPU, found {shares[0]:g} + {shares[1]:g}")

@@ -37,7 +37,7 @@ from veason.datasets.base import sha256
 from veason.errors import DataError
 
 HOW = {
-    *("output", "shard", "gpus", "workers", "address", "policy_gpus", "tracker_gpus"),
+    *("output", "shard", "gpus", "workers", "address", "policy_gpus", "tracker_gpus", "stuck_after"),
     *("base_url", "api_key_env", "requests", "max_retries", "timeout"),
 }
 """Options that say how a run is done, not what comes out: a resumed one may have others."""

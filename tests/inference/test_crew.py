@@ -103,6 +103,20 @@ def test_killed_workers_change_nothing(raylets, options, single, tmp_path):
         shutil.rmtree(path)
 
 
+def test_a_worker_that_hangs_is_replaced(raylets, options, single, tmp_path):
+    """One process is stopped, not killed: its connection stays, its answer never comes."""
+    address, nodes = raylets
+    process = start([*options, "--stuck-after", 5], tmp_path, address)
+    journal = tmp_path / "predictions.jsonl"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    victim = next(worker for worker in workers(nodes) if "TrackerWorker" in worker.cmdline()[0])
+    victim.suspend()
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert tree(tmp_path) == single
+
+
 def test_a_killed_driver_is_resumed_by_a_single_process(raylets, options, single, tmp_path):
     address, nodes = raylets
     process = start(options, tmp_path, address)
