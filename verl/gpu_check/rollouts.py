@@ -17,6 +17,9 @@ from verl.workers.rollout import open_engine
 from verl.workers.rollout.base import RolloutEngine, Sampling
 from verl.workers.rollout.hf import VISION_TOKENS
 
+PROMPT = 8192
+"""Tokens of a prompt, at most."""
+
 
 def hf(place: Place) -> Found:
     return _engine(place, "hf")
@@ -25,8 +28,6 @@ def hf(place: Place) -> Found:
 def vllm(place: Place) -> Found:
     if find_spec("vllm") is None:
         return "vllm is not installed"
-    if find_spec("verl.workers.rollout.vllm") is None:
-        return "verl has no vllm engine yet"
     return _engine(place, "vllm")
 
 
@@ -35,7 +36,7 @@ def _engine(place: Place, name: str) -> Found:
 
     The actor has learned before, so that an engine that kept the checkpoint's weights is far from it.
     """
-    config = RolloutConfig(name=name, n=policy.GROUP)
+    config = RolloutConfig(name=name, n=policy.GROUP, max_model_len=PROMPT + place.sizes.reply)
     with place.group():
         actor = place.actor(adapter=True, offloaded=True)
         actor.update(place.rollouts())
@@ -124,6 +125,6 @@ def _config(place: Place) -> Config:
     size = 2 * place.world_size
     actor.global_batch_size = size
     return Config(
-        data=DataConfig(rollout_batch_size=size, max_prompt_length=8192, max_response_length=place.sizes.reply),
+        data=DataConfig(rollout_batch_size=size, max_prompt_length=PROMPT, max_response_length=place.sizes.reply),
         worker=WorkerConfig(actor=actor, rollout=RolloutConfig(name="hf", n=policy.GROUP)),
     )
