@@ -29,6 +29,7 @@ class Ablation:
     """One row of the table."""
 
     name: str
+    """Of its folder and stages; those it shares with the demo are done once where both go to the same OUTPUT."""
     title: str
     settings: tuple[str, ...] = ()
     """Of GRPO, beyond the demo's."""
@@ -41,15 +42,15 @@ class Ablation:
 
 
 ABLATIONS = (
-    Ablation("full", "full", paper=(0.0, 0.0)),
-    Ablation("no_spatial", "without spatial reward", ("worker.reward.weights.spatial=0",), paper=(-2.0, -2.9)),
-    Ablation("no_keyframe", "without keyframe reward", ("worker.reward.weights.keyframe=0",), paper=(-1.4, -1.9)),
+    Ablation("grpo", "full", paper=(0.0, 0.0)),
+    Ablation("grpo_no_spatial", "without spatial reward", ("worker.reward.weights.spatial=0",), paper=(-2.0, -2.9)),
+    Ablation("grpo_no_keyframe", "without keyframe reward", ("worker.reward.weights.keyframe=0",), paper=(-1.4, -1.9)),
     Ablation(
-        "no_consistency", "without consistency reward", ("worker.reward.weights.consistency=0",), paper=(-0.6, -0.7)
+        "grpo_no_consistency", "without consistency reward", ("worker.reward.weights.consistency=0",), paper=(-0.6, -0.7)
     ),
-    Ablation("no_format", "without format reward", ("worker.reward.weights.format=0",)),
-    Ablation("no_sft", "GRPO without SFT", start="base", paper=(-3.0, -2.6)),
-    Ablation("no_cot", "SFT without CoT, then GRPO", start="sft_no_cot", paper=(-12.8, -8.5)),
+    Ablation("grpo_no_format", "without format reward", ("worker.reward.weights.format=0",)),
+    Ablation("grpo_no_sft", "GRPO without SFT", start="base", paper=(-3.0, -2.6)),
+    Ablation("grpo_no_cot", "SFT without CoT, then GRPO", start="sft_no_cot", paper=(-12.8, -8.5)),
     Ablation("sft", "SFT only", rewarded=False, paper=(-11.9, -15.2)),
     Ablation("sft_no_cot", "SFT without CoT only", start="sft_no_cot", rewarded=False),
     Ablation("base", "base", start="base", rewarded=False, paper=(-42.1, -37.3)),
@@ -101,7 +102,7 @@ def walk(road: Road, ablation: Ablation) -> Path:
     else:
         model = road.fine_tune(ablation.start, thinking=ablation.start == "sft")
     if ablation.rewarded:
-        model = road.reinforce(f"grpo_{ablation.name}", model, *ablation.settings)
+        model = road.reinforce(ablation.name, model, *ablation.settings)
     return road.predict(ablation.name, model)
 
 

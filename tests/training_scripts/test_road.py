@@ -90,7 +90,7 @@ def test_ablations_share_what_they_can(walked):
     starts = {
         ablation.name: next(
             word for words in [w for m, w in commands if m == "verl.trainer.main"] for word in words
-            if word.startswith("trainer.save") and word.endswith(f"grpo_{ablation.name}")
+            if word.startswith("trainer.save") and word.endswith(f"/{ablation.name}")
         )
         for ablation in ablations.ABLATIONS
         if ablation.rewarded
