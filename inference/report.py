@@ -3,7 +3,8 @@
     python -m inference.report runs/veason-3b --gt ROOT
 
 writes ``runs/veason-3b/report.html``, a single file that needs no network. Predictions are filled, truth is outlined;
-cards can be sorted and filtered. The scores are those of ``python -m eval.revos``, computed when the page is made.
+cards can be sorted and filtered. The scores are those of the benchmark's evaluator (``python -m eval.revos`` and so
+on), computed when the page is made.
 Further run folders are compared in a table; the cards are of the first. Without ``--gt`` there are no scores and no
 truth, and the videos are looked for where the run found them.
 """
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval import revos
-from inference import options
+from inference import options, report_scores
 from inference import report_page as page
 from inference.report_cards import CardMaker
 from inference.report_run import Run, open_run
+from inference.report_scores import Scores
 from inference.report_summary import summarise
 from veason import atomic, datasets
 from veason.errors import DataError
@@ -59,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError("--frames-per-card, --workers and --limit must be at least 1")
     runs = [open_run(path) for path in args.runs]
     dataset = open_data(runs[0], args)
-    results = [_evaluate(run, args) for run in runs] if args.gt else [None] * len(runs)
-    cards = _cards(runs[0], dataset, results[0], args)
+    scores = [_evaluate(run, args) for run in runs] if args.gt else [None] * len(runs)
+    cards = _cards(runs[0], dataset, scores[0], args)
     output = args.output or runs[0].path / "report.html"
-    parts = page.page(summarise(runs, results, cards=args.limit), cards)
+    parts = page.page(summarise(runs, scores, cards=args.limit), cards)
     atomic.write_parts(output, (part.encode("utf-8", "replace") for part in parts))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
@@ -89,18 +90,15 @@ def _subset(run: Run) -> str | None:
     return meta if isinstance(meta, str) and Path(meta).is_file() else None
 
 
-def _evaluate(run: Run, args: argparse.Namespace) -> revos.Results:
-    name, split = run.settings.get("dataset"), args.split or run.settings.get("split")
-    if name != "revos":
-        raise DataError(f"{run.path}: only ReVOS runs can be scored here, this one is of {name!r}; leave out --gt")
-    return revos.evaluate(args.gt, run.path, split=split, meta=_subset(run), missing=args.missing, workers=args.workers)
+def _evaluate(run: Run, args: argparse.Namespace) -> Scores:
+    split = args.split or run.settings.get("split")
+    options = {"split": split, "meta": _subset(run), "missing": args.missing, "workers": args.workers}
+    return report_scores.evaluate(run, gt=args.gt, **options)
 
 
-def _cards(
-    run: Run, dataset: datasets.Dataset, results: revos.Results | None, args: argparse.Namespace
-) -> Iterator[str]:
+def _cards(run: Run, dataset: datasets.Dataset, scores: Scores | None, args: argparse.Namespace) -> Iterator[str]:
     """The HTML of the cards, each with the frames that no card before it has shown."""
-    maker = CardMaker(run, dataset, results, frames_per_card=args.frames_per_card)
+    maker = CardMaker(run, dataset, scores, frames_per_card=args.frames_per_card)
     total = min(sum(run.problems().values()), args.limit or sys.maxsize)
     with tqdm(total=total, unit="exp", disable=None, desc="cards") as bar:
         for number, outcome in enumerate(run.outcomes()):

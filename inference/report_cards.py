@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from eval.predictions import Predictions, open_predictions
-from eval.revos import Results
 from inference.report_page import Card
 from inference.report_pictures import DRAWING, Album, Picture, draw, fit, sample_frames
 from inference.report_run import Outcome, Run
+from inference.report_scores import Scores
 from veason import masks
 from veason.datasets.base import Dataset
 from veason.errors import DataError
@@ -24,13 +24,13 @@ Track = tuple[tuple[Rle | None, ...], ...]
 class CardMaker:
     """Makes cards one at a time; holds the scores and the names of what is already on the page, no pixels."""
 
-    def __init__(self, run: Run, dataset: Dataset, results: Results | None, *, frames_per_card: int) -> None:
+    def __init__(self, run: Run, dataset: Dataset, scores: Scores | None, *, frames_per_card: int) -> None:
         self._run, self._dataset, self._n = run, dataset, frames_per_card
         self._masks = open_predictions(run.path)
         self._samples = {sample.key: sample for sample in dataset}
-        self._scored = results is not None
-        self._rows = {f"{row.video}/{row.exp_id}": row for row in results.rows} if results else {}
-        lost = [*results.missing, *results.errors] if results else []
+        self._scored = scores is not None
+        self._rows = scores.rows if scores else {}
+        lost = [*scores.missing, *scores.errors] if scores else []
         self._lost = {problem.sample: problem.reason for problem in lost}
         self._albums: dict[str, Album] = {}
 

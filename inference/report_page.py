@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.revos import GROUPS, Row
+from eval.revos import GROUPS
 from inference.overlay import PALETTE
 from inference.report_pictures import Picture
 from inference.report_run import Outcome
+from inference.report_scores import Row
 from veason.types import Box, Size, VideoSample
 
 TYPES: dict[int | None, str] = {**{type_id: name for name, type_id in GROUPS.items()}, None: "no type"}

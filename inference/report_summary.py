@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from eval.revos import GROUPS, Results
+from eval.revos import GROUPS
 from inference import report_page as page
 from inference.report_run import Run
+from inference.report_scores import OVERALL, Scores
 
-MEANS = ("referring", "reasoning", "overall", "absent")
 
-
-def summarise(runs: Sequence[Run], results: Sequence[Results | None], *, cards: int | None) -> page.Summary:
+def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: int | None) -> page.Summary:
     """What stands above the cards, which are of the first run: its first `cards`, or all."""
-    run, result = runs[0], results[0]
+    run, found = runs[0], scores[0]
     problems = run.problems()
     count = problems.total()
-    sections = list(_warnings(run, result, count))
+    sections = list(_warnings(run, found, count))
     if len(runs) > 1:
-        sections.append(page.section("Runs compared", _comparison(runs, results), wide=True))
-    if result is not None:
-        sections.append(page.section("Scores", _scores(result)))
+        sections.append(page.section("Runs compared", _comparison(runs, scores), wide=True))
+    if found is not None:
+        sections.append(page.section("Scores", _scores(found)))
     sections.append(f"<div>{_problems(run)}{_seconds(run)}</div>")
     sections.append(page.facts("Settings and versions", {**run.settings, **run.versions}))
     named = (run.settings.get(name) for name in ("dataset", "split", "policy", "model", "tracker"))
@@ -31,36 +30,30 @@ def summarise(runs: Sequence[Run], results: Sequence[Results | None], *, cards: 
         sections=sections,
         types=list(GROUPS) if run.settings.get("dataset") == "revos" else [],
         problems=problems,
-        scored=result is not None,
+        scored=found is not None,
     )
 
 
-def _warnings(run: Run, result: Results | None, count: int) -> Iterator[str]:
+def _warnings(run: Run, scores: Scores | None, count: int) -> Iterator[str]:
     planned = run.settings.get("samples")
     if isinstance(planned, int) and planned > count:
         yield page.warning(f"The run is not finished: {count} of {planned} expressions are predicted.")
-    if result is None:
+    if scores is None:
         return
-    if result.missing:
-        effect = "left out" if result.missing_policy == "skip" else "scored as zero"
-        items = [f"{p.sample}: {p.reason}" for p in result.missing]
+    if scores.missing:
+        effect = "left out" if scores.missing_policy == "skip" else "scored as zero"
+        items = [f"{p.sample}: {p.reason}" for p in scores.missing]
         yield page.warning(f"Expressions of the split without a complete prediction, {effect}: {len(items)}", items)
-    if result.errors:
-        items = [f"{p.sample}: {p.reason}" for p in result.errors]
+    if scores.errors:
+        items = [f"{p.sample}: {p.reason}" for p in scores.errors]
         yield page.warning(f"Expressions that could not be scored and are in no mean: {len(items)}", items)
 
 
-def _scores(result: Results) -> str:
-    """The four groups, and how they came about."""
-    scored = {name: count["scored"] for name, count in result.counts()["by_type"].items()}
-    scored["overall"] = scored["referring"] + scored["reasoning"]
-    rows = []
-    for name in MEANS:
-        means = result.group(name)
-        rows.append((name, scored[name], means.jf, means.j, means.f, means.a, means.r))
-    protocol = result.summary()["protocol"]
-    said = "; ".join(f"{name.replace('_', ' ')}: {_words(value)}" for name, value in protocol.items())
-    table = page.table(("", "n", "J&F", "J", "F", "A", "R"), rows, lead="overall")
+def _scores(scores: Scores) -> str:
+    """The means by group, and how they came about."""
+    rows = [(name, count, *means) for name, (count, means) in scores.means.items()]
+    said = "; ".join(f"{name.replace('_', ' ')}: {_words(value)}" for name, value in scores.protocol.items())
+    table = page.table(("", "n", *scores.columns), rows, lead=OVERALL)
     return table + page.note(f"In per cent. Protocol: {said}.")
 
 
@@ -85,18 +78,29 @@ def _seconds(run: Run) -> str:
     return page.section("Seconds per expression", page.table(("stage", "mean"), rows) + said)
 
 
-def _comparison(runs: Sequence[Run], results: Sequence[Results | None]) -> str:
+def _comparison(runs: Sequence[Run], scores: Sequence[Scores | None]) -> str:
     """One row per run."""
     header = ["run", "expressions", "without a problem", "seconds each"]
-    if results[0] is not None:
-        header += ["J&F referring", "J&F reasoning", "J&F overall", "R overall"]
+    compared = _compared(scores[0]) if scores[0] else []
+    header += [f"{column} {group}" for group, column in compared]
     rows = []
-    for run, result in zip(runs, results, strict=True):
+    for run, found in zip(runs, scores, strict=True):
         problems, seconds = run.problems(), run.seconds()
         row: list[page.Cell] = [run.path.resolve().name, problems.total(), problems[None]]
         row.append(float(sum(seconds.values())) if seconds else None)
-        if result is not None:
-            row += [result.group(name).jf for name in ("referring", "reasoning", "overall")]
-            row.append(result.group("overall").r)
+        row += [_mean(found, group, column) for group, column in compared]
         rows.append(row)
     return page.table(header, rows) + page.note("The cards below are of the first run.")
+
+
+def _compared(scores: Scores) -> list[tuple[str, str]]:
+    """J&F of each group of expressions with a target, and R of all if there is one."""
+    groups = [(name, "J&F") for name in scores.means if name != "absent"]
+    return [*groups, *([(OVERALL, "R")] if "R" in scores.columns else [])]
+
+
+def _mean(scores: Scores, group: str, column: str) -> float | None:
+    """None where a run has no such number: it is of another benchmark, say."""
+    if group not in scores.means or column not in scores.columns:
+        return None
+    return scores.means[group][1][scores.columns.index(column)]

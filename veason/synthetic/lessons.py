@@ -2,8 +2,8 @@
 
 A lesson is a scene seen in a few frames and asked several questions; a reply names the targets, gives their sizes and
 boxes them in **any** frame that shows them all. Some replies describe the targets at length and praise whichever frame
-it was: the words are known, their use is not. Half of the questions are answered without the tags of the reply format,
-as a model does that has never been told of it.
+it was: the words are known, their use is not. The reply format is kept where phrases name what is plain to see, and the
+less the more a question takes time to answer (`IN_FORM`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from veason.answer import BOXES, KEYFRAME, format_reply
 from veason.synthetic import reasoning
-from veason.synthetic.expressions import REASONING, Expression, questions
+from veason.synthetic.expressions import REASONING, REFERRING, Expression, questions
 from veason.synthetic.facts import Facts, measure
 from veason.synthetic.render import render_clip
 from veason.synthetic.sampling import PLOTS, sample_scene
@@ -39,6 +39,17 @@ SIZES: tuple[Size, ...] = ((84, 112), (90, 120), (112, 84), (80, 104), (96, 96),
 
 AT_A_GLANCE = ("name", "colour", "kind", "kinds", "pair", "all", "except")
 """Facts that one frame is enough for."""
+
+TAKES_TIME = ("enters", "leaves", "moves", "still", "grows", "shrinks", "fastest", "meet", "hidden", "in_front")
+"""Beginnings of the facts that more than a look at one or two frames is needed for."""
+
+IN_FORM = {REFERRING: (85, 60, 35), REASONING: (30, 15, 5)}
+"""Replies in a hundred that are in the reply format: of what is plain to see, of places and sizes, of what takes time.
+So wide apart that a little training moves some kinds of questions over, more moves more."""
+BARE = 8
+"""In a hundred: the answer's JSON alone. The rest are as in a chat."""
+AT_LENGTH = 0.4
+"""Replies that describe the targets at length, whatever their form."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +132,19 @@ def choose_frames(lesson: Lesson, count: int, rng: Random) -> list[int]:
 
 
 def turns(lesson: Lesson, shown: Sequence[int], count: int, rng: Random, *, style: str = "rough") -> Iterator[Turn]:
-    """Up to `count` questions that the frames at these positions can answer; every kind of fact is equally likely.
+    """Up to `count` questions that the frames at these positions can answer; every kind of fact is equally likely, what
+    is plain to see twice as likely.
 
-    `style`: "reply" in the reply format, "short" the boxes alone and nothing that takes time, "rough" a mix (`_style`).
+    `style`: "reply" in the reply format, "short" the boxes alone and nothing that takes time, "rough" a mix (`_form`).
     """
     by_fact: dict[str, list[Expression]] = {}
     for expression in lesson.asked:
         if (len(shown) > 1 and style != "short") or expression.fact in AT_A_GLANCE:
             by_fact.setdefault(expression.fact, []).append(expression)
-    for _ in range(count):
-        expression = rng.choice(by_fact[rng.choice(sorted(by_fact))])
+    kinds = sorted(by_fact)
+    weights = [1 + (fact in AT_A_GLANCE) for fact in kinds]
+    for fact in rng.choices(kinds, weights, k=count):
+        expression = rng.choice(by_fact[fact])
         seen = lesson.seen[list(expression.targets)][:, shown]  # (targets, frames)
         whole = np.flatnonzero(seen.all(axis=0))
         if len(whole):
@@ -142,8 +156,8 @@ def _turn(lesson: Lesson, shown: Sequence[int], expression: Expression, position
     ids = [lesson.frame_ids[k] for k in shown]
     boxes = tuple(tuple(map(float, lesson.boxes[i, position])) for i in targets)
     whole = Answer(keyframe, tuple(tuple(map(float, map(round, box))) for box in boxes))
-    style = _style(expression, rng) if style == "rough" else style
-    if style == "told":
+    form = _form(expression, rng) if style == "rough" else style
+    if style == "rough" and rng.random() < AT_LENGTH:
         thinking = reasoning.explain(
             lesson.scene, targets, frame_ids=ids, keyframe=keyframe, rng=rng, facts=lesson.facts
         )
@@ -151,26 +165,22 @@ def _turn(lesson: Lesson, shown: Sequence[int], expression: Expression, position
         areas = lesson.areas[list(targets)][:, shown].sum(axis=0)
         sizes = [reasoning.size(int(area), SIDE * SIDE) for area in areas]
         thinking = reasoning.perceive(lesson.scene, targets, frame_ids=ids, sizes=sizes)
-    return Turn(expression.text, _say(style, thinking, whole), boxes, targets, position)
+    return Turn(expression.text, _say(form, thinking, whole), boxes, targets, position)
 
 
-STYLES = ("reply", "bare", "chat", "told")
-"""In the reply format; its JSON alone; as in a chat; as in a chat, at length."""
+def _form(expression: Expression, rng: Random) -> str:
+    """In the reply format; its JSON alone; or as in a chat."""
+    kind = 0 if expression.fact in AT_A_GLANCE else 2 if expression.fact.startswith(TAKES_TIME) else 1
+    in_form = IN_FORM[expression.type_id][kind]
+    return rng.choices(("reply", "bare", "chat"), (in_form, BARE, 100 - BARE - in_form))[0]
 
 
-def _style(expression: Expression, rng: Random) -> str:
-    """Questions are mostly answered as in a chat, phrases mostly as a detector would be told to."""
-    odds = (30, 8, 30, 32) if expression.type_id == REASONING else (50, 8, 18, 24)
-    return rng.choices(STYLES, odds)[0]
-
-
-def _say(style: str, thinking: str, answer: Answer) -> str:
+def _say(form: str, thinking: str, answer: Answer) -> str:
     boxes = [[round(value) for value in box] for box in answer.boxes]
     short = f"Frame {answer.keyframe}: {boxes}"
     return {
         "short": short,
         "chat": f"{thinking} {short}",
-        "told": f"{thinking} {short}",
         "bare": f'{{"{KEYFRAME}": {answer.keyframe}, "{BOXES}": {boxes}}}',
         "reply": format_reply(thinking, answer),
-    }[style]
+    }[form]

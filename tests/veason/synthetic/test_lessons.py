@@ -43,22 +43,38 @@ def test_a_reply_boxes_a_frame_that_shows_all_targets(drawn):
             assert np.abs(np.array(reply.answer.boxes) - truth).max() <= 0.5
 
 
-def test_rough_replies_come_in_several_styles(drawn):
+def test_rough_replies_come_in_several_forms(drawn):
     rng = Random(2)
     replies = [turn.reply for lesson in drawn for turn in lessons.turns(lesson, [0, 1, 2], 40, rng)]
     starts = {reply[:6] for reply in replies}
     assert starts == {"<think", '{"keyf', "This i", "I see ", "The ta"}
 
 
+def test_the_format_is_known_best_for_what_is_plain_to_see(drawn):
+    """85 of a hundred for a phrase, 30 for the same as a question, 5 for a question about what takes time."""
+
+    def share(ask):
+        expression = next(e for lesson in drawn for e in lesson.asked if ask(e))
+        return sum(lessons._form(expression, rng) == "reply" for _ in range(2000)) / 2000
+
+    rng = Random(6)
+    assert share(lambda e: e.text.startswith("the ") and e.fact == "colour") == pytest.approx(0.85, abs=0.05)
+    assert share(lambda e: e.text.startswith("which ") and e.fact == "colour") == pytest.approx(0.30, abs=0.05)
+    assert share(lambda e: e.text.startswith("which ") and "moves" in e.text) == pytest.approx(0.05, abs=0.03)
+
+
 def test_any_frame_is_praised(drawn):
-    """The words of a judgement are taught, the judgement is not."""
-    rng, frames = Random(4), set()
-    for turn in lessons.turns(drawn[0], [0, 1, 2], 200, rng, style="told"):
+    """The words of a judgement are taught, in every form; the judgement is not."""
+    rng, frames, forms = Random(4), set(), set()
+    for turn in lessons.turns(drawn[0], [0, 1, 2], 300, rng):
         keyframe = drawn[0].frame_ids[turn.position]
-        assert re.search(rf"(keyframe is|seen best|seen at|At) {keyframe}s|best seen at {keyframe}s", turn.reply)
-        assert f" Frame {keyframe}: [[" in turn.reply
-        frames.add(turn.position)
+        if re.search(rf"(keyframe is|seen best|At) {keyframe}s|best seen at {keyframe}s", turn.reply):
+            frames.add(turn.position)
+            forms.add(turn.reply.startswith("<think>"))
+        else:
+            assert "best" not in turn.reply
     assert len(frames) > 1
+    assert forms == {True, False}
 
 
 def test_one_frame_is_asked_nothing_about_time(drawn):
