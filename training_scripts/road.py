@@ -40,7 +40,7 @@ class Road:
     """Of world, sampling, teacher, SFT and GRPO."""
     videos: int = 120
     """A quarter of them for validation."""
-    records: int = 200
+    records: int = 64
     """Chains of thought to learn from."""
     steps: int = 80
     """Of GRPO."""
