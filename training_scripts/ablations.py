@@ -46,7 +46,10 @@ ABLATIONS = (
     Ablation("grpo_no_spatial", "without spatial reward", ("worker.reward.weights.spatial=0",), paper=(-2.0, -2.9)),
     Ablation("grpo_no_keyframe", "without keyframe reward", ("worker.reward.weights.keyframe=0",), paper=(-1.4, -1.9)),
     Ablation(
-        "grpo_no_consistency", "without consistency reward", ("worker.reward.weights.consistency=0",), paper=(-0.6, -0.7)
+        "grpo_no_consistency",
+        "without consistency reward",
+        ("worker.reward.weights.consistency=0",),
+        paper=(-0.6, -0.7),
     ),
     Ablation("grpo_no_format", "without format reward", ("worker.reward.weights.format=0",)),
     Ablation("grpo_no_sft", "GRPO without SFT", start="base", paper=(-3.0, -2.6)),
