@@ -203,8 +203,8 @@ def check_workers(args: argparse.Namespace) -> bool:
     count = args.gpus if args.gpus is not None else args.workers
     if count is not None and count < 1:
         raise DataError(f"--gpus and --workers must be at least 1, found {count}")
-    if not args.stuck_after > 0:
-        raise DataError(f"--stuck-after must be above 0 seconds, found {args.stuck_after:g}")
+    if not 0 < args.stuck_after < math.inf:
+        raise DataError(f"--stuck-after must be a number of seconds above 0, found {args.stuck_after:g}")
     shares = (args.policy_gpus, args.tracker_gpus)
     if not all(0 < share < 1 for share in shares) or sum(shares) > 1:
         raise DataError(f"--policy-gpus and --tracker-gpus are shares of one GPU, found {shares[0]:g} + {shares[1]:g}")

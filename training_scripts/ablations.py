@@ -3,7 +3,7 @@
     python training_scripts/ablations.py [--output ablations_out] [--seed 0]
 
 Each row is a road of its own from the same world and the same chains of thought; about an hour on two cores. The
-table, the paper's numbers beside ours, is printed and kept in OUTPUT/ablations.md; ours, read: docs/ablations.md.
+table, the paper's differences beside ours, is printed and kept in OUTPUT/ablations.txt.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a file: on the path stands its folder, w
 from training_scripts.demo import build_parser
 from training_scripts.road import BASE_POLICY, Road, StageError
 from veason import atomic
+from veason.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     except StageError as error:
         sys.exit(f"the ablations stopped: {error}")
     text = table(json.loads((page / "comparison.json").read_text())["runs"])
-    kept = args.output / "ablations.md"
+    kept = args.output / "ablations.txt"
     atomic.write_bytes(kept, text.encode())
     print(f"\n{text}\nkept in {kept}; with pictures: {page / 'comparison.html'}")
 
@@ -84,18 +85,15 @@ HEADER = ("", "J&F", "referring", "reasoning", "usable", "keyframe ratio", "box 
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """The rows of `ABLATIONS` in Markdown: `runs` as in comparison.json. Referring and reasoning are differences to the
-    first row, the paper's beside them."""
-    rows = [HEADER]
+    """A row for each of `ABLATIONS`: `runs` as in comparison.json. Referring and reasoning are differences to the first
+    row, the paper's beside them."""
+    rows = []
     for ablation, run in zip(ABLATIONS, runs, strict=True):
         apart = [f"{run['differences'][name]:+.1f}" for name in ("jf_referring", "jf_reasoning")]
         plain = [f"{run[name]:.1f}" for name in ("usable", "keyframe_ratio", "box_iou")]
         paper = "{:+.1f}, {:+.1f}".format(*ablation.paper) if ablation.paper else "not reported"
         rows.append((ablation.title, f"{run['jf']:.1f}", *apart, *plain, paper))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    return aligned(HEADER, rows) + "\n"
 
 
 def walk(road: Road, ablation: Ablation) -> Path:
