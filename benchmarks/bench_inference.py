@@ -48,7 +48,7 @@ def _alone(sample: VideoSample, policy: HFPolicy, tracker: Sam2Tracker) -> Predi
     clip, video = SHOWN.clip(sample), frames.VideoFrames(sample)
     shown = tuple(frames.resize(video[t], clip.size) for t in clip.frame_ids)
     question = Question(sample=sample, clip=clip, images=shown)
-    prediction = pipeline.ground(policy.answer([question], seed=0)[0], question, policy)
+    prediction = pipeline.ground(policy.answer([question], seed=0)[0], question, policy.family)
     if prediction.keyframe is not None:
         _session(tracker, sample.frame_dir, prediction)
     return prediction
@@ -104,7 +104,7 @@ def _vllm() -> Policy:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_inference", description=__doc__)
     parser.add_argument(
-        "--videos", type=int, default=32, help="of the synthetic world, a quarter is used (default: 32)"
+        "--videos", type=int, default=64, help="of the synthetic world, a quarter is used (default: 64)"
     )
     installed = "hf,vllm" if importlib.util.find_spec("vllm") else "hf"
     parser.add_argument("--policies", default=installed, help="default: %(default)s")

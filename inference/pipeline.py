@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import zlib
 from collections import deque
@@ -75,7 +76,7 @@ def run(
     finisher, failures = Finisher(tracker, open_frames), []
     batches = [b for b in cut(samples, batch_size) if any(sample.key not in done for sample in b)]
     asked = ask(batches, policy=policy, sampling=sampling, in_flight=in_flight, seed=seed, open_frames=open_frames)
-    with ThreadPoolExecutor(1, "track") as tracking, contextlib.closing(asked):
+    with _half_the_cores(), ThreadPoolExecutor(1, "track") as tracking, contextlib.closing(asked):
         pending: deque[Future[Finished]] = deque()
         try:
             for items in _until_failure(asked, failures):
@@ -93,6 +94,22 @@ def run(
                 future.cancel()
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def _half_the_cores() -> Iterator[None]:
+    """Policy and tracker compute beside each other; two teams of torch's threads, each as large as the machine, would
+    wait for one another in busy loops. Who has not loaded torch by now will not need it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads // 2, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cut(samples: Sequence[VideoSample], batch_size: int) -> list[Sequence[VideoSample]]:

@@ -88,3 +88,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world") / "root"
     command.main(["--out", str(root), "--videos", "8", "--seed", "7"])
     return root
+
+
+@pytest.fixture(scope="session")
+def two_videos(tmp_path_factory) -> Path:
+    """A synthetic world of two short videos, to be read only."""
+    from veason.synthetic import __main__ as synthetic
+
+    root = tmp_path_factory.mktemp("two") / "world"
+    arguments = ["--videos", "2", "--size", "84x112", "--max-frames", "8", "--seed", "5", "--no-policy"]
+    assert synthetic.main(["--out", str(root), *arguments]) == 0
+    return root

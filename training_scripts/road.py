@@ -38,9 +38,9 @@ class Road:
     out: Path
     seed: int = 0
     """Of world, sampling, teacher, SFT and GRPO."""
-    videos: int = 120
+    videos: int = 160
     """A quarter of them for validation."""
-    records: int = 64
+    records: int = 48
     """Chains of thought to learn from."""
     steps: int = 80
     """Of GRPO."""

@@ -6,23 +6,14 @@ import pytest
 
 from eval import mevis, reasonvos
 from inference import predict
-from veason.synthetic import __main__ as synthetic
 from veason.synthetic.twins import build_twin
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("source") / "world"
-    arguments = ["--videos", "2", "--size", "84x112", "--max-frames", "8", "--seed", "5", "--no-policy"]
-    assert synthetic.main(["--out", str(root), *arguments]) == 0
-    return root
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["png", "rle"])
 @pytest.mark.parametrize(("name", "evaluator"), [("mevis", mevis), ("reasonvos", reasonvos)])
-def test_what_predict_writes_is_scored_as_it_is(world, tmp_path, name, evaluator, form):
-    root, run = build_twin(name, world, tmp_path / name), tmp_path / "run"
+def test_what_predict_writes_is_scored_as_it_is(two_videos, tmp_path, name, evaluator, form):
+    root, run = build_twin(name, two_videos, tmp_path / name), tmp_path / "run"
     arguments = ["--dataset", name, "--data-root", str(root), "--policy", "oracle", "--tracker", "grabcut"]
     predict.main([*arguments, "--masks", form, "--output", str(run)])
     assert evaluator.main(["--gt", str(root), "--pred", str(run), "--out", str(run / "scores"), "--workers", "1"]) == 0

@@ -312,3 +312,20 @@ def test_a_broken_frame_among_many_questions_keeps_the_others(dataset, hand_made
     with pytest.raises(DataError, match=r"other/00000\.jpg: the frame is missing"):
         came.extend(item.question.sample.exp_id for items in asked for item in items)
     assert came == ["0", "1"]
+
+
+def test_policy_and_tracker_get_half_of_the_threads_each(dataset):
+    torch = pytest.importorskip("torch")
+    before, seen = torch.get_num_threads(), []
+
+    class Counting(Spy):
+        def answer(self, questions, *, seed):
+            seen.append(torch.get_num_threads())
+            return super().answer(questions, seed=seed)
+
+    torch.set_num_threads(6)
+    try:
+        run([dataset[0]], Counting())
+        assert (seen, torch.get_num_threads()) == ([3], 6)
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,6 @@ from eval import mevis, reasonvos, refdavis, vicas
 from inference import predict, report, report_scores
 from inference.report_run import Run
 from veason.errors import DataError
-from veason.synthetic import __main__ as synthetic
 from veason.synthetic.twins import build_twin
 
 EVALUATORS = {
@@ -18,14 +17,6 @@ EVALUATORS = {
     "refdavis": (refdavis, ["--protocol", "binary"]),
     "vicas": (vicas, ["--split", "v1.0/test"]),
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("source") / "world"
-    arguments = ["--videos", "2", "--size", "84x112", "--max-frames", "8", "--seed", "5", "--no-policy"]
-    assert synthetic.main(["--out", str(root), *arguments]) == 0
-    return root
 
 
 def predicted(name, world, folder):
@@ -39,8 +30,8 @@ def predicted(name, world, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATORS)
-def test_a_report_shows_what_the_evaluator_finds(world, tmp_path, name):
-    root, run = predicted(name, world, tmp_path)
+def test_a_report_shows_what_the_evaluator_finds(two_videos, tmp_path, name):
+    root, run = predicted(name, two_videos, tmp_path)
     evaluator, options = EVALUATORS[name]
     line = ["--gt", root, "--pred", run, "--out", run / "scores", "--workers", "1", "--missing", "skip", *options]
     assert evaluator.main(list(map(str, line))) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from veason.errors import DataError
 from veason.types import Rle, VideoSample
 
 
-class SampleList:
+class SampleList(ABC):
     """Base of the readers, a `Dataset` once `track` is there. Picklable: paths and samples, no open file."""
 
     name: str
@@ -38,9 +39,9 @@ class SampleList:
     def __iter__(self) -> Iterator[VideoSample]:
         return iter(self._samples)
 
+    @abstractmethod
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         """One annotation of a sample's video: T checked RLEs, None where the object is not in the frame."""
-        raise NotImplementedError
 
     def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
         """Ground truth of a sample, objects x T frames (see `Dataset.object_rles`)."""

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from veason import prompt
 from veason.errors import DataError
 from veason.family import Family, family_of
+from veason.policies import grouped_attention
 from veason.types import Clip, Question, VideoSample
 
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -47,7 +48,10 @@ class HFPolicy:
         config, self._processor, self.family = open_checkpoint(self._source)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype_of(dtype, self.device)
-        self._model = AutoModelForImageTextToText.from_pretrained(self._source, dtype=self.dtype).to(self.device).eval()
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            self._source, dtype=self.dtype, attn_implementation={"": "sdpa", "text_config": grouped_attention.NAME}
+        )
+        self._model.to(self.device).eval()
         self._processor.tokenizer.padding_side = "left"
         self._limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self._generation = {

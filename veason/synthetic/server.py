@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,7 +78,7 @@ class Manner:
         return rng.choice(self.fail_kinds) if rng.random() < self.fail_rate else None
 
 
-class Server:
+class Server(ABC):
     """Counts, faults and connections; a subclass says what is answered."""
 
     def __init__(self, manner: Manner) -> None:
@@ -86,12 +87,12 @@ class Server:
         self._requests = self._in_flight = self._max_in_flight = 0
         self._outcomes: Counter[str] = Counter()
 
+    @abstractmethod
     def reply(self, request: dict[str, Any]) -> tuple[str, int]:
         """(the text, how many tokens the question has) to a chat request of this model; `Refusal` for another one.
 
         Called from one thread.
         """
-        raise NotImplementedError
 
     @property
     def stats(self) -> dict[str, Any]:
