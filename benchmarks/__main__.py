@@ -18,6 +18,7 @@ BENCHMARKS = {
     "bench_sam2 --memory": "Growth of peak memory of SAM2, 250 and 1,000 frames, each in a fresh process",
     "bench_reward": "Reward of one GRPO step with SAM2 (16 prompts x 8 replies), against one stock session per reply",
     "bench_inference": "Predictions a minute, against one expression at a time: the same tiny policy and SAM2",
+    "bench_memory": "What policy and tracker hold at their real sizes, and what fits into their shares of a GPU",
     "bench_grpo": "One GRPO step against TRL's GRPOTrainer: the same tiny model, prompts, group size and token counts",
 }
 

@@ -28,6 +28,10 @@ FAMILY_PIXELS = 28 * 28
 TEXT_TOKENS = 4096
 """Room for a prompt's text."""
 
+GPU_SHARES = (0.7, 0.3)
+"""Of a GPU's memory for policy and tracker. Measured (`benchmarks.bench_memory`): SAM2.1 hiera-large takes 5.3 GiB with
+its features, a fifth of the smallest card that Qwen2.5-VL-7B's 15.4 GiB of weights fit beside it."""
+
 VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
 
@@ -130,14 +134,14 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--policy-gpus",
         type=float,
-        default=0.7,
+        default=GPU_SHARES[0],
         metavar="SHARE",
         help="of a worker's GPU memory, for hf or vllm (default: %(default)g; 7B in bfloat16 has 16 GB of weights)",
     )
     group.add_argument(
         "--tracker-gpus",
         type=float,
-        default=0.3,
+        default=GPU_SHARES[1],
         metavar="SHARE",
         help="of a worker's GPU memory, for sam2 (default: %(default)g; with --sam2-offload less will do)",
     )

@@ -56,6 +56,9 @@ warnings.filterwarnings("ignore", message="cannot import name '_C'", category=Us
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+FEATURE_BUDGET = 4 << 30
+"""Bytes of image features of a video that stay in memory."""
+
 # As `load_video_frames` has them; (3, 1, 1).
 _MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 _STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -90,7 +93,7 @@ class Sam2Tracker:
         max_objects_per_pass: int = 16,
         offload_features_to_cpu: bool = False,
         offload_state_to_cpu: bool = False,
-        feature_budget_bytes: int = 4 << 30,
+        feature_budget_bytes: int = FEATURE_BUDGET,
         spill_dir: str | Path | None = None,
     ) -> None:
         """Build the predictor that `config` describes with the weights of `checkpoint`.
