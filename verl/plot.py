@@ -30,6 +30,8 @@ DEFAULT_KEYS = (
     "engine/gap_mean",
 )
 COLUMNS = 4
+PROBLEM = "problem/"
+"""Prefix of the shares of unusable replies by reason, which are noted where they occur."""
 HELD_OUT = "val/"
 """Prefix of a held-out value; drawn as dots in the panel of the value without it."""
 LINE, FAINT, DOTS = "#1f5fa8", "#a9c4e4", "#d1602b"
@@ -39,10 +41,13 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Every metric of a ``metrics.jsonl`` by name."""
+    """Every metric of a ``metrics.jsonl`` by name; a step without some problem had none of it."""
     curves: dict[str, Curve] = {}
-    for record in read_lines(path):
-        for name, value in record.items():
+    records = list(read_lines(path))
+    problems = dict.fromkeys((name for record in records for name in record if name.startswith(PROBLEM)), 0.0)
+    for record in records:
+        absent = problems if "reward/total" in record else {}  # a step that only validates says nothing of rollouts
+        for name, value in {**absent, **record}.items():
             if name != "step":
                 curves.setdefault(name, []).append((record["step"], math.nan if value is None else value))
     return curves

@@ -30,6 +30,16 @@ def test_curves_hold_gaps_and_leave_out_a_half_line(run):
     assert math.isnan(curves["actor/kl"][1][1])
 
 
+def test_a_step_without_a_problem_had_none_of_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 0, "val/reward/total": 0.5}\n'
+        '{"step": 1, "reward/total": 1.0, "problem/not_json": 0.25}\n'
+        '{"step": 2, "reward/total": 2.0}\n'
+    )
+    assert read_curves(path)["problem/not_json"] == [(1, 0.25), (2, 0.0)]
+
+
 def test_select_keeps_the_order_of_the_patterns():
     names = ["reward/b", "reward/a", "reward/total", "actor/kl"]
     assert select(names, ["reward/total", "reward/*", "missing"]) == ["reward/total", "reward/a", "reward/b"]
