@@ -37,7 +37,8 @@ def main() -> None:
             stdout=subprocess.PIPE,
             text=True,
             check=True,
-            env={**os.environ, "TQDM_DISABLE": "1"},  # the stock SAM2 sessions draw a bar each
+            # the stock SAM2 sessions draw a bar each; vLLM's warnings come on the same stream as the tables
+            env={**os.environ, "TQDM_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
         ).stdout
         print(printed, flush=True)
         parts.append(f"## {title}\n\n`{name}`\n\n```\n{printed.rstrip()}\n```\n")
