@@ -121,6 +121,6 @@ def _third(share: float) -> int:
     return min(int(3 * share), 2)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)  # measuring renders every frame
 def _facts(scene: Scene) -> Facts:
     return measure(scene)
