@@ -29,8 +29,8 @@ TEXT_TOKENS = 4096
 """Room for a prompt's text."""
 
 GPU_SHARES = (0.7, 0.3)
-"""Of a GPU's memory for policy and tracker. Measured (`benchmarks.bench_memory`): SAM2.1 hiera-large takes 5.3 GiB with
-its features, a fifth of the smallest card that Qwen2.5-VL-7B's 15.4 GiB of weights fit beside it."""
+"""Of a GPU's memory for policy and tracker. By the bytes of tensors, counted on a CPU (`benchmarks.bench_memory`),
+SAM2.1 hiera-large takes 5.3 GiB with its features; 24 GiB hold Qwen2.5-VL-7B's 15.4 GiB of weights beside it."""
 
 VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
