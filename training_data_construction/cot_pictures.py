@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,11 +30,16 @@ _JPEG = (
 
 def data_urls(task: CotTask) -> list[str]:
     """The task's shown frames as the teacher gets them. Decodes those frames alone."""
-    video = frames.VideoFrames(task.sample)
+    size = task.sample.size
+    shown = [_shrunk(task.sample.frame_path(t), size) for t in task.clip.frame_ids]
     return [
-        encode(with_boxes(shrink(video[t]), boxes, from_size=task.sample.size))
-        for t, boxes in zip(task.clip.frame_ids, task.boxes, strict=True)
+        encode(with_boxes(frame.copy(), boxes, from_size=size)) for frame, boxes in zip(shown, task.boxes, strict=True)
     ]
+
+
+@lru_cache(maxsize=32)  # of 0.9 MB: expressions of one video come one after the other and share frames
+def _shrunk(path: Path, size: Size) -> np.ndarray:
+    return shrink(frames.load(path, expect=size))
 
 
 def shrunk_size(size: Size) -> Size:

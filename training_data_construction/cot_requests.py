@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from random import Random
@@ -19,6 +20,9 @@ import cv2
 from training_data_construction import cot_pictures, cot_prompts, cot_tasks
 from training_data_construction.cot_tasks import CotTask, Rules
 from veason.datasets.base import Dataset
+
+TOGETHER = 4
+"""Requests that a worker builds at a time: neighbours are about one video and share its frames."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def build(dataset: Dataset, number: int, rules: Rules) -> CotRequest:
 
 
 def open_pool(dataset: Dataset, rules: Rules, *, workers: int) -> ProcessPoolExecutor:
-    """A pool whose processes know the data set: submit `build_in_worker` with a number."""
+    """A pool whose processes know the data set: submit `build_in_worker` with some numbers."""
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -77,6 +81,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def build_in_worker(number: int) -> CotRequest:
+def build_in_worker(numbers: Sequence[int]) -> list[CotRequest]:
     dataset, rules = _job
-    return build(dataset, number, rules)
+    return [build(dataset, number, rules) for number in numbers]

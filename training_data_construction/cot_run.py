@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_progress import Progress
 from training_data_construction.cot_replies import rejection
-from training_data_construction.cot_requests import CotRequest, build_in_worker
+from training_data_construction.cot_requests import TOGETHER, CotRequest, build_in_worker
 from training_data_construction.cot_teacher import Teacher
 from training_data_construction.records import CotRecord
 from veason.chat import GaveUp
@@ -79,15 +79,16 @@ class CotRun:
         self, numbers: Sequence[int], pool: ProcessPoolExecutor, ready: asyncio.Queue[CotRequest | None], ahead: int
     ) -> None:
         """Never more than twice `ahead` requests exist that nobody asks yet: half being built, half in the queue."""
-        pending: deque[asyncio.Future[CotRequest]] = deque()
-        waiting = iter(numbers)
+        pending: deque[asyncio.Future[list[CotRequest]]] = deque()
+        waiting = iter([numbers[start : start + TOGETHER] for start in range(0, len(numbers), TOGETHER)])
         try:
             while not self._stopping.is_set():
-                while len(pending) < ahead and (number := next(waiting, None)) is not None:
-                    pending.append(asyncio.get_running_loop().run_in_executor(pool, build_in_worker, number))
+                while TOGETHER * len(pending) < ahead and (some := next(waiting, None)) is not None:
+                    pending.append(asyncio.get_running_loop().run_in_executor(pool, build_in_worker, some))
                 if not pending:
                     break
-                await ready.put(await pending.popleft())
+                for request in await pending.popleft():
+                    await ready.put(request)
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker process died, most likely for want of memory; lower --num_workers and run the same command "

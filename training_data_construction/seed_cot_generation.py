@@ -230,7 +230,7 @@ async def _ask(
                     concurrency=min(args.concurrency, len(missing)),
                     template=prompt.load_template(args.prompt_template),
                 )
-                await run.run(missing, pool, ahead=2 * args.num_workers + args.concurrency // 4)
+                await run.run(missing, pool, ahead=cot_requests.TOGETHER * args.num_workers + args.concurrency // 4)
         finally:
             pool.shutdown(cancel_futures=True)
         return run.failures

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import overload
@@ -72,15 +73,22 @@ def sample_clip(
     raise DataError(f"unknown frame sampling {policy!r}; known: {', '.join(POLICIES)}")
 
 
-def load(path: Path, *, expect: Size | None = None) -> np.ndarray:
-    """Decode one picture: (H, W, 3) uint8 RGB. A missing, broken or mis-sized file is a DataError that names it."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture to be decoded within the block. A missing or broken file is a DataError that names it."""
     try:
-        with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+        with path.open("rb") as file, Image.open(file) as image:
+            yield image
     except FileNotFoundError:
         raise DataError(f"{path}: the frame is missing; fetch it again or correct the frame list") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the picture cannot be decoded ({error}); fetch the file again") from error
+
+
+def load(path: Path, *, expect: Size | None = None) -> np.ndarray:
+    """Decode one picture: (H, W, 3) uint8 RGB. A missing, broken or mis-sized file is a DataError that names it."""
+    with opened(path) as image:
+        frame = np.asarray(image.convert("RGB"))
     if expect is not None and frame.shape[:2] != expect:
         raise DataError(f"{path}: the picture is {frame.shape[:2]}, the video is {expect} (height, width)")
     return frame

@@ -82,19 +82,55 @@ def check(rle: object, size: Size, where: str) -> Rle:
     return Rle(size=rle["size"], counts=rle["counts"])
 
 
+def check_track(rles: Sequence[object], size: Size, where: str) -> tuple[Rle | None, ...]:
+    """A mask or None for each frame, each through `check`; the ValueError opens with `where` and the frame."""
+    counts = [rle["counts"] for rle in rles if _looks_right(rle, size)]
+    if len(counts) == len(rles) - list(rles).count(None) and _cover(counts, size[0] * size[1]):
+        return tuple(None if rle is None else Rle(size=rle["size"], counts=rle["counts"]) for rle in rles)
+    return tuple(None if rle is None else check(rle, size, f"{where}, frame {t}") for t, rle in enumerate(rles))
+
+
+def _looks_right(rle: object, size: Size) -> bool:
+    return isinstance(rle, dict) and rle.get("size") == list(size) and isinstance(rle.get("counts"), str)
+
+
+def _cover(counts: Sequence[str], pixels: int) -> bool:
+    """Whether every string can be read and covers that many pixels. False too for what is too much at one time."""
+    if not counts or max(map(len, counts)) * len(counts) > _AT_ONCE:
+        return not counts
+    try:
+        return bool((_read(counts).sum(axis=1) == pixels).all())
+    except ValueError:
+        return False
+
+
+_AT_ONCE = 1 << 22
+"""Characters in the table of a track's strings, at most: 200 MB while they are read."""
+
+
 def runs(counts: str) -> np.ndarray:
     """Run lengths of a compressed COCO string: (R,) int64, starting with a (possibly empty) run outside.
 
-    The code is a base-32 variable-length integer, six bits a character from ``0``; from the fourth run on it holds the
-    difference to the run before the last. Raises ValueError on anything pycocotools could not read safely.
+    Raises ValueError on anything pycocotools could not read safely.
     """
-    if not counts:
+    return _read([counts])[0]
+
+
+def _read(counts: Sequence[str]) -> np.ndarray:
+    """Run lengths of N compressed COCO strings: (N, R) int64, the shorter ones followed by zeros.
+
+    The code is a base-32 variable-length integer, six bits a character from ``0``; from the fourth run on it holds the
+    difference to the run before the last.
+    """
+    text = "".join(counts)
+    if not all(counts):
         raise ValueError("the run string is empty")
-    codes = np.frombuffer(counts.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64) - 48
-    if not counts.isascii() or codes.min() < 0 or codes.max() > 63:
+    codes = np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    if not text.isascii() or codes.min() < 0 or codes.max() > 63:
         raise ValueError("the run string holds a character outside '0' to 'o'")
     last = (codes & 32) == 0
-    if not last[-1]:
+    stops = np.cumsum([len(one) for one in counts])
+    if not last[stops - 1].all():
         raise ValueError("the run string is cut off")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -104,8 +140,13 @@ def runs(counts: str) -> np.ndarray:
     place = np.arange(codes.size) - np.repeat(starts, digits)
     values = np.add.reduceat((codes & 31) << (5 * place), starts)
     values -= np.where(codes[ends] & 16, 1 << (5 * digits), 0)  # sign bit of the last character
-    values[3::2] = np.cumsum(values[1::2])[1:]
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0:
+    amounts = np.diff(np.searchsorted(ends, stops), prepend=0)  # runs of each string
+    filled = np.arange(amounts.max()) < amounts[:, None]
+    table = np.zeros(filled.shape, dtype=np.int64)
+    table[filled] = values
+    table[:, 3::2] = np.cumsum(table[:, 1::2], axis=1)[:, 1:]
+    table[:, 2::2] = np.cumsum(table[:, 2::2], axis=1)
+    table *= filled
+    if table.min() < 0:
         raise ValueError("a run has negative length")
-    return values
+    return table

@@ -92,6 +92,40 @@ def test_a_bad_rle_is_named(change, message):
     assert str(error.value).startswith("file.json: annotation 7")
 
 
+CODES = st.text(alphabet=[chr(c) for c in range(47, 113)], max_size=12)
+FRAME = st.one_of(
+    st.none(),
+    arrays(bool, (3, 4)).map(masks.encode),
+    CODES.map(lambda counts: {"size": [3, 4], "counts": counts}),
+    st.sampled_from([17, {}, {"size": [4, 3], "counts": "<"}, {"size": [3, 4], "counts": b"<"}]),
+)
+
+
+def outcome(check):
+    try:
+        return check()
+    except ValueError as error:
+        return str(error)
+
+
+@given(st.lists(FRAME, max_size=5))
+def test_a_track_is_checked_as_frame_by_frame(rles):
+    """All frames at one time, with the masks or the words of `check` for each."""
+    naive = outcome(
+        lambda: tuple(None if rle is None else masks.check(rle, (3, 4), f"x, frame {t}") for t, rle in enumerate(rles))
+    )
+    assert outcome(lambda: masks.check_track(rles, (3, 4), "x")) == naive
+
+
+def test_a_long_track_is_checked_in_pieces(monkeypatch):
+    monkeypatch.setattr(masks, "_AT_ONCE", 8)
+    rles = [masks.encode(np.eye(3, 4) > 0), None] * 3
+    assert masks.check_track(rles, (3, 4), "x") == tuple(rles)
+    rles[4] = {"size": [3, 4], "counts": "5"}
+    with pytest.raises(ValueError, match="x, frame 4: the runs cover 5 pixels"):
+        masks.check_track(rles, (3, 4), "x")
+
+
 def test_something_else_than_an_rle_is_named():
     with pytest.raises(ValueError, match="expected an RLE"):
         masks.check(17, (3, 4), "here")

@@ -81,8 +81,6 @@ def track(rles: object, sample: VideoSample, where: str) -> tuple[Rle | None, ..
     if len(rles) != len(sample):
         raise DataError(f"{where}: {len(rles)} masks for {len(sample)} frames; position in the list is the frame id")
     try:
-        return tuple(
-            None if rle is None else masks.check(rle, sample.size, f"{where}, frame {t}") for t, rle in enumerate(rles)
-        )
+        return masks.check_track(rles, sample.size, where)
     except ValueError as error:
         raise DataError(str(error)) from error

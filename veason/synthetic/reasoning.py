@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from random import Random
 
 import numpy as np
@@ -34,7 +33,7 @@ def explain(
     `targets`: indices of shapes. `frame_ids`: the shown frames, `keyframe` one of them in which a target is visible.
     `facts`: of the scene, measured if not given.
     """
-    facts = facts or _facts(scene)
+    facts = facts or measure(scene)
     many = len(targets) > 1
     words = {"names": names(scene, targets), "k": keyframe}
     words |= {"it": "they", "It": "They", "is": "are"} if many else {"it": "it", "It": "It", "is": "is"}
@@ -119,8 +118,3 @@ def places(scene: Scene, facts: Facts, targets: Sequence[int], frame_id: int) ->
 
 def _third(share: float) -> int:
     return min(int(3 * share), 2)
-
-
-@lru_cache(maxsize=4096)  # measuring renders every frame
-def _facts(scene: Scene) -> Facts:
-    return measure(scene)

@@ -16,7 +16,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ from PIL import Image
 from veason import frames, prompt
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
+from veason.pool import map_in_order
 from veason.types import VideoSample
 
 GRID = 12
 """Cells of a thumbnail along each side."""
 TOLERANCE = 16.0
 """Grey levels by which all but a twentieth of the cells may be off, at most. Measured: known pictures with boxes, at
-JPEG quality 50 and six tenths of their size, stay below 13 (videos of 84 x 112) or 8 (from 160 x 160 up); pictures of
-other scenes start at 20."""
+JPEG quality 50 and six tenths of their size, stay below 13; pictures of other scenes start at 20."""
 RED_SHARE = 0.6
 """The most of a cell that drawn lines may cover: two pixels along each of two sides, in a small picture."""
 
@@ -98,7 +97,7 @@ def read_inquiry(messages: object) -> Inquiry:
 
 def count_tokens(text: str) -> int:
     """A rough count: words and marks."""
-    return sum(1 for _ in re.finditer(r"\w+|[^\w\s]", text))
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _parts(messages: object) -> Iterator[tuple[str, str]]:
@@ -167,32 +166,38 @@ def read_picture(url: str, *, where: str) -> tuple[np.ndarray, int]:
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """Mean colours, (GRID, GRID, 3) float32."""
+    """Mean colours, (GRID, GRID, 3) float32. A JPEG that was only opened is decoded no finer than that needs."""
+    image.draft("RGB", (4 * GRID, 4 * GRID))
     return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
 
 
-def difference(seen: np.ndarray, known: np.ndarray) -> float:
-    """Grey levels between K pictures as shown and K frames, both (K, GRID, GRID, 3); the worst picture decides.
+def difference(seen: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(K,) grey levels between K pictures as shown (or one) and K frames, both (K, GRID, GRID, 3).
 
-    Of each picture the 95th percentile over the cells, after taking out of a cell as much red as explains it best.
+    Of each picture the worst cell but for a twentieth of them, after taking out of a cell as much red as explains it
+    best.
     """
+    known = known.astype(np.float32)
     to_red = _RED - known
     share = ((seen - known) * to_red).sum(axis=-1) / np.maximum((to_red**2).sum(axis=-1), 1)
     rest = seen - known - np.clip(share, 0, RED_SHARE)[..., None] * to_red
-    cells = np.abs(rest).mean(axis=-1)  # (K, GRID, GRID)
-    return float(np.percentile(cells.reshape(len(cells), -1), 95, axis=1).max())
+    cells = np.abs(rest).mean(axis=-1).reshape(len(rest), -1)
+    rank = cells.shape[1] - 1 - cells.shape[1] // 20
+    return np.partition(cells, rank, axis=1)[:, rank]
 
 
 class Album:
-    """Every expression of a world, by its words; the pictures of its videos, made into thumbnails when first needed."""
+    """Every expression of a world, by its words, and every frame, as a thumbnail: some milliseconds a video to open."""
 
     def __init__(self, root: str | Path) -> None:
-        self.splits = _open_splits(Path(root))
-        self._by_words: dict[str, list[tuple[ReVOS, VideoSample]]] = defaultdict(list)
-        for dataset in self.splits:
+        self._by_words: dict[str, list[VideoSample]] = defaultdict(list)
+        for dataset in _open_splits(Path(root)):
             for sample in dataset:
-                self._by_words[_words(sample.expression)].append((dataset, sample))
-        self._known = lru_cache(maxsize=1 << 16)(_known)  # 2 KiB each
+                self._by_words[_words(sample.expression)].append(sample)
+        videos = list({sample.video: sample for samples in self._by_words.values() for sample in samples}.values())
+        known = map_in_order(_look, None, videos, workers=1, label="looking at the frames", unit="videos")
+        self._known = {sample.video: pictures for sample, pictures in zip(videos, known, strict=True)}
+        """By video, (T, GRID, GRID, 3) uint8."""
 
     def recognise(self, inquiry: Inquiry) -> VideoSample:
         """The sample asked about; an InquiryError if words, timestamps or pictures are not of this world."""
@@ -202,36 +207,36 @@ class Album:
             raise InquiryError(str(error)) from None
         if not named:
             raise InquiryError(f"no video of this world has the expression {_short(inquiry.expression)}")
-        fitting = [(dataset, sample) for dataset, sample in named if max(inquiry.frame_ids) < len(sample)]
+        fitting = [sample for sample in named if max(inquiry.frame_ids) < len(sample)]
         if not fitting:
-            lengths = sorted({len(sample) for _, sample in named})
+            lengths = sorted({len(sample) for sample in named})
             raise InquiryError(
                 f"timestamp {max(inquiry.frame_ids)}s, but videos of this expression have {lengths} frames"
             )
         # the worst picture decides, so that one look at the first rules most videos out
-        near = [pair for pair in fitting if self._away(inquiry, pair[1], pictures=1) <= TOLERANCE] or fitting
-        away = [self._away(inquiry, sample) for _, sample in near]
-        dataset, sample = near[int(np.argmin(away))]
+        first = np.stack([self._known[sample.video][inquiry.frame_ids[0]] for sample in fitting])
+        like = difference(inquiry.thumbnails[:1], first) <= TOLERANCE
+        near = [sample for sample, alike in zip(fitting, like, strict=True) if alike] or fitting
+        away = [self._away(inquiry, sample) for sample in near]
         if min(away) > TOLERANCE:
             raise InquiryError(
                 f"do not know this picture: the most similar video with this expression is {min(away):.0f} grey levels"
                 f" away, at most {TOLERANCE:.0f} are allowed; is it a frame of this world, at its own timestamp?"
             )
-        self._check_target(inquiry, dataset, sample)
-        return sample
+        return near[int(np.argmin(away))]
 
-    def _away(self, inquiry: Inquiry, sample: VideoSample, *, pictures: int | None = None) -> float:
-        """`difference` to a video, of all pictures or the first few."""
-        known = np.stack([self._known(sample.frame_path(t)) for t in inquiry.frame_ids[:pictures]])
-        return difference(inquiry.thumbnails[:pictures], known.astype(np.float32))
+    def _away(self, inquiry: Inquiry, sample: VideoSample) -> float:
+        """`difference` to a video: that of the worst picture."""
+        return float(difference(inquiry.thumbnails, self._known[sample.video][list(inquiry.frame_ids)]).max())
 
-    def _check_target(self, inquiry: Inquiry, dataset: ReVOS, sample: VideoSample) -> None:
-        if not sample.anno_ids:
-            raise InquiryError(f"{sample.key}: {_short(sample.expression)} has no target here; leave such samples out")
-        if all(track[inquiry.keyframe] is None for track in dataset.object_rles(sample)):
-            raise InquiryError(
-                f"{sample.key}: the target is not visible at {inquiry.keyframe}s; choose another keyframe"
-            )
+
+def _look(_: None, sample: VideoSample) -> np.ndarray:
+    """Thumbnails of all frames of a video, (T, GRID, GRID, 3) uint8."""
+    pictures = np.empty((len(sample), GRID, GRID, 3), dtype=np.uint8)
+    for t in range(len(sample)):
+        with frames.opened(sample.frame_path(t)) as image:
+            pictures[t] = thumbnail(image)
+    return pictures
 
 
 def _open_splits(root: Path) -> list[ReVOS]:
@@ -240,11 +245,6 @@ def _open_splits(root: Path) -> list[ReVOS]:
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{root}: no synthetic world; make one with python -m veason.synthetic --out {root}") from None
     return [ReVOS(root, split=split) for split, row in counts.items() if row["expressions"]]
-
-
-def _known(path: Path) -> np.ndarray:
-    """Thumbnail of a frame of the world, uint8: a long world has many."""
-    return thumbnail(Image.fromarray(frames.load(path))).astype(np.uint8)
 
 
 def _words(expression: str) -> str:

@@ -15,6 +15,7 @@ from veason.synthetic.world import COLOURS, Scene, Shape
 from veason.types import Size
 
 _FINE = 4  # sub-pixels per pixel and axis
+_INK = 15 * _FINE**2  # of a covered sub-pixel: a multiple of their number, so that the mean of a pixel's is whole
 _SHIFT = 6  # fractional bits OpenCV draws with
 _RIM = 0.012  # width of a shape's darker rim, in short sides
 
@@ -72,7 +73,10 @@ def background(scene: Scene, size: Size) -> np.ndarray:
 def _coverages(scene: Scene, frame_id: int, size: Size) -> np.ndarray:
     """(N, H, W) float32: the share of each pixel that each shape would cover if it were alone."""
     u = scene.moment(frame_id)
-    return np.stack([_cover(_to_pixels(shape.outline(u), scene, size), size) for shape in scene.shapes])
+    covers = np.zeros((len(scene.shapes), *size), dtype=np.float32)
+    for shape, cover in zip(scene.shapes, covers, strict=True):
+        _draw(_to_pixels(shape.outline(u), scene, size), cover)
+    return covers
 
 
 def _to_pixels(points: np.ndarray, scene: Scene, size: Size) -> np.ndarray:
@@ -80,19 +84,18 @@ def _to_pixels(points: np.ndarray, scene: Scene, size: Size) -> np.ndarray:
     return points * scale
 
 
-def _cover(outline: np.ndarray, size: Size) -> np.ndarray:
-    cover = np.zeros(size, dtype=np.float32)
+def _draw(outline: np.ndarray, cover: np.ndarray) -> None:
+    """The share of each pixel within an outline (P, 2), into an empty `cover` (H, W)."""
     low = np.maximum(np.floor(outline.min(axis=0)).astype(int) - 1, 0)
-    high = np.minimum(np.ceil(outline.max(axis=0)).astype(int) + 2, size[::-1])
+    high = np.minimum(np.ceil(outline.max(axis=0)).astype(int) + 2, cover.shape[::-1])
     width, height = high - low
     if width <= 0 or height <= 0:
-        return cover  # outside the picture
+        return  # outside the picture
     fine = np.zeros((height * _FINE, width * _FINE), dtype=np.uint8)
     corners = ((outline - low) * _FINE - 0.5) * (1 << _SHIFT)
-    cv2.fillPoly(fine, [np.round(corners).astype(np.int32)], 1, shift=_SHIFT)
-    blocks = fine.reshape(height, _FINE, width, _FINE).sum(axis=(1, 3), dtype=np.float32)
-    cover[low[1] : high[1], low[0] : high[0]] = blocks / _FINE**2
-    return cover
+    cv2.fillPoly(fine, [np.round(corners).astype(np.int32)], _INK, shift=_SHIFT)
+    blocks = cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA)  # means, exact with this ink
+    cover[low[1] : high[1], low[0] : high[0]] = blocks / np.float32(_INK)
 
 
 def _paint(scene: Scene, backdrop: np.ndarray, cover: np.ndarray, frame_id: int) -> np.ndarray:
@@ -119,8 +122,9 @@ def _ink(shape: Shape, scene: Scene, u: float, size: Size, window: tuple[slice, 
     down = local[..., 1] * np.cos(turn) - local[..., 0] * np.sin(turn)
     light = 1 + _pattern(shape.texture, across, down) - 0.06 * (across + down)
     inner = shape.centre(u) + (1 - _RIM / shape.radius_at(u)) * (shape.outline(u) - shape.centre(u))
-    rim = 1 - _cover(_to_pixels(inner, scene, size), size)[window]
-    light = light * (1 - 0.22 * rim)
+    within = np.zeros(size, dtype=np.float32)
+    _draw(_to_pixels(inner, scene, size), within)
+    light = light * (1 - 0.22 * (1 - within[window]))
     return (np.array(COLOURS[shape.colour]) * light[..., None]).astype(np.float32)
 
 

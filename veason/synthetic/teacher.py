@@ -16,18 +16,22 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from veason import atomic
 from veason.errors import DataError
+from veason.pool import map_in_order
+from veason.synthetic.facts import Facts, measure
 from veason.synthetic.reasoning import explain
-from veason.synthetic.recognition import Album, InquiryError, read_inquiry
+from veason.synthetic.recognition import Album, Inquiry, InquiryError, read_inquiry
 from veason.synthetic.server import FAULTS, Manner, Server, serving
 from veason.synthetic.wire import Refusal
+from veason.synthetic.world import Scene
 from veason.synthetic.writer import read_scenes
+from veason.types import VideoSample
 
 
 class Teacher(Server):
@@ -37,18 +41,43 @@ class Teacher(Server):
         super().__init__(manner)
         self._album = Album(world)
         self._scenes = read_scenes(world)
+        facts = map_in_order(_measure, self._scenes, list(self._scenes), workers=1, label="measuring", unit="videos")
+        self._facts = dict(zip(self._scenes, facts, strict=True))
 
     def reply(self, request: dict[str, Any]) -> tuple[str, int]:
         try:
             inquiry = read_inquiry(request.get("messages"))
             sample = self._album.recognise(inquiry)
+            self._check_target(sample, inquiry)
         except InquiryError as error:
             raise Refusal(400, str(error)) from None
         rng = Random(f"{self.manner.seed}|{sample.key}|{request.get('seed')}")
-        targets = [int(i) for i in sample.obj_ids]
-        frame_ids = sorted(set(inquiry.frame_ids))
-        text = explain(self._scenes[sample.video], targets, frame_ids=frame_ids, keyframe=inquiry.keyframe, rng=rng)
+        text = explain(
+            self._scenes[sample.video],
+            _targets(sample),
+            frame_ids=sorted(set(inquiry.frame_ids)),
+            keyframe=inquiry.keyframe,
+            rng=rng,
+            facts=self._facts[sample.video],
+        )
         return text, inquiry.size_tokens
+
+    def _check_target(self, sample: VideoSample, inquiry: Inquiry) -> None:
+        if not sample.obj_ids:
+            raise InquiryError(f"{sample.key}: {sample.expression!r} has no target here; leave such samples out")
+        if not self._facts[sample.video].areas[_targets(sample), inquiry.keyframe].any():
+            raise InquiryError(
+                f"{sample.key}: the target is not visible at {inquiry.keyframe}s; choose another keyframe"
+            )
+
+
+def _targets(sample: VideoSample) -> list[int]:
+    """Indices of its shapes."""
+    return [int(i) for i in sample.obj_ids]
+
+
+def _measure(scenes: Mapping[str, Scene], video: str) -> Facts:
+    return measure(scenes[video])
 
 
 @contextlib.contextmanager

@@ -232,6 +232,17 @@ def test_questions_that_have_no_answer_are_refused(url, root, samples):
             client(url).chat.completions.create(model=MODEL, messages=messages)
 
 
+def test_a_keyframe_without_the_target_is_refused(url, samples):
+    dataset, sample, away = next(
+        (dataset, sample, t)
+        for dataset, sample, _ in samples
+        for t in range(len(sample))
+        if all(track[t] is None for track in dataset.object_rles(sample))
+    )
+    with pytest.raises(openai.BadRequestError, match=f"the target is not visible at {away}s; choose another keyframe"):
+        client(url).chat.completions.create(model=MODEL, messages=ask_about(dataset, sample, away))
+
+
 def test_the_same_request_gets_the_same_text_and_another_seed_another(url, root, samples):
     messages = ask_about(*samples[0])
     texts = [
