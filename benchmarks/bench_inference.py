@@ -3,7 +3,8 @@
 Usage: ``python -m benchmarks.bench_inference [--videos N] [--policies hf,vllm]``. The plain loop is what a script does
 that has no pipeline: for each expression, decode the frames, one `generate` of batch 1, then a stock SAM2 session of
 its own. Model, tracker, prompts, pictures and the longest reply are the same; models are loaded, and each side has
-answered a few, before its clock starts. The replies must be the plain loop's; exits with 1 if one differs.
+answered a few (workers have not), before its clock starts. The replies must be the plain loop's; exits with 1 if one
+differs.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.bench_sam2 import quiet
-from inference import pipeline
+from inference import cluster, pipeline, predict, units
+from inference.crew import Crew
+from inference.workers import Job
 from veason import frames, masks
 from veason.datasets import open_dataset
 from veason.policies.base import Policy
@@ -29,7 +33,7 @@ from veason.policies.hf import HFPolicy
 from veason.synthetic.writer import build_world
 from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
-from veason.trackers.sam2_tiny import tiny_sam2
+from veason.trackers.sam2_tiny import TinySam2, tiny_sam2
 from veason.types import Prediction, Question, Rle, VideoSample
 
 MODEL = Path(__file__).parents[1] / "veason" / "synthetic" / "base_policy"
@@ -37,6 +41,8 @@ SHOWN = pipeline.Sampling(n=6, size=(84, 84))
 LONGEST = 120
 """Tokens of a reply."""
 BATCH = 32
+WORKERS, WORKERS_BATCH = 2, 16
+"""Pairs of policy and tracker on Ray, a core each."""
 
 
 def plain(samples: Sequence[VideoSample], policy: HFPolicy, tracker: Sam2Tracker) -> list[Prediction]:
@@ -63,9 +69,34 @@ def _session(tracker: Sam2Tracker, folder: Path, prediction: Prediction) -> list
     return [masks.encode((one[0] > 0.0).numpy()) for _, _, logits in chain(*steps) for one in logits]
 
 
-def ours(samples: Sequence[VideoSample], policy: Policy, tracker: Sam2Tracker) -> list[Prediction]:
+def in_process(samples: Sequence[VideoSample], policy: Policy, tracker: Sam2Tracker) -> list[str]:
+    """The replies of `inference.predict` without workers."""
     done = pipeline.run(samples, policy=policy, tracker=tracker, sampling=SHOWN, batch_size=BATCH)
-    return [finished.prediction for finished in done]
+    return [finished.prediction.reply.text for finished in done]
+
+
+def on_workers(name: str, root: Path, sam2: TinySam2) -> tuple[list[str], float]:
+    """The replies of `inference.predict --workers`, in the order of the samples, and the seconds they took."""
+    args = predict.build_parser().parse_args(
+        [
+            *("--data-root", str(root), "--output", str(root / name), "--masks", "rle", "--device", "cpu"),
+            *("--policy", name, "--model", str(MODEL), "--frames", str(SHOWN.n), "--model-size", str(SHOWN.size[0])),
+            *("--max-new-tokens", str(LONGEST), "--batch-size", str(WORKERS_BATCH)),
+            *("--tracker", "sam2", "--sam2-config", str(sam2.config), "--sam2-checkpoint", str(sam2.checkpoint)),
+            *("--workers", str(WORKERS)),
+        ]
+    )
+    dataset = open_dataset("revos", root, split="valid")
+    samples = list(dataset)
+    plan = units.plan(samples, done=(), batch_size=WORKERS_BATCH, workers=WORKERS)
+    with cluster.rooms(WORKERS, gpu=False, address=None) as rooms:
+        crew = Crew(Job(args, dataset, samples), rooms, plan)
+        crew.ready()
+        start = time.perf_counter()
+        replies = {packed.key: packed.prediction["reply"] for packed in crew.work()}
+        seconds = time.perf_counter() - start
+        crew.dismiss()
+    return [replies[sample.key] for sample in samples], seconds
 
 
 def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
@@ -73,25 +104,29 @@ def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "world"
         build_world(root, videos=videos, seed=11, policy=False)
-        files = tiny_sam2(Path(temporary) / "sam2", 0, image_size=128)
-        tracker = Sam2Tracker(config=files.config, checkpoint=files.checkpoint, device="cpu")
+        sam2 = tiny_sam2(Path(temporary) / "sam2", 0, image_size=128)
+        tracker = Sam2Tracker(config=sam2.config, checkpoint=sam2.checkpoint, device="cpu")
         samples = list(open_dataset("revos", root, split="valid"))
         hf = HFPolicy(MODEL, device="cpu", max_new_tokens=LONGEST)
-        plain(samples[:2], hf, tracker)
-        start = time.perf_counter()
-        expected = [prediction.reply for prediction in plain(samples, hf, tracker)]
-        plain_rate = 60 * len(samples) / (time.perf_counter() - start)
-        rows, equal = [("one at a time: generate, stock SAM2", f"{plain_rate:.0f}", "")], True
-        for name in names:
-            policy = hf if name == "hf" else _vllm()
-            ours(samples[:2], policy, tracker)
+
+        def timed(run: Callable[[Sequence[VideoSample]], list[Any]]) -> tuple[list[Any], float]:
+            run(samples[:2])
             start = time.perf_counter()
-            found = [prediction.reply for prediction in ours(samples, policy, tracker)]
-            rate = 60 * len(samples) / (time.perf_counter() - start)
-            equal &= found == expected
-            rows.append((f"ours, {name}, {BATCH} together", f"{rate:.0f}", f"x{rate / plain_rate:.1f}"))
-        usable = np.mean([reply.usable for reply in expected])
-    title = f"{len(samples)} expressions, {usable:.0%} with an answer"
+            return run(samples), time.perf_counter() - start
+
+        alone, slow = timed(lambda some: plain(some, hf, tracker))
+        expected = [prediction.reply.text for prediction in alone]
+        rows, equal = [("one at a time: generate, stock SAM2", f"{60 * len(samples) / slow:.0f}", "")], True
+        for name in names:
+            found, seconds = on_workers(name, root, sam2)  # before vLLM is in this process: workers get its environment
+            workers = (f"ours, {name}, --workers {WORKERS}, {WORKERS_BATCH} together", found, seconds)
+            policy = _vllm() if name == "vllm" else hf
+            found, seconds = timed(lambda some, policy=policy: in_process(some, policy, tracker))
+            for label, replies, clock in ((f"ours, {name}, {BATCH} together", found, seconds), workers):
+                equal &= replies == expected
+                rows.append((label, f"{60 * len(samples) / clock:.0f}", f"x{slow / clock:.1f}"))
+        answers = np.mean([prediction.keyframe is not None for prediction in alone])
+    title = f"{len(samples)} expressions, {answers:.0%} with an answer"
     return aligned((title, "predictions a minute", "ratio"), rows), equal
 
 

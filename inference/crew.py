@@ -45,7 +45,7 @@ def predict(
     asking = options.asking(args)
     plan = units.plan(samples, done=done, batch_size=asking["batch_size"], workers=count)
     with cluster.rooms(count, gpu=bool(args.gpus), address=args.address) as rooms:
-        crew = _Crew(Job(args, dataset, samples), rooms, plan)
+        crew = Crew(Job(args, dataset, samples), rooms, plan)
         try:
             for packed in crew.work():
                 if packed.key not in done:  # a batch is asked whole, even where some of it is done
@@ -93,7 +93,9 @@ class _Seat:
         self.tasks[call] = task
 
 
-class _Crew:
+class Crew:
+    """Policies and trackers, one of each in a room, at work on a plan."""
+
     def __init__(self, job: Job, rooms: Sequence[Room], plan: Sequence[Unit]) -> None:
         args = job.args
         self._job = ray.put(job)
@@ -116,6 +118,11 @@ class _Crew:
     @property
     def _seats(self) -> list[_Seat]:
         return [*self._policies, *self._trackers]
+
+    def ready(self) -> None:
+        """Wait until each worker has loaded what it needs, or failed to. `work` starts with those that have."""
+        loading = [seat.built for seat in self._seats if seat.built is not None]
+        ray.wait(loading, num_returns=len(loading), timeout=START_S)
 
     def dismiss(self) -> None:
         """End all workers, whatever they are doing."""
