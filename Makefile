@@ -43,7 +43,7 @@ lint: ready  ## check style and formatting
 format: ready  ## rewrite the code in the style that `make lint` wants
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
 
-bench: ready  ## measure speed and memory, write benchmarks/README.md (five minutes)
+bench: ready  ## measure speed and memory, write benchmarks/README.md (twenty quiet minutes)
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays

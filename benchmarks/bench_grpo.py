@@ -340,13 +340,15 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
     """A GRPOTrainer over these prompts, in order.
 
     Put right for TRL 0.24 under transformers 5: flags of optional packages, which became tuples and so always true;
-    ``warnings_issued``, which models no longer have; and `_with_token_types`.
+    ``warnings_issued``, which models no longer have; and `_with_token_types`. It is not to see vLLM, of which it knows
+    another version.
     """
     import trl.import_utils as flags
 
     for name, value in vars(flags).items():
         if name.endswith("_available") and isinstance(value, tuple):
             setattr(flags, name, value[0])
+    flags._vllm_available = False
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 

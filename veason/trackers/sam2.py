@@ -22,8 +22,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.resources
+import importlib.util
 import pickle
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +50,6 @@ except ModuleNotFoundError as error:
     raise DataError(
         f"the sam2 tracker cannot import {error.name!r}: `make setup` installs the official package sam2 1.1.0"
     ) from error
-
-# `make setup` and run.json say it; the stock warning comes in the middle of a run and reads like a failure.
-warnings.filterwarnings("ignore", message="cannot import name '_C'", category=UserWarning)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -171,7 +168,7 @@ class Sam2Tracker:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Every position once, with the (N, H, W) bool masks of the N boxes there."""
         state = self._new_state(encoded)
-        with _no_progress_bar():
+        with _no_progress_bar(), self._no_memory_of(0 if keyframe else encoded.length - 1):
             for k, box in enumerate(boxes):
                 with self._autocast():
                     self.predictor.add_new_points_or_box(state, frame_idx=keyframe, obj_id=k, box=box)
@@ -182,6 +179,20 @@ class Sam2Tracker:
                     self._forget(state, position, keyframe, reverse)
                     if not (reverse and position == keyframe):  # the forward pass gave it
                         yield position, (logits[:, 0] > 0.0).cpu().numpy()
+
+    @contextlib.contextmanager
+    def _no_memory_of(self, last: int) -> Iterator[None]:
+        """The frame that is tracked last is not encoded for the memory bank: nothing would read it there."""
+        step = self.predictor.track_step
+
+        def track_step(*, frame_idx: int, run_mem_encoder: bool, **rest: Any) -> dict[str, Any]:
+            return step(frame_idx=frame_idx, run_mem_encoder=run_mem_encoder and frame_idx != last, **rest)
+
+        self.predictor.track_step = track_step
+        try:
+            yield
+        finally:
+            del self.predictor.track_step
 
     def _next(self, steps: Iterator[Any]) -> Any | None:
         with self._autocast():  # around one step: a generator must not leave its caller inside an autocast region
@@ -255,9 +266,12 @@ def _build(config: str | Path, device: torch.device) -> Any:
     GlobalHydra.instance().clear()
     try:
         with enter(source, version_base="1.2"):
-            return build_sam2_video_predictor(name, device=str(device))
+            predictor = build_sam2_video_predictor(name, device=str(device))
     finally:
         GlobalHydra.instance().hydra = outer
+    if importlib.util.find_spec("sam2._C") is None:
+        predictor.fill_hole_area = 0  # it would try at every frame, fail, warn and leave the holes; run.json says it
+    return predictor
 
 
 def _load_weights(model: torch.nn.Module, checkpoint: str | Path, config: str | Path) -> None:
