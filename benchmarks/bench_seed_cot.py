@@ -1,14 +1,13 @@
 """Seed-CoT against a server that takes its time, from the command line to the records; killed, and refused, too.
 
 Usage: ``python -m benchmarks.bench_seed_cot [--requests N] [--videos N] [--delay S]``. The least time there is:
-requests times delay over the requests in flight. The stand-in teacher computes on the same cores, so that a server of
-its own would leave more to the client. Exits with 1 if a record is lost or doubled.
+requests times delay over the requests in flight. The stand-in teacher, in this process, computes on the same cores, so
+that a server of its own would leave more to the client. Exits with 1 if a record is lost or doubled.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -17,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from veason.synthetic.teacher import serve
 from veason.synthetic.writer import build_world
 from veason.tables import aligned
 
@@ -50,13 +49,13 @@ def measure(root: Path, requests: int, *, videos: int, delay: float) -> tuple[st
     _run("training_data_construction.data_sampling", *words, "--target_size", requests)
     least = requests * delay / IN_FLIGHT
     rows = [("least possible", f"{least:.1f}", "x1.00", "")]
-    with _teacher(root, "--delay", delay) as url:
+    with serve(root, delay=delay) as url:
         start_up = _timed(root, url, "one", "--limit", 1) - delay
         seconds = _timed(root, url, "all")
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # the largest client or worker so far
         answered = _kill(root, url, "killed", within=seconds / 2)
         _timed(root, url, "killed")
-    with _teacher(root, "--fail-rate", FAIL_RATE) as url:
+    with serve(root, fail_rate=FAIL_RATE) as url:
         failing = _timed(root, url, "failing")
     counts = {name: _records(root / f"{name}.json") for name in ("all", "killed", "failing")}
     rows += [
@@ -119,24 +118,6 @@ def _records(path: Path) -> tuple[int, int]:
 
 def _words(count: tuple[int, int]) -> str:
     return f"{count[0]}, {count[1]} different"
-
-
-@contextlib.contextmanager
-def _teacher(root: Path, *words: object) -> Iterator[str]:
-    """The address of a stand-in teacher that knows the world; it stops at the end."""
-    port = root / "teacher.port"
-    teacher = subprocess.Popen(
-        _command("veason.synthetic.teacher", "--world", root, "--port-file", port, *words), stdout=subprocess.DEVNULL
-    )
-    try:
-        while not port.exists():
-            if teacher.poll() is not None:
-                raise RuntimeError(f"the teacher ended with {teacher.returncode}")
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port.read_text().strip()}/v1"
-    finally:
-        teacher.terminate()
-        teacher.wait()
 
 
 if __name__ == "__main__":
