@@ -38,6 +38,7 @@ from torch import nn
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
+from benchmarks import trl_peer
 from veason.synthetic.policy import write_tiny_policy
 from veason.tables import aligned
 from verl import config as configuration
@@ -339,18 +340,11 @@ class Theirs(Side, TrainerCallback):
 def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
     """A GRPOTrainer over these prompts, in order.
 
-    Put right for TRL 0.24 under transformers 5: flags of optional packages, which became tuples and so always true;
-    ``warnings_issued``, which models no longer have; and `_with_token_types`. It is not to see vLLM, of which it knows
-    another version.
+    Put right for TRL 0.24 under transformers 5: ``warnings_issued``, which models no longer have; `_with_token_types`;
+    and what `trl_peer` says.
     """
-    import trl.import_utils as flags
-
-    for name, value in vars(flags).items():
-        if name.endswith("_available") and isinstance(value, tuple):
-            setattr(flags, name, value[0])
-    flags._vllm_available = False
+    trainer_class = trl_peer.grpo_trainer()
     from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
     actor, rows = config.worker.actor, config.data.rollout_batch_size * config.worker.rollout.n
     passes = rows // actor.micro_batch_size_per_device_for_update
@@ -385,7 +379,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = GRPOTrainer(
+    trainer = trainer_class(
         model=model,
         reward_funcs=_letters_of_each,
         args=arguments,

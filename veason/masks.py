@@ -84,28 +84,28 @@ def check(rle: object, size: Size, where: str) -> Rle:
 
 def check_track(rles: Sequence[object], size: Size, where: str) -> tuple[Rle | None, ...]:
     """A mask or None for each frame, each through `check`; the ValueError opens with `where` and the frame."""
-    counts = [rle["counts"] for rle in rles if _looks_right(rle, size)]
-    if len(counts) == len(rles) - list(rles).count(None) and _cover(counts, size[0] * size[1]):
+    present = [rle for rle in rles if rle is not None]
+    if all(_looks_right(rle, size) for rle in present) and _cover([rle["counts"] for rle in present], size):
         return tuple(None if rle is None else Rle(size=rle["size"], counts=rle["counts"]) for rle in rles)
     return tuple(None if rle is None else check(rle, size, f"{where}, frame {t}") for t, rle in enumerate(rles))
+
+
+_AT_ONCE = 1 << 22
+"""Characters in the table of a track's strings, at most: 200 MB while they are read."""
 
 
 def _looks_right(rle: object, size: Size) -> bool:
     return isinstance(rle, dict) and rle.get("size") == list(size) and isinstance(rle.get("counts"), str)
 
 
-def _cover(counts: Sequence[str], pixels: int) -> bool:
-    """Whether every string can be read and covers that many pixels. False too for what is too much at one time."""
-    if not counts or max(map(len, counts)) * len(counts) > _AT_ONCE:
-        return not counts
+def _cover(counts: Sequence[str], size: Size) -> bool:
+    """Whether every string can be read and covers `size`. False too for what is too much at one time."""
+    if max(map(len, counts), default=0) * len(counts) > _AT_ONCE:
+        return False
     try:
-        return bool((_read(counts).sum(axis=1) == pixels).all())
+        return not counts or bool((_read(counts).sum(axis=1) == size[0] * size[1]).all())
     except ValueError:
         return False
-
-
-_AT_ONCE = 1 << 22
-"""Characters in the table of a track's strings, at most: 200 MB while they are read."""
 
 
 def runs(counts: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import trl_peer
 from verl import core_algos
 from verl.core_algos import (
     aggregate,
@@ -309,13 +310,8 @@ class FirstIsGathered:
 
 @pytest.fixture(scope="module")
 def trainer():
-    import trl.import_utils as flags
-
-    for name, value in vars(flags).items():  # transformers 5 answers with a tuple, which is always true
-        if name.endswith("_available") and isinstance(value, tuple):
-            setattr(flags, name, value[0])
-    flags._vllm_available = False  # it wants another version than `make setup-vllm` brings
-    return pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
+    pytest.importorskip("trl")
+    return trl_peer.grpo_trainer()
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,10 @@ class Album:
                 f"do not know this picture: the most similar video with this expression is {min(away):.0f} grey levels"
                 f" away, at most {TOLERANCE:.0f} are allowed; is it a frame of this world, at its own timestamp?"
             )
-        return near[int(np.argmin(away))]
+        sample = near[int(np.argmin(away))]
+        if not sample.anno_ids:
+            raise InquiryError(f"{sample.key}: {_short(sample.expression)} has no target here; leave such samples out")
+        return sample
 
     def _away(self, inquiry: Inquiry, sample: VideoSample) -> float:
         """`difference` to a video: that of the worst picture."""

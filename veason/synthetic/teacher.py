@@ -26,7 +26,7 @@ from veason.errors import DataError
 from veason.pool import map_in_order
 from veason.synthetic.facts import Facts, measure
 from veason.synthetic.reasoning import explain
-from veason.synthetic.recognition import Album, Inquiry, InquiryError, read_inquiry
+from veason.synthetic.recognition import Album, InquiryError, read_inquiry
 from veason.synthetic.server import FAULTS, Manner, Server, serving
 from veason.synthetic.wire import Refusal
 from veason.synthetic.world import Scene
@@ -48,7 +48,7 @@ class Teacher(Server):
         try:
             inquiry = read_inquiry(request.get("messages"))
             sample = self._album.recognise(inquiry)
-            self._check_target(sample, inquiry)
+            self._check_visible(sample, inquiry.keyframe)
         except InquiryError as error:
             raise Refusal(400, str(error)) from None
         rng = Random(f"{self.manner.seed}|{sample.key}|{request.get('seed')}")
@@ -62,13 +62,9 @@ class Teacher(Server):
         )
         return text, inquiry.size_tokens
 
-    def _check_target(self, sample: VideoSample, inquiry: Inquiry) -> None:
-        if not sample.obj_ids:
-            raise InquiryError(f"{sample.key}: {sample.expression!r} has no target here; leave such samples out")
-        if not self._facts[sample.video].areas[_targets(sample), inquiry.keyframe].any():
-            raise InquiryError(
-                f"{sample.key}: the target is not visible at {inquiry.keyframe}s; choose another keyframe"
-            )
+    def _check_visible(self, sample: VideoSample, keyframe: int) -> None:
+        if not self._facts[sample.video].areas[_targets(sample), keyframe].any():
+            raise InquiryError(f"{sample.key}: the target is not visible at {keyframe}s; choose another keyframe")
 
 
 def _targets(sample: VideoSample) -> list[int]:
