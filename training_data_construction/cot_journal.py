@@ -6,7 +6,6 @@ records, in the order of the samples) and ``OUTPUT.rejects.jsonl`` are made from
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -77,23 +76,16 @@ class CotJournal:
                 "away or choose another --output_json"
             )
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path, "ab")  # held until exit
+        self._journal = atomic.Journal(self.path)  # holds the file's lock
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise DataError(f"{self.path}: another process is writing it; wait for it or end it") from None
-        try:
-            self._journal = atomic.Journal(self.path)
             self._take_up()
         except BaseException:
-            self._lock.close()
+            self._journal.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._journal.close()
-        self._lock.close()
 
     def _take_up(self) -> None:
         """Read what earlier runs left; the settings line comes first. Settings without an answer bind nobody."""

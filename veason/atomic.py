@@ -1,13 +1,25 @@
-"""Files that are either whole or not there, and journals that survive being cut off."""
+"""Files that are either whole or not there, journals that survive being cut off, and locks on both.
+
+Whoever writes a journal or a folder of results holds its lock, so that a second process is refused with a clear line
+instead of mixing its lines into the first one's.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from veason.errors import DataError
+
+NO_LOCKS = "VEASON_NO_LOCKS"
+"""Environment variable: set to 1 where the file system has no locks and one process writes at a time."""
+_TAIL = 1 << 16  # bytes of a journal read at a time, from its end
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
@@ -34,24 +46,75 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-class Journal:
-    """A JSON-lines file that only grows: a record counts as written once its line feed is.
+class Lock:
+    """An exclusive lock on a file, held until `close` or the end of the process. The file stays when it is released.
 
-    Opening cuts off a half-written last line, which is what a killed writer leaves. One writer at a time.
+    A `DataError` names the file when another process holds the lock, or when the file system has none.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - until close(); unbuffered
-        data = path.read_bytes()
-        self._file.truncate(data.rfind(b"\n") + 1)
+        self._file = open(path, "ab")  # noqa: SIM115 - until close()
+        try:
+            take_lock(self._file.fileno(), path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def take_lock(handle: int, path: Path) -> None:
+    """Lock an open file for this process alone, without waiting; DataError if that cannot be."""
+    if os.environ.get(NO_LOCKS) == "1":
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"{path}: another process is writing here; wait for it or end it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise DataError(
+            f"{path}: this file system has no locks ({error.strerror}); write to another one, or set {NO_LOCKS}=1 and "
+            "make sure that one process writes at a time"
+        ) from None
+
+
+class Journal:
+    """A JSON-lines file that only grows: a record counts as written once its line feed is.
+
+    Opening takes the file's lock and cuts off a half-written last line, which is what a killed writer leaves.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - until close(); unbuffered
+        try:
+            take_lock(self._file.fileno(), path)
+            self._file.truncate(_end_of_lines(self._file))
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         rest = memoryview(line.encode("utf-8", "replace") + b"\n")  # a reply may hold lone surrogates
         while rest:
             rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        """Wait until everything appended so far is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -61,6 +124,19 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end_of_lines(file: Any) -> int:
+    """Where the last whole line of an open file ends, found from the file's end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _TAIL)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

@@ -136,7 +136,7 @@ def test_an_output_without_its_journal_is_left_alone(output):
 
 
 def test_one_writer_at_a_time(output):
-    with open_journal(output), pytest.raises(DataError, match="another process is writing it"):
+    with open_journal(output), pytest.raises(DataError, match="another process is writing here"):
         open_journal(output).__enter__()
     with open_journal(output):
         pass

@@ -1,8 +1,11 @@
 """Whole files or none; journals that survive a cut."""
 
+import errno
+
 import pytest
 
 from veason import atomic
+from veason.errors import DataError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -36,3 +39,35 @@ def test_a_bad_line_is_named(tmp_path, line):
     path.write_bytes(b'{"i": 0}\n' + line)
     with pytest.raises(ValueError, match=r"bad\.jsonl:2: "):
         list(atomic.read_journal(path))
+
+
+def test_a_second_writer_of_a_journal_is_refused_until_the_first_one_closes(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    with atomic.Journal(path) as journal:
+        journal.append({"i": 0})
+        with pytest.raises(DataError, match=r"lines\.jsonl: another process is writing here"):
+            atomic.Journal(path)
+    with atomic.Journal(path) as journal:
+        journal.append({"i": 1})
+    assert [r["i"] for r in atomic.read_journal(path)] == [0, 1]
+
+
+def test_a_file_system_without_locks_is_told_with_a_way_on(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
+    with pytest.raises(DataError, match=r"has no locks .* VEASON_NO_LOCKS=1"):
+        atomic.Journal(tmp_path / "lines.jsonl")
+    monkeypatch.setenv("VEASON_NO_LOCKS", "1")
+    with atomic.Journal(tmp_path / "lines.jsonl") as journal:
+        journal.append({"i": 0})
+
+
+def test_the_end_of_a_long_journal_is_found_from_its_end(tmp_path):
+    path = tmp_path / "long.jsonl"
+    lines = b'{"i": 0}\n' * 20_000
+    for rest in (b"", b"x" * 200_000):  # a cut line longer than what is read at a time
+        path.write_bytes(lines + rest)
+        atomic.Journal(path).close()
+        assert path.read_bytes() == lines

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from veason.errors import DataError
+from veason.files import RepeatedKey
+from veason.files import load_json as load_json_file
 from veason.types import Rle, VideoSample
 
 
@@ -71,34 +72,9 @@ def check_name(name: object, where: str, *, slashes: bool = False) -> str:
     return name
 
 
-class RepeatedKey(dict):
-    """A JSON object in which a key stood twice; the reader that knows what it is reading names the entry."""
-
-    key: str
-
-
 def load_json(path: Path) -> Any:
-    """Parse a JSON file; an object with a repeated key comes back as a `RepeatedKey`."""
-    try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_unique)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; is the data root right?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    except RecursionError:
-        raise DataError(f"{path}: nested too deeply to be an annotation file") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(f"{path}: not an annotation file: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) == len(pairs):
-        return record
-    seen: set[str] = set()
-    repeated = RepeatedKey(record)
-    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-    return repeated
+    """Parse an annotation file; an object with a repeated key comes back as a `RepeatedKey`."""
+    return load_json_file(path, hint="is the data root right?")
 
 
 def check_object(value: object, where: str) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""How every command ends: what the user can put right is one line and exit code 2, anything else a traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from veason.errors import DataError
+from veason.safe_text import printable
+
+_DISK = {
+    errno.ENOSPC: "no space left; free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some and run the same command again",
+    errno.EROFS: "the file system is read-only; choose a place that can be written",
+    errno.EACCES: "permission denied; choose a place that this user may read and write",
+    errno.EPERM: "operation not permitted; choose a place that this user may read and write",
+    errno.EIO: "the disk or the network file system reported an error",
+    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
+    errno.ENOTDIR: "a part of the path is a file where a folder is needed",
+    errno.EISDIR: "this is a folder where a file is needed",
+    errno.EEXIST: "a file of this name is in the way",
+    errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) and run the same command again",
+}
+"""What a person can do about the errors that an operating system gives for files."""
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run the body of a command and return its exit status, for ``sys.exit``.
+
+    A `DataError` and an error of the disk are printed as one line each on stderr (2), an interrupt likewise (130).
+    Every other exception is a defect of ours and propagates.
+    """
+    try:
+        return main() or 0
+    except DataError as error:
+        lines = [str(error), *getattr(error, "__notes__", [])]
+        print("error: " + "\n".join(printable(line) for line in lines), file=sys.stderr)
+        return 2
+    except OSError as error:
+        remedy = disk_remedy(error)
+        if remedy is None:
+            raise
+        print(f"error: {printable(remedy)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+
+
+def disk_remedy(error: OSError) -> str | None:
+    """One line, file and remedy, for an error of the file system that a user can put right; None for any other."""
+    if error.errno not in _DISK:
+        return None
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' -> '.join(names) or error.strerror}: {_DISK[error.errno]}"
