@@ -3,11 +3,13 @@
 ``<think>…</think><answer>{"keyframe_timestamp": 12, "bbox_2d_list": [[x1, y1, x2, y2], …]}</answer>``
 
 A bad reply is data: parsing never raises, takes time linear in the text, keeps what is usable and names the first thing
-that is wrong.
+that is wrong. The reward grades by `parse_reply` alone; inference also has `read_reply`, which reads what a person
+would still understand and says what it had to forgive.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -49,8 +51,34 @@ MAX_DEPTH = 32
 MAX_COORDINATE = 1e6
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # a string, closed or not, is one token
+_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_OBJECT = re.compile(r"\{(?=\s{0,100}[\"'])")
+_LOOSE = re.compile(  # one token of almost-JSON: a text, a bracket or comma, or whatever stands between
+    r""""(?:[^"\\]|\\.)*+(?:"|\\?\Z)|'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|[\[\]{},]|[^"'\[\]{},]+""", re.DOTALL
+)
+_KEYFRAME_TEXT = re.compile(r"\(?\s{0,9}([0-9]{1,9})(?:\.0{1,9})?\s{0,9}(?:s|sec|seconds)?\s{0,9}\)?")
+_NUMBER_TEXT = re.compile(r"\s{0,9}[+-]?[0-9]{1,9}(?:\.[0-9]{1,20})?\s{0,9}")
+_CANDIDATES = 8
+"""Opening braces of a reply at which an answer object is looked for."""
 _BETWEEN = re.compile(r"</think>\s*<answer>")
 _BRACES_OPEN, _BRACES_CLOSE = re.compile(r"<answer>\s*(?=\{)"), re.compile(r"\}(?=\s*</answer>)")
+
+
+READINGS = ("lenient", "strict")
+"""How `read_reply` may read."""
+
+REPAIRS = {
+    "upper_tags": "the tags are not in lower case",
+    "no_tags": "the answer object stands without answer tags",
+    "fence": "a code fence or other text stands around the object",
+    "single_quotes": "texts are in single quotes",
+    "trailing_comma": "a comma stands before a closing bracket",
+    "keyframe_form": 'the keyframe is a text, or a whole number with a fraction, such as 4.0 or "4s"',
+    "number_texts": "coordinates are texts",
+    "box_objects": "boxes are objects with bbox_2d, or with x1, y1, x2 and y2",
+    "flat_box": "one box stands where a list of boxes belongs",
+}
+"""What a lenient reading forgives, by code; every other fault stays one."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +142,121 @@ def parse_reply(text: str, *, rules: Rules = STRICT) -> Reply:
     if reply.problem is None and not reply.well_formed:
         return _stop(reply, "not_well_formed")
     return reply
+
+
+def read_reply(text: str, *, reading: str = "lenient") -> Reply:
+    """Read a reply for inference: as `parse_reply` where that finds an answer in whole, else forgiving `REPAIRS`.
+
+    What was forgiven stands in the reply's `repairs`; `problem` and `detail` stay those of the strict reading. A reply
+    that the strict reading takes, an empty box list among them, is never read in another way.
+    """
+    strict = parse_reply(text)
+    if reading == "strict" or strict.problem in (None, "not_well_formed", "no_boxes", "repeated_key"):
+        return strict
+    repairs: set[str] = set()
+    value = _loose_object(text, repairs)
+    if value is None or value.repeated:
+        return strict
+    keyframe, entries = _loose_keyframe(value.get(KEYFRAME), repairs), _loose_entries(value.get(BOXES), repairs)
+    boxes = tuple(box for entry in entries if (box := _box(entry, STRICT)) is not None)
+    if keyframe is None or len(boxes) <= (len(strict.answer.boxes) if strict.answer else 0):
+        return strict
+    thinking = strict.thinking if strict.thinking is not None else _thinking(_lower_tags(text))
+    answer = Answer(keyframe=keyframe, boxes=boxes)
+    in_order = tuple(name for name in REPAIRS if name in repairs)
+    return replace(strict, thinking=thinking, answer=answer, entries=len(entries), repairs=in_order)
+
+
+def _lower_tags(text: str) -> str:
+    return _TAG.sub(lambda tag: tag.group().lower(), text)
+
+
+def _loose_object(text: str, repairs: set[str]) -> _Object | None:
+    """The first object with a keyframe in the answer block, or after the thinking where there is no such block.
+
+    Thinking that never ends is not searched: an object in it is a draft. Adds to `repairs` what had to be forgiven.
+    """
+    lowered = _lower_tags(text)
+    block, problem = _answer_block(lowered, "after_thinking")
+    if problem == "no_answer":
+        thought = lowered.rfind("</think>")
+        if thought < 0 and "<think>" in lowered:
+            return None
+        block = lowered[thought + len("</think>") if thought >= 0 else 0 :]
+    elif problem is not None:
+        return None
+    for opened in itertools.islice(_OBJECT.finditer(block[:MAX_ANSWER_CHARS]), _CANDIDATES):
+        found: set[str] = set()
+        mended, end = _mended(block, opened.start(), found)
+        value, problem_here, _ = _load(mended, STRICT) if mended else (None, "not_json", "")
+        if problem_here is None and isinstance(value, _Object) and KEYFRAME in value:
+            outside = block[: opened.start()].strip() or block[end:].strip()
+            found |= {"no_tags"} if problem == "no_answer" else set()
+            found |= {"fence"} if outside else set()
+            found |= {"upper_tags"} if lowered != text else set()
+            repairs |= found
+            return value
+    return None
+
+
+def _mended(block: str, start: int, repairs: set[str]) -> tuple[str, int]:
+    """(the object that opens at `start` as JSON, where it ends); an empty text if it never closes or is too deep."""
+    parts: list[str] = []
+    depth = 0
+    for token in _LOOSE.finditer(block, start, min(len(block), start + MAX_ANSWER_CHARS)):
+        piece = token.group()
+        if piece[0] in "]}" and parts:
+            last = len(parts) - 1 - (not parts[-1].strip())  # white space may stand between
+            if parts[last] == ",":
+                parts[last] = ""
+                repairs.add("trailing_comma")
+        elif piece[0] == "'":
+            piece = json.dumps(re.sub(r"\\(['\"\\])", r"\1", piece[1:-1]), ensure_ascii=False)
+            repairs.add("single_quotes")
+        parts.append(piece)
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(piece[0], 0)
+        if depth > MAX_DEPTH:
+            break
+        if depth == 0:
+            return "".join(parts), token.end()
+    return "", len(block)
+
+
+def _loose_keyframe(value: Any, repairs: set[str]) -> int | None:
+    """A frame id from 4, 4.0, "4", "4.0", "4s" or "(4s)"."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    found = None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e9:
+        found = int(value)
+    elif isinstance(value, str) and (match := _KEYFRAME_TEXT.fullmatch(value.strip())):
+        found = int(match.group(1))
+    if found is not None:
+        repairs.add("keyframe_form")
+    return found
+
+
+def _loose_entries(value: Any, repairs: set[str]) -> list[Any]:
+    """The entries of a box list, objects and texts as lists of numbers; an entry that is neither stays as it is."""
+    if isinstance(value, dict) or (isinstance(value, list) and len(value) == 4 and not _holds_entries(value)):
+        value = [value]
+        repairs.add("flat_box")
+    return [_loose_entry(entry, repairs) for entry in value] if isinstance(value, list) else []
+
+
+def _holds_entries(value: list[Any]) -> bool:
+    return any(isinstance(entry, (list, dict)) for entry in value)
+
+
+def _loose_entry(entry: Any, repairs: set[str]) -> Any:
+    if isinstance(entry, dict):
+        sides = [entry.get(name) for name in ("x1", "y1", "x2", "y2")]
+        entry = sides if None not in sides else entry.get("bbox_2d")
+        repairs.add("box_objects")
+    if not isinstance(entry, list) or not any(isinstance(value, str) for value in entry):
+        return entry
+    repairs.add("number_texts")
+    return [float(v) if isinstance(v, str) and _NUMBER_TEXT.fullmatch(v) else v for v in entry]
 
 
 def place(reply: Reply, clip: Clip) -> Reply:

@@ -114,6 +114,8 @@ class Reply:
     """Code of the first thing wrong (`veason.answer.PROBLEMS`), None if nothing is."""
     detail: str = ""
     """One sentence on the problem, for a person."""
+    repairs: tuple[str, ...] = ()
+    """What a lenient reading forgave (`veason.answer.REPAIRS`); empty where the strict reading is the one in force."""
 
     @property
     def usable(self) -> bool:

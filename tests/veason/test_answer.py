@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veason.answer import PROBLEMS, RELEASED, STAGES, STRICT, format_reply, parse_reply, place
+from veason.answer import PROBLEMS, RELEASED, REPAIRS, STAGES, STRICT, format_reply, parse_reply, place, read_reply
 from veason.types import Answer, Clip
 
 GOOD = (
@@ -188,6 +188,99 @@ def test_a_hundred_thousand_replies_are_graded_without_an_exception():
     assert seen == set(PROBLEMS) - reached_only_elsewhere | {None}  # the generator finds every branch
 
 
+INSIDE = '{"keyframe_timestamp": 4, "bbox_2d_list": [[10, 20, 100, 200]]}'
+
+
+def listed(inside: str, keyframe: str = "4") -> str:
+    return answer(f'{{"keyframe_timestamp": {keyframe}, "bbox_2d_list": {inside}}}')
+
+
+LOOSE = [
+    (answer(f"\n```json\n{INSIDE}\n```\n"), ("fence",)),
+    (f"```json\n{INSIDE}\n```", ("no_tags", "fence")),
+    (f"<think>t</think>{INSIDE}", ("no_tags",)),
+    (f"<think>t</think>The answer is {{it}}: {INSIDE}", ("no_tags", "fence")),
+    (listed('[{"bbox_2d": [10, 20, 100, 200], "label": "cat"}]'), ("box_objects",)),
+    (listed('[{"x1": 10, "y1": 20, "x2": 100, "y2": 200}]'), ("box_objects",)),
+    (listed('{"bbox_2d": [10, 20, 100, 200]}'), ("box_objects", "flat_box")),
+    (listed('[["10", "20", " 100 ", "200.0"]]'), ("number_texts",)),
+    (listed("[10, 20, 100, 200]"), ("flat_box",)),
+    (listed("[[10, 20, 100, 200]]", '"4"'), ("keyframe_form",)),
+    (listed("[[10, 20, 100, 200]]", '"(4s)"'), ("keyframe_form",)),
+    (listed("[[10, 20, 100, 200]]", '"4 seconds"'), ("keyframe_form",)),
+    (listed("[[10, 20, 100, 200]]", "4.0"), ("keyframe_form",)),
+    (listed("[[10, 20, 100, 200 , ],]"), ("trailing_comma",)),
+    (listed("[[10, 20, 100, 200]]").replace('"', "'"), ("single_quotes",)),
+    (listed("[[10, 20, 100, 200]]").upper().replace("KEYFRAME", "keyframe"), None),
+    (f"<THINK>t</THINK><ANSWER>{INSIDE}</ANSWER>", ("upper_tags",)),
+    (answer("{'label': 'the \\'red\\' \"one\"', " + INSIDE[1:]), ("single_quotes",)),
+]
+
+
+@pytest.mark.parametrize(("text", "repairs"), LOOSE)
+def test_a_loose_reply_is_read_for_inference_and_says_how(text, repairs):
+    strict, loose = parse_reply(text), read_reply(text)
+    assert not strict.usable
+    assert read_reply(text, reading="strict") == strict
+    if repairs is None:  # keys in upper case are other keys
+        assert loose == strict
+        return
+    assert loose.answer == Answer(keyframe=4, boxes=((10, 20, 100, 200),))
+    assert loose.repairs == tuple(name for name in REPAIRS if name in repairs)
+    assert (loose.problem, loose.detail, loose.reached) == (strict.problem, strict.detail, strict.reached)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        listed("[[10, 20, 100, 200]]", '"4.5"'),
+        listed("[[10, 20, 100, 200]]", "4.5"),
+        listed("[[10, 20, 100, 200]]", '"frame 4"'),
+        listed("[[10, 20, 100, 200]]", "true"),
+        listed('[["ten", 20, 100, 200]]'),
+        listed('[["nan", 20, 100, 200]]'),
+        listed("[[100, 20, 10, 200]]", '"4"'),
+        listed('[{"bbox": [10, 20, 90, 180]}]'),  # corners, or a corner and a size? nobody can say
+        "<think>perhaps " + INSIDE,  # a draft
+        "<think>t</think><answer>" + INSIDE[:-3],
+        answer('{"keyframe_timestamp": "4", "keyframe_timestamp": 5, "bbox_2d_list": [[1, 2, 3, 4]]}'),
+    ],
+)
+def test_what_could_mean_two_things_is_not_forgiven(text):
+    assert read_reply(text) == parse_reply(text)
+    assert not read_reply(text).usable
+
+
+def test_a_half_good_list_gains_what_is_forgiven_and_loses_nothing():
+    reply = read_reply(listed('[[1, 2, 3, 4], {"bbox_2d": [5, 6, 7, 8]}, null]'))
+    assert reply.answer == Answer(keyframe=4, boxes=((1, 2, 3, 4), (5, 6, 7, 8)))
+    assert (reply.entries, reply.problem, reply.repairs) == (3, "bad_boxes", ("box_objects",))
+
+
+def test_the_lenient_reading_of_anything_adds_to_the_strict_one_and_changes_nothing_of_it():
+    rng, forgiven = Random(1), set()
+    pieces = [*PIECES, "'", "'keyframe_timestamp': 4", "```", '"4s"', "4.0", '{"bbox_2d": [1, 2, 3, 4]}', INSIDE]
+    for i in range(50_000):
+        text = generated_reply(rng) if i % 2 else "".join(rng.choices(pieces, k=rng.randrange(12)))
+        text = rng.choice((text, text, answer(text), text.replace('"', "'"), text.upper()))
+        strict, loose = parse_reply(text), read_reply(text)
+        forgiven.update(loose.repairs)
+        if strict.problem in (None, "not_well_formed", "no_boxes"):
+            assert loose == strict
+        elif loose != strict:
+            assert loose.usable
+            assert set(strict.answer.boxes if strict.answer else ()) <= set(loose.answer.boxes)
+            assert all(math.isfinite(value) for box in loose.answer.boxes for value in box)
+            assert type(loose.answer.keyframe) is int
+    assert {"fence", "no_tags", "single_quotes"} <= forgiven
+
+
+@given(st.integers(0, 10**6), st.lists(BOX, max_size=5), st.text(alphabet=st.characters(exclude_characters="<")))
+def test_a_strictly_valid_reply_reads_the_same(keyframe, found, thinking):
+    text = format_reply(thinking, Answer(keyframe=keyframe, boxes=tuple(found)))
+    assert read_reply(text) == parse_reply(text)
+
+
 GIANTS = {
     "brackets": "'[' * n",
     "brackets in an answer": "'<answer>' + '[' * n + '</answer>'",
@@ -199,6 +292,12 @@ GIANTS = {
     "close tags": "'<think>' + '</think> ' * (n // 9) + '</answer>'",
     "spaces between tags": "'<think></think>' + ' ' * n + '</answer>'",
     "nested answers": "'<answer>' * (n // 8) + '</answer>' * (n // 9)",
+    "open objects": "('{' + chr(39) + 'a' + chr(39) + ':') * (n // 5)",
+    "objects that do not close": "'<think></think>' + ('{' + chr(34)) * (n // 2)",
+    "single quotes": "chr(39) * n",
+    "quoted quotes": "'<answer>{' + chr(39) + (chr(92) + chr(39)) * (m // 2) + '</answer>'",
+    "commas": "'<answer>{' + chr(34) + ', ' * (m // 2) + '</answer>'",
+    "a long keyframe text": "'<answer>{' + chr(34) + 'keyframe_timestamp' + chr(34) + ':' + chr(34) + ' ' * m + '4s'",
     "repeated keys": "'<answer>{' + (chr(34) + 'a' + chr(34) + ':1,') * (m // 6) + '}</answer>'",
 }
 """By name, Python expressions of n = 10,000,000 and of m, just under the longest answer that is read."""
@@ -207,6 +306,6 @@ GIANTS = {
 @pytest.mark.parametrize("name", GIANTS)
 def test_ten_megabytes_of_anything_are_graded(name):
     """Quadratic work on ten megabytes would take hours; the limit is there to stop it, not to measure."""
-    code = f"from veason.answer import parse_reply; n, m = 10**7, 10**6; print(parse_reply({GIANTS[name]}).problem)"
+    code = f"from veason.answer import read_reply; n, m = 10**7, 10**6; print(read_reply({GIANTS[name]}).problem)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() in PROBLEMS
