@@ -19,15 +19,22 @@ class DataConfig:
     """Another expression file, such as the sampled subset."""
     exclude: str = ""
     """A file of samples to leave out."""
+    allow_scored_split: bool = False
+    """Train on samples that a benchmark scores, which spoils its numbers; the run says so and records it."""
     max_prompt_length: int = 7100
     """Tokens, images included."""
+    filter_overlong_prompts: bool = True
+    """Leave out prompts that may be longer, and say how many; false: refuse to start where there are any."""
     max_response_length: int = 1024
     rollout_batch_size: int = 16
     """Prompts a step."""
     val_batch_size: int = 16
     val_limit: int = 64
-    """Validation prompts at most."""
+    """Validation prompts at most: drawn with the seed, every video once before any twice."""
+    val_frames: int = 8
+    """Frames shown of a video in validation, as inference shows them."""
     sampled_frames: int = 6
+    """Frames shown of a video in training, nominally."""
     keyframe_resize: int = 560
     """Side in pixels of the frames the policy sees."""
     reference_image_resize: int = 560
