@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from veason.errors import DataError
 from veason.safe_text import printable
@@ -28,11 +32,13 @@ _DISK = {
 def run_command(main: Callable[[], int | None]) -> int:
     """Run the body of a command and return its exit status, for ``sys.exit``.
 
-    A `DataError` and an error of the disk are printed as one line each on stderr (2), an interrupt likewise (130).
-    Every other exception is a defect of ours and propagates.
+    A `DataError` and an error of the disk are printed as one line each on stderr (2), an interrupt likewise (130), and
+    so is SIGTERM (143), which unwinds the body as an interrupt does, so that temporary files and workers go; a second
+    SIGTERM ends the process at once. Every other exception is a defect of ours and propagates.
     """
     try:
-        return main() or 0
+        with _unwound_by_sigterm():
+            return main() or 0
     except DataError as error:
         lines = [str(error), *getattr(error, "__notes__", [])]
         print("error: " + "\n".join(printable(line) for line in lines), file=sys.stderr)
@@ -46,6 +52,33 @@ def run_command(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
+    except _Terminated:
+        print("terminated; the same command goes on where this one was", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises `_Terminated` within this block, unless a handler is there or this is not the main thread."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is unwind:  # the body may have set a handler of its own
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def disk_remedy(error: OSError) -> str | None:

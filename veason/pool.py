@@ -1,24 +1,87 @@
 """Do the same thing to many items in processes of our own, in order, with a progress bar.
 
 The shared part (an opened data set, say) is pickled once for each worker. One worker is this very process.
+
+Worker processes end with the process that started them, however that one ends: each holds the reading end of a pipe of
+which only the parent has the writing end, and leaves as soon as that is closed, which the system does even for a parent
+that was killed. An interrupt of the keyboard goes to the parent alone; it then closes the pipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any, TypeVar
 
 import cv2
 from tqdm import tqdm
 
+from veason.errors import DataError
+
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 8  # items a worker that are under way or done and not yet asked for
+
+
+class WorkerPool:
+    """Processes that do ``task(shared, item)`` and do not outlive the one that made them; a context manager.
+
+    Leaving the block with an exception ends the workers at once. A worker that dies is a `DataError`. Workers are
+    started by `spawn`, so the caller's script needs its ``if __name__ == "__main__"``.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[Shared, Item], Any],
+        shared: Shared,
+        *,
+        workers: int,
+        start: Callable[[], object] | None = None,
+    ) -> None:
+        """task, start: functions of a module; `start` is called once in each worker, before any task."""
+        context = multiprocessing.get_context("spawn")
+        self._theirs, self._alive = context.Pipe(duplex=False)
+        initial = (self._theirs, task, shared, start)
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=initial)
+
+    def submit(self, item: Any) -> Future[Any]:
+        """Have a worker do the task to an item; to be called from one thread."""
+        with _interrupts_wait():  # workers are started here, and inherit what is blocked
+            return self._pool.submit(_do, item)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._alive.close()
+        self._pool.shutdown(cancel_futures=True)
+        self._alive.close()
+        self._theirs.close()
+        if isinstance(error, BrokenProcessPool):
+            raise DataError("a worker died, perhaps out of memory; use fewer --workers") from error
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Within this block the keyboard's interrupt waits, for this thread and for the processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def map_in_order(
@@ -32,8 +95,8 @@ def map_in_order(
 ) -> Iterator[Result]:
     """``task(shared, item)`` for each item, in the order of the items; a bar on stderr if that is a terminal.
 
-    `task` is a function of a module. More than one worker starts processes (spawn), so the caller's script needs its
-    ``if __name__ == "__main__"``. What a task raises is raised here; a worker that dies is a RuntimeError.
+    `task` is a function of a module. More than one worker starts processes (see `WorkerPool`). What a task raises is
+    raised here.
     """
     bar = tqdm(total=len(items), desc=label, unit=unit, disable=not sys.stderr.isatty())
     results = _in_pool(task, shared, items, workers) if workers > 1 else (task(shared, item) for item in items)
@@ -46,30 +109,34 @@ def map_in_order(
 def _in_pool(
     task: Callable[[Shared, Item], Result], shared: Shared, items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
-    context = multiprocessing.get_context("spawn")
     processes = min(workers, len(items)) or 1
-    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(task, shared))
     waiting: list[Future[Result]] = []
-    try:
+    with WorkerPool(task, shared, workers=processes) as pool:
         for item in items:
-            waiting.append(pool.submit(_do, item))
+            waiting.append(pool.submit(item))
             if len(waiting) == processes * _AHEAD:  # results are not piled up behind a slow first item
                 yield waiting.pop(0).result()
         while waiting:
             yield waiting.pop(0).result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("a worker died, perhaps out of memory; use fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _task: Callable[[Any], Any] | None = None
 
 
-def _start(task: Callable[[Any, Any], Any], shared: Any) -> None:
+def _start(alive: Connection, task: Callable[[Any, Any], Any], shared: Any, start: Callable[[], object] | None) -> None:
     global _task
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     cv2.setNumThreads(0)  # one process a core
+    if start is not None:
+        start()
     _task = lambda item: task(shared, item)  # noqa: E731
+
+
+def _end_with_parent(alive: Connection) -> None:
+    """Wait until the other end of the pipe is closed, then leave without any cleaning up."""
+    with contextlib.suppress(EOFError, OSError):
+        alive.recv_bytes()
+    os._exit(1)
 
 
 def _do(item: Any) -> Any:

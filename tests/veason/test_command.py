@@ -1,6 +1,9 @@
 """How commands end."""
 
 import errno
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +39,26 @@ def test_a_defect_of_ours_propagates_and_success_is_zero():
         run_command(raising(OSError(errno.EINVAL, "Invalid argument")))
     assert run_command(lambda: None) == 0
     assert run_command(lambda: 2) == 2
+
+
+def test_sigterm_unwinds_the_body(tmp_path):
+    """What the body has to clean up is cleaned up; one line, 128 + 15; the handler of before is back."""
+    code = (
+        "import signal, sys, time\n"
+        "from veason.command import run_command\n"
+        "def main():\n"
+        "    try:\n"
+        "        print('up', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaned', flush=True)\n"
+        "status = run_command(main)\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "sys.exit(status)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=30)
+    assert (out, child.returncode, err.count("\n")) == ("cleaned\n", 143, 1)
+    assert err.startswith("terminated;")
