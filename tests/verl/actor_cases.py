@@ -115,7 +115,7 @@ def group(folder: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[None]
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = folder / f"meeting_{world_size}"
-    device.join(rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout_s=60)
+    device.join(rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout_s=600)
     try:
         yield
     finally:
@@ -127,7 +127,7 @@ def group(folder: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[None]
 
 
 def on_two_ranks(
-    scenario: Callable[[int, Path], dict[str, Any]], folder: Path, *, timeout_s: float = 120
+    scenario: Callable[[int, Path], dict[str, Any]], folder: Path, *, timeout_s: float = 600
 ) -> list[dict[str, Any]]:
     """Run `scenario(rank, folder)` in two processes of one group; what each returned."""
     # Both are forked from a server that imported everything once, which takes longer than most scenarios.

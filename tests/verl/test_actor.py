@@ -7,13 +7,14 @@ import math
 import actor_cases as cases
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from verl.config import LoraConfig, ModelConfig, OptimConfig
 from verl.models import loading
 from verl.models.inputs import collate
 from verl.protocol import Batch
 from verl.utils import fsdp
-from verl.workers.actor import lr_factor
+from verl.workers.actor import LearningRate, lr_factor, updates_per_step
 
 
 @pytest.fixture(scope="module")
@@ -209,5 +210,65 @@ def test_learning_rate_by_step():
     assert [cosine(step) for step in (0, 5, 10, 12)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
     with pytest.raises(ValueError, match="number of steps"):
         lr_factor(OptimConfig(lr_scheduler="cosine"), 0)
+    assert [cosine(step) for step in (2.5, 7.5)] == pytest.approx([0.853553, 0.146447], abs=1e-6)
     with pytest.raises(ValueError, match="'linear'"):
         lr_factor(OptimConfig(lr_scheduler="linear"), 10)
+
+
+@pytest.mark.parametrize(("batch", "epochs"), [(16, 1), (4, 1), (4, 2)])
+def test_the_schedule_has_the_length_of_the_run_whatever_the_mini_batches(policy, batch, epochs):
+    """Eight RL steps of 16 prompts: the learning rate is that of 0, 1/4, 1/2 and 7/8 of the run, and 0 at its end."""
+    config = cases.actor_config(policy, global_batch_size=batch, ppo_epochs=epochs)
+    config.optim.lr_scheduler = "cosine"
+    updates = updates_per_step(config, rollout_batch_size=16)
+    assert updates == 16 // batch * epochs
+    schedule = LearningRate(an_optimizer(), lr=2.0, factor=lr_factor(config.optim, 8 * updates))
+    rates = []
+    for _ in range(8 * updates):
+        rates += schedule.get_last_lr()
+        schedule.step()
+    wanted = [1 + math.cos(math.pi * share) for share in (0, 1 / 4, 1 / 2, 7 / 8)]
+    assert [rates[step * updates] for step in (0, 2, 4, 7)] == pytest.approx(wanted)
+    assert schedule.get_last_lr() == [pytest.approx(0)]
+
+
+def test_a_warm_up_lasts_its_share_of_the_run_in_mini_batches(policy):
+    config = cases.actor_config(policy, global_batch_size=4)
+    config.optim.lr_warmup_steps_ratio = 0.25
+    updates = updates_per_step(config, rollout_batch_size=16)
+    factor = lr_factor(config.optim, 8 * updates)
+    assert [factor(update) < 1 for update in (0, 7, 8, 31)] == [True, True, False, False]  # 8 of 32 updates
+
+
+def an_optimizer():
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_checkpoint_brings_back_the_place_in_the_schedule_and_not_its_learning_rate():
+    before = LearningRate(an_optimizer(), lr=1.0, factor=lr_factor(OptimConfig(lr_scheduler="cosine"), 4))
+    for _ in range(2):
+        before.step()
+    assert before.get_last_lr() == [pytest.approx(0.5)]
+    after = LearningRate(an_optimizer(), lr=3.0, factor=lr_factor(OptimConfig(lr_scheduler="cosine"), 8))
+    after.load_state_dict(before.state_dict())
+    assert after.get_last_lr() == [pytest.approx(1.5 * (1 + math.cos(math.pi / 4)))]
+    later = LambdaLR(an_optimizer(), lambda step: 1.0)  # what checkpoints of before hold
+    later.step()
+    after.load_state_dict(later.state_dict())
+    assert after.last_epoch == 1
+
+
+def test_the_learning_rate_told_is_the_one_the_update_was_made_with(policy):
+    actor = cases.open_actor(policy, total_steps=2)
+    actor.scheduler = LearningRate(actor.optimizer, lr=1e-3, factor=lr_factor(OptimConfig(lr_scheduler="cosine"), 2))
+    rows = cases.six_rollouts(policy)
+    assert [actor.update(rows)["lr"] for _ in range(2)] == pytest.approx([1e-3, 5e-4])
+
+
+def test_an_update_with_nothing_to_learn_from_is_counted_and_passes_its_place_in_the_schedule(policy):
+    actor = cases.open_actor(policy)
+    before = actor.scheduler.last_epoch
+    stats = [actor.update(rows) for rows in (Batch(), cases.six_rollouts(policy))]
+    assert [each["empty"] for each in stats] == [1, 0]
+    assert [each["skipped"] for each in stats] == [0, 0]
+    assert actor.scheduler.last_epoch == before + 2

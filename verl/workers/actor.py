@@ -17,7 +17,6 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.optim.lr_scheduler import LambdaLR
 
 from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
@@ -48,7 +47,8 @@ class Actor:
     def __init__(
         self, config: ActorConfig, *, temperature: float, total_steps: int = 0, mesh: DeviceMesh | None = None
     ) -> None:
-        """The process group must exist. `total_steps` of the run is needed for a cosine schedule or a warm-up."""
+        """The process group must exist. A cosine schedule or a warm-up needs `total_steps`: the optimiser steps of the
+        whole run, which are calls of `update` (see `updates_per_step`) and not RL steps."""
         self.config, self.temperature = config, temperature
         self.mesh = mesh or fsdp.make_mesh()
         self.device = rank_device()
@@ -68,7 +68,7 @@ class Actor:
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay, foreach=True
         )
-        self.scheduler = LambdaLR(self.optimizer, lr_factor(optim, total_steps))
+        self.scheduler = LearningRate(self.optimizer, lr=optim.lr, factor=lr_factor(optim, total_steps))
         self._offloaded = False
 
     @property
@@ -113,9 +113,11 @@ class Actor:
         the replies were drawn from these very weights; ``ref_logprobs`` for the KL loss. ``engine_logprobs``, if given,
         are compared with the policy's: ``engine_gap`` is the mean distance over tokens, ``engine_gap_max`` the largest.
         A loss or gradient that is not finite leaves weights, optimiser and schedule as they were, on all ranks, and
-        counts as ``skipped``.
+        counts as ``skipped``. Without a row on any rank there is nothing to learn from: weights and optimiser stay, the
+        schedule goes on, and the update counts as ``empty``. ``lr`` is the learning rate of this update.
         """
         self.model.train()
+        (lr,) = self.scheduler.get_last_lr()
         plan = self._plan(batch, self.config.micro_batch_size_per_device_for_update)
         tokens, denominator = self._denominators(batch)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
@@ -127,11 +129,13 @@ class Actor:
                 (loss * self.mesh.size()).backward()
                 sums += parts
         totals = dict(zip(SUMS, fsdp.reduce(sums, self.mesh).tolist(), strict=True))
-        stepped, norm = self._step(totals["loss"]) if denominator > 0 else (False, 0.0)
-        skipped = float(denominator > 0 and not stepped)
-        lr = self.scheduler.get_last_lr()[0]
+        empty = denominator == 0
+        stepped, norm = (True, 0.0) if empty else self._step(totals["loss"])
+        if stepped:
+            self.scheduler.step()
         gap = float(fsdp.reduce(self._largest_gap, self.mesh, op=dist.ReduceOp.MAX))
-        return {**totals, "engine_gap_max": gap, "grad_norm": norm, "lr": lr, "tokens": tokens, "skipped": skipped}
+        counts = {"tokens": tokens, "skipped": float(not stepped), "empty": float(empty)}
+        return {**totals, "engine_gap_max": gap, "grad_norm": norm, "lr": lr, **counts}
 
     def _denominators(self, batch: Batch) -> tuple[float, float]:
         """Over all ranks: reply tokens, and what the loss is to be divided by."""
@@ -189,7 +193,6 @@ class Actor:
         if finite:
             fsdp.clip(list(self.trained.values()), max_norm=self.config.max_grad_norm, norm=norm)
             self.optimizer.step()
-            self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return finite, float(norm)
 
@@ -291,20 +294,58 @@ def _by_row(values: Tensor, mask_BR: Tensor) -> Tensor:
     return values if values.dim() == 2 else values.new_zeros(mask_BR.shape).masked_scatter(mask_BR.bool(), values)
 
 
+def updates_per_step(config: ActorConfig, *, rollout_batch_size: int) -> int:
+    """Optimiser steps for one batch of rollouts: its mini-batches, once per epoch over it."""
+    return rollout_batch_size // config.global_batch_size * config.ppo_epochs
+
+
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Learning rate at a step as a share of the configured one: linear warm-up, then constant or a half cosine to 0."""
+    """Learning rate of an update (from 0) as a share of the configured one: linear warm-up, then constant or a half
+    cosine that would reach 0 with the update after the last. Everything counts optimiser steps, not RL steps."""
     if config.lr_scheduler not in ("constant", "cosine"):
         raise ValueError(f"worker.actor.optim.lr_scheduler is {config.lr_scheduler!r}; known are constant, cosine")
     needs_total = config.lr_scheduler == "cosine" or config.lr_warmup_steps_ratio > 0
     if needs_total and total_steps <= 0:
-        raise ValueError("a cosine schedule or a warm-up needs the number of steps of the run")
+        raise ValueError("a cosine schedule or a warm-up needs the number of steps of the run, counted in updates")
     warmup = math.ceil(config.lr_warmup_steps_ratio * total_steps)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
+    def factor(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / (warmup + 1)
         if config.lr_scheduler == "constant":
             return 1.0
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, total_steps - warmup))))
 
     return factor
+
+
+class LearningRate:
+    """Sets an optimiser's learning rate by the number of updates behind it.
+
+    A checkpoint brings that number back, not the rate: after a resume the rate is that of the run's own configuration.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, lr: float, factor: Callable[[int], float]) -> None:
+        self._optimizer, self._lr, self._factor = optimizer, lr, factor
+        self.last_epoch = 0
+        """Updates done; the name is that of torch's schedulers."""
+        self._apply()
+
+    def step(self) -> None:
+        self.last_epoch += 1
+        self._apply()
+
+    def get_last_lr(self) -> list[float]:
+        """Learning rate of the coming update, for each group of parameters."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.last_epoch = state["last_epoch"]
+        self._apply()
+
+    def _apply(self) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr * self._factor(self.last_epoch)

@@ -22,7 +22,7 @@ from verl.models.loading import load_processor
 from verl.protocol import Batch, Prompt, Rollout
 from verl.utils import device, seeding
 from verl.workers import checkpoint
-from verl.workers.actor import Actor
+from verl.workers.actor import Actor, updates_per_step
 from verl.workers.rollout import open_engine
 from verl.workers.rollout.base import Sampling
 
@@ -31,14 +31,19 @@ class Worker:
     """Policy and engine of one rank. Every method is called on all ranks together: inside are collectives."""
 
     def __init__(self, config: Config, *, total_steps: int) -> None:
-        """The environment holds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as for torch.distributed."""
+        """The environment holds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as for torch.distributed. `total_steps`
+        are the RL steps of the whole run."""
         self.config = config
         model_path = config.worker.actor.model.model_path
         device.join(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), init_method="env://")
         seeding.seed_all(config.data.seed)
         disable_progress_bar()  # one "Loading weights" a rank says nothing
         self.processor = load_processor(model_path)
-        self.actor = Actor(config.worker.actor, temperature=config.worker.rollout.temperature, total_steps=total_steps)
+        actor = config.worker.actor
+        self.updates = updates_per_step(actor, rollout_batch_size=config.data.rollout_batch_size)
+        """Optimiser steps of one RL step."""
+        temperature = config.worker.rollout.temperature
+        self.actor = Actor(actor, temperature=temperature, total_steps=total_steps * self.updates)
         self.engine = open_engine(
             model_path, config=_with_room(config), device=self.actor.device, dtype=self.actor.compute_dtype
         )
@@ -113,16 +118,18 @@ class Worker:
         """Train on the kept replies: one optimiser step per mini-batch number, in order, the same on every rank.
 
         `advantages`, `kept` (dynamic sampling may leave rows out) and the mini-batch number are by row. Returns the
-        metrics of the last step, skipped steps summed.
+        metrics of the last update that had something to learn from, or of the last one if none had; ``skipped`` and
+        ``empty`` are sums over all.
         """
         batch = self._batch.with_tensors(advantages=torch.tensor(list(advantages), dtype=torch.float32))
-        totals: dict[str, float] = {}
-        count = self.config.data.rollout_batch_size // self.config.worker.actor.global_batch_size
-        for number in [*range(count)] * self.config.worker.actor.ppo_epochs:
+        done: list[dict[str, float]] = []
+        epochs = self.config.worker.actor.ppo_epochs
+        for number in [*range(self.updates // epochs)] * epochs:
             rows = [row for row in range(len(advantages)) if mini_batches[row] == number and kept[row]]
-            stats = self.actor.update(batch.select(rows) if rows else Batch())
-            totals = {**stats, "skipped": stats["skipped"] + totals.get("skipped", 0.0)}
-        return {**totals, "memory_gib": device.peak_memory_gib(self.actor.device)}
+            done.append(self.actor.update(batch.select(rows) if rows else Batch()))
+        told = next((stats for stats in reversed(done) if not stats["empty"]), done[-1])
+        sums = {name: sum(stats[name] for stats in done) for name in ("skipped", "empty")}
+        return {**told, **sums, "memory_gib": device.peak_memory_gib(self.actor.device)}
 
     def save(self, folder: Path, progress: dict[str, Any]) -> None:
         checkpoint.save(folder, self.actor, progress)
