@@ -30,7 +30,6 @@ from veason.policies import replay
 from veason.policies.base import Policy
 from veason.types import Box, Prediction, VideoSample
 
-_PICTURES = (".jpg", ".jpeg", ".png")
 _FOLDER_RATE = Fraction(10)
 
 
@@ -85,20 +84,11 @@ def open_video(
     """(the sample, its frames, frames per second) of a video file or a folder of pictures."""
     common = {"dataset": "video", "exp_id": "0", "expression": sentence}
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES)[::stride][:limit]
-        if not files or len({p.suffix for p in files}) > 1:
-            raise DataError(
-                f"{path}: expected pictures of one kind ({', '.join(_PICTURES)}), found {len(files)} in all"
-            )
+        pictures = frames.FolderFrames(path, stride=stride, limit=limit)
         sample = VideoSample(
-            **common,
-            video=path.resolve().name,
-            frames=tuple(p.stem for p in files),
-            frame_dir=path,
-            size=frames.load(files[0]).shape[:2],
-            suffix=files[0].suffix,
+            **common, video=path.resolve().name, frames=pictures.names, frame_dir=path, size=pictures.size
         )
-        return sample, frames.VideoFrames(sample), _FOLDER_RATE
+        return sample, pictures, _FOLDER_RATE
     decoded = video.decode(path, stride=stride, limit=limit)
     names = tuple(f"{t:05d}" for t in range(len(decoded.frames)))
     size = decoded.frames.shape[1:3]
