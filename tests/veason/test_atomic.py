@@ -71,3 +71,9 @@ def test_the_end_of_a_long_journal_is_found_from_its_end(tmp_path):
         path.write_bytes(lines + rest)
         atomic.Journal(path).close()
         assert path.read_bytes() == lines
+
+
+def test_a_file_system_is_synced_by_any_folder_of_it(tmp_path):
+    atomic.sync_filesystem(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        atomic.sync_filesystem(tmp_path / "no")
