@@ -14,7 +14,7 @@ CHOICES = {
     "worker.actor.kl_loss_type": ("low_var_kl", "kl", "mse"),
     "worker.actor.loss_agg_mode": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum"),
     "worker.actor.optim.lr_scheduler": ("constant", "cosine"),
-    "worker.actor.fsdp.torch_dtype": ("bfloat16", "float16", "float32"),
+    "worker.actor.fsdp.torch_dtype": ("bfloat16", "float32"),
     "worker.reward.reward_type": ("function",),
     "worker.reward.preset": ("strict", "released"),
     "trainer.logger": ("console", "jsonl", "tensorboard", "wandb"),
@@ -29,7 +29,6 @@ NEEDED = {
 }
 
 ZERO_TOO = {
-    "data.val_limit",
     "data.seed",
     "worker.actor.max_tokens_per_micro_batch",
     "worker.actor.kl_loss_coef",
@@ -45,6 +44,8 @@ ZERO_TOO = {
     "trainer.save_freq",
     "trainer.max_restarts",
     "trainer.max_bad_steps",
+    "trainer.max_empty_steps",
+    "trainer.stuck_after",
     "trainer.rollouts_kept",
 }
 """Numbers that may be 0; all others are more."""

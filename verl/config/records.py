@@ -49,7 +49,8 @@ class AlgorithmConfig:
     adv_estimator: str = "grpo"
     """grpo, dr_grpo, rloo or reinforce_pp."""
     drop_equal_groups: bool = False
-    """Dynamic sampling: leave groups whose replies all have the same reward out of the update."""
+    """Dynamic sampling: leave groups whose replies all have the same reward out of the update. Not for reinforce_pp,
+    which compares with the whole batch."""
 
 
 @dataclass
@@ -75,6 +76,7 @@ class OptimConfig:
     weight_decay: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.999)
     lr_warmup_steps_ratio: float = 0.0
+    """Share of the run over which the learning rate rises to lr."""
     lr_scheduler: str = "constant"
     """constant or cosine."""
 
@@ -82,7 +84,8 @@ class OptimConfig:
 @dataclass
 class FSDPConfig:
     torch_dtype: str = "bfloat16"
-    """Type of forward and backward on a GPU; parameters and optimiser are float32. CPU runs are float32 throughout."""
+    """Type of forward and backward on a GPU, bfloat16 or float32; parameters and optimiser are float32. CPU runs are
+    float32 throughout."""
     param_offload: bool = False
     """Keep parameters on the CPU between passes."""
     optimizer_offload: bool = False
@@ -188,18 +191,28 @@ class TrainerConfig:
     """Steps between validations; 0: never."""
     val_before_train: bool = False
     save_freq: int = 50
+    """Steps between checkpoints; 0: only after the last step."""
     save_checkpoint_path: str = "checkpoints"
     keep_last: int = 2
     """Checkpoints kept, besides the best."""
     resume: str = "auto"
-    """auto, never, or a checkpoint folder."""
+    """auto, never, or a checkpoint folder to begin with; then, as with auto, on from the run's own checkpoints."""
+    accept_changes: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the checkpoint that is resumed, such as [worker.actor.optim.lr]. Without it a
+    resumed run may change its length, limits, machines, logging and saving only."""
     max_restarts: int = 3
     """How often a lost worker or node may restart the run from its last checkpoint."""
     placement_timeout_s: float = 120.0
     """Seconds to wait for room in the cluster, at the start and after a loss, before the run stops and says what it
     lacks."""
+    stuck_after: float = 3600.0
+    """Seconds after which ranks that have not finished a part of a step count as lost, as a dead rank does; 0: never.
+    More than the longest part takes: loading the model, generating, updating, saving."""
     max_bad_steps: int = 3
-    """Skipped steps (loss not finite) in a row that stop the run."""
+    """Skipped steps (loss not finite) in a row that are borne; one more stops the run."""
+    max_empty_steps: int = 10
+    """Steps in a row of which algorithm.drop_equal_groups left nothing to learn from that are borne; one more stops
+    the run."""
     rollouts_kept: int = 4
     """Rollouts written as text per step."""
 
