@@ -191,6 +191,41 @@ class TestErrors:
         assert "given.yaml" in str(caught.value)
         assert words in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("[" * 100_000, "nested too deeply"),
+            ("data: {seed: " + "{a: " * 5000, "nested too deeply"),
+            ("data: &a {x: *a}", "nested too deeply"),
+            ("data: {seed: 2024-99-99}", "month must be in 1..12"),
+            ("data: {seed: " + "9" * 6000 + "}", "integer string conversion"),
+            ("{[a]: 1, [a]: 2}", "unhashable"),
+            ("#" * (2 << 20), "too large for a configuration"),
+        ],
+        ids=lambda text: text[:16],
+    )
+    def test_a_file_that_no_one_would_write_is_one_line(self, tmp_path, text, words):
+        with pytest.raises(ConfigError) as caught:
+            from_yaml(tmp_path, text)
+        assert "given.yaml" in str(caught.value)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize("key", ["trainer.logger", "worker.reward.weights", "data.seed", "data.unknown"])
+    def test_an_argument_that_no_one_would_write_is_one_short_line(self, key):
+        with pytest.raises(ConfigError) as caught:
+            load([f"{key}={'[' * 100_000}"])
+        assert key in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    def test_a_pipe_or_a_folder_is_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path, words in (("pipe", "a pipe"), (".", "a folder")):
+            with pytest.raises(ConfigError, match=f"{words}.* expected a YAML file"):
+                load([f"config={tmp_path / path}"])
+
     def test_missing_file_and_two_files(self, tmp_path):
         with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
             load([f"config={tmp_path / 'nowhere.yaml'}"])
@@ -228,6 +263,25 @@ class TestCheck:
             (["trainer.max_steps=0"], "trainer.max_steps=0"),
             (["worker.actor.clip_ratio_high=0"], "clip_ratio_high=0"),
             (["worker.rollout.name=vllm", "worker.rollout.tensor_parallel_size=4"], "does not divide the 2 processes"),
+            (["data.val_limit=0"], "data.val_limit=0: must be more than 0"),
+            (["data.seed=4294967296"], "less than 2^32"),
+            (["worker.actor.fsdp.torch_dtype=float16"], "there is no loss scaling; take bfloat16"),
+            (["worker.actor.optim.betas=0.9,1"], "betas holds 1.0"),
+            (["worker.reward.weights.spatial=-1"], "worker.reward.weights.spatial=-1.0: must be 0 or more"),
+            (["worker.actor.model.lora.rank=8", "worker.actor.model.lora.target_modules=,"], "names no module"),
+            (["trainer.logger=jsonl,jsonl"], "each once"),
+            (["trainer.save_checkpoint_path="], "save_checkpoint_path is empty"),
+            (["trainer.accept_changes=worker.actor.lr"], "the nearest is 'worker.actor.optim.lr'"),
+            (["trainer.stuck_after=-1"], "must be 0 or more"),
+            (
+                ["algorithm.adv_estimator=reinforce_pp", "algorithm.drop_equal_groups=true"],
+                "compares a reply with the whole",
+            ),
+            (
+                ["worker.reward.num_gpus_per_worker=0.5", "worker.reward.num_workers=4"],
+                "2 beside a rank, which take 1 of",
+            ),
+            (["worker.reward.num_gpus_per_worker=1"], "take 1 of its GPU; the sum must be less than 1"),
         ],
     )
     def test_what_is_wrong_is_said(self, arguments, words):
@@ -245,6 +299,9 @@ class TestCheck:
             "trainer.save_freq=0",
             "worker.actor.clip_ratio_high=0.28",
             "worker.reward.weights.consistency=0",
+            "worker.reward.num_gpus_per_worker=0.9",
+            "trainer.stuck_after=0",
+            "trainer.accept_changes=[worker.actor.optim.lr]",
         ],
     )
     def test_what_is_right_passes(self, argument):

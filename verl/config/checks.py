@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from verl.config.errors import ConfigError
-from verl.config.keys import flatten, get
+from verl.config.keys import flatten, get, nearest
 from verl.config.records import Config
 
 CHOICES = {
@@ -70,6 +71,8 @@ def _unset(config: Config) -> Iterator[str]:
     for key, meaning in NEEDED.items():
         if not get(config, key):
             yield f"{key} is not set: give {meaning}"
+    if not config.trainer.save_checkpoint_path.strip():
+        yield "trainer.save_checkpoint_path is empty: give a folder for the run"
 
 
 def _out_of_range(config: Config) -> Iterator[str]:
@@ -81,6 +84,14 @@ def _out_of_range(config: Config) -> Iterator[str]:
             yield f"{key}={value}: must be more than 0"
         elif key in SHARES and value > 1:
             yield f"{key}={value}: must be 1 at most"
+    if config.data.seed >= 2**32:
+        yield f"data.seed={config.data.seed}: must be less than 2^32, which is what NumPy's generators take"
+    for beta in config.worker.actor.optim.betas:
+        if not 0 <= beta < 1:
+            yield f"worker.actor.optim.betas holds {beta}: both must be 0 or more and less than 1"
+    for term, weight in config.worker.reward.weights.items():
+        if not 0 <= weight < math.inf:
+            yield f"worker.reward.weights.{term}={weight}: must be 0 or more"
 
 
 def _unknown_names(config: Config) -> Iterator[str]:
@@ -89,6 +100,17 @@ def _unknown_names(config: Config) -> Iterator[str]:
         for name in value if isinstance(value, list) else [value]:
             if name not in known:
                 yield f"{key}={name}: known are {', '.join(known)}"
+    if config.worker.actor.fsdp.torch_dtype == "float16":
+        yield (
+            "worker.actor.fsdp.torch_dtype=float16: small gradients would vanish, for there is no loss scaling; take "
+            "bfloat16"
+        )
+    for name in config.trainer.accept_changes:
+        if name not in flatten(config):
+            yield f"trainer.accept_changes names {name!r}, which is no key; the nearest is {nearest(name)!r}"
+    logger = config.trainer.logger
+    if len(set(logger)) < len(logger):
+        yield f"trainer.logger={','.join(logger)}: each once, or every line is written twice"
     engine = config.worker.rollout.name
     if engine not in ("hf", "vllm") and ":" not in engine:
         yield f"worker.rollout.name={engine}: known are hf and vllm; your own is package.module:attribute"
@@ -107,7 +129,23 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"worker.rollout.n=1: {config.algorithm.adv_estimator} compares the replies to one prompt with each other; "
             "take 2 or more"
         )
+    if config.algorithm.drop_equal_groups and config.algorithm.adv_estimator == "reinforce_pp":
+        yield (
+            "algorithm.drop_equal_groups=true: reinforce_pp compares a reply with the whole batch, so that a group of "
+            "equal rewards teaches as any other; take false, or grpo, dr_grpo or rloo"
+        )
+    if actor.model.lora.rank > 0 and not actor.model.lora.target_modules.strip(" ,"):
+        yield "worker.actor.model.lora.target_modules names no module: give all-linear, or names such as q_proj,v_proj"
     ranks = trainer.nnodes * trainer.n_gpus_per_node
+    reward = config.worker.reward
+    beside = math.ceil(reward.num_workers / ranks) if ranks > 0 else 0
+    taken = beside * reward.num_gpus_per_worker
+    if taken >= 1:
+        yield (
+            f"worker.reward.num_gpus_per_worker={reward.num_gpus_per_worker}: {reward.num_workers} reward worker(s) on "
+            f"{ranks} GPU(s) are {beside} beside a rank, which take {taken:g} of its GPU; the sum must be less than 1, "
+            "for the rank has what is left"
+        )
     if rollout.name == "vllm" and rollout.tensor_parallel_size > 0 and ranks % rollout.tensor_parallel_size:
         yield (
             f"worker.rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the {ranks} processes "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from verl.config.errors import ConfigError
+from verl.config.errors import ConfigError, cut
+
+LARGEST = 1 << 20
+"""Bytes of a configuration file at most; the whole configuration written out takes 4,000."""
 
 
 class Dumper(yaml.SafeDumper):
@@ -36,12 +40,35 @@ class Loader(yaml.SafeLoader):
 
 
 def read(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file; ConfigError for anything that is none, pipes and huge files included."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise ConfigError(f"config={path}: {kind}, expected a YAML file")
+        if status.st_size > LARGEST:
+            raise ConfigError(
+                f"config={path}: {status.st_size:,} bytes, too large for a configuration; is it the file?"
+            )
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"config={path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config={cut(str(path), limit=500)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    try:
+        tree = parse(text)
+    except ConfigError as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: expected sections such as 'data:', found {type(tree).__name__}")
     return tree or {}
+
+
+def parse(text: str) -> Any:
+    """What YAML makes of `text`; ConfigError if it makes nothing of it."""
+    try:
+        return yaml.load(text, Loader=Loader)
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter: a 30th of February, a list as a key twice
+        raise ConfigError(cut(str(error), limit=500)) from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
-from verl.config.errors import ConfigError
+from verl.config.errors import ConfigError, cut
 from verl.config.records import Config
 
 
@@ -80,10 +80,10 @@ def find(key: str, source: str) -> tuple[str, str]:
     for owner, kind in types().items():
         if get_origin(kind) is dict and key.startswith(f"{owner}.") and key != f"{owner}.":
             return owner, key.removeprefix(f"{owner}.")
-    raise ConfigError(f"{source}: unknown key {key!r}; the nearest is {_nearest(key)!r}")
+    raise ConfigError(f"{source}: unknown key {cut(repr(key))}; the nearest is {nearest(key)!r}")
 
 
-def _nearest(key: str) -> str:
+def nearest(key: str) -> str:
     """The known key most like `key`, as a whole and in its last word."""
 
     def likeness(known: str) -> float:

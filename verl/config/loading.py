@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 
 from verl.config import dialect, keys
-from verl.config.errors import ConfigError
+from verl.config.errors import ConfigError, cut
 from verl.config.records import Config
 from verl.config.values import Unfit, convert
 
@@ -27,8 +27,12 @@ def load(argv: Sequence[str]) -> Config:
         raise ConfigError(f"command line: config= is given {len(paths)} times, wanted once at most")
     config = Config()
     for path in paths:
-        for key, value in keys.leaves(dialect.read(path)):
-            _assign(config, key, value, source=str(path))
+        tree = dialect.read(path)
+        try:
+            for key, value in keys.leaves(tree):
+                _assign(config, key, value, source=str(path))
+        except RecursionError:
+            raise ConfigError(f"{path}: nested too deeply") from None
     for key, value in pairs:
         if key != "config":
             _assign(config, key, value, source="command line")
@@ -47,7 +51,7 @@ def _assign(config: Config, key: str, value: Any, *, source: str) -> None:
     try:
         made = {**keys.get(config, owner), entry: convert(value, get_args(kind)[1])} if entry else convert(value, kind)
     except Unfit as unfit:
-        shown = "null" if value is None else f"{value!r}"
+        shown = "null" if value is None else cut(repr(value))
         raise ConfigError(f"{source}: {key}: expected {unfit}, got {shown}") from None
     section, _, name = owner.rpartition(".")
     setattr(keys.get(config, section), name, made)
@@ -56,5 +60,5 @@ def _assign(config: Config, key: str, value: Any, *, source: str) -> None:
 def _split_argument(argument: str) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
     if not equals:
-        raise ConfigError(f"command line: expected key=value, got {argument!r}")
+        raise ConfigError(f"command line: expected key=value, got {cut(repr(argument))}")
     return key.strip(), value

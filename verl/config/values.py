@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
-import yaml
-
-from verl.config.dialect import Loader
+from verl.config.dialect import parse
+from verl.config.errors import ConfigError
 
 
 class Unfit(Exception):
@@ -49,8 +48,8 @@ def _convert_mapping(value: Any, kind: Any) -> dict[str, Any]:
 
 def _parse_flow(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
+        return parse(text)
+    except ConfigError:
         return None  # of no type: the caller says what it wanted
 
 
