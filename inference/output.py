@@ -1,30 +1,34 @@
 """The run folder: masks, predictions and timings on disk, written as they come, whole or not at all.
 
 ``Annotations/<video>/<exp_id>/<frame>.png`` (0/255, 8 bits or 1) or ``masks.jsonl`` (`veason.mask_lines`),
-``predictions.jsonl``, ``timings.jsonl``, ``run.json``. A sample counts as done once its line stands in
-``predictions.jsonl``; its masks are in place before. Samples come in any order; a finished run has its lines in that of
-the data set. With several shards each keeps its own lines under ``shards/``; whoever finishes last joins them.
+``predictions.jsonl``, ``timings.jsonl``, ``run.json``. A sample counts as done if every one of these files says so: its
+lines stand in the journals and its masks are whole. The line in ``predictions.jsonl`` comes last, once the rest is on
+the disk. What is damaged later is found when the run is started again, and made again. Samples come in any order; a
+finished run has its lines in that of the data set. With several shards each keeps its own lines under ``shards/``;
+whoever finishes last joins them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inference import run_record
 from inference.pipeline import Finished
 from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
-from veason.types import MaskTrack, Prediction, VideoSample
+from veason.safe_text import printable
+from veason.types import MaskTrack, Prediction, Size, VideoSample
 
 MASKS = ("png", "png1", "rle")
 """How masks are stored: a PNG a frame of 8 bits or of 1, or all as RLEs in ``masks.jsonl``."""
@@ -90,27 +94,28 @@ class RunFolder:
         record: dict[str, Any],
         masks: str = "png",
     ) -> None:
-        """`samples`: the whole run's, all shards. `record`: ``run.json``, whose ``settings`` must not change.
-        `masks`: how they are stored, one of `MASKS`."""
+        """`samples`: the whole run's, all shards. `record`: ``run.json`` (`inference.run_record`). `masks`: how they
+        are stored, one of `MASKS`."""
         self.path, self.shard, self.masks = Path(path), shard, masks
         self._all, self.samples = samples, shard.take(samples)
-        self._by_key = {sample.key: sample for sample in self.samples}
+        self._by_key = {sample.key: sample for sample in samples}
         self._record = record
         self._partial = self.path / f".partial-{shard.index}"
         self._names = ("predictions", "timings", *(["masks"] if masks == "rle" else []))
 
     def __enter__(self) -> RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / f".lock-{self.shard.index}", "w")  # held until exit
+        self._lock = atomic.Lock(self.path / f".lock-{self.shard.index}")  # held until exit
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{self.path}: another process is writing this shard; wait for it or end it") from None
-        self._check_settings()
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._journals = {name: atomic.Journal(self._lines(name, self.shard.index)) for name in self._names}
-        self.done = self._read_done()
-        """Keys of the samples that are finished, by earlier runs or this one."""
+            with atomic.Lock(self.path / ".lock-run", wait=True):  # shards that start together
+                run_record.keep(self.path / "run.json", self._record)
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self.done = self._read_done()
+            """Keys of the samples that are finished, by earlier runs or this one."""
+            self._journals = {name: atomic.Journal(self._lines(name, self.shard.index)) for name in self._names}
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,41 +132,81 @@ class RunFolder:
             return self.path / f"{name}.jsonl"
         return self.path / "shards" / f"{name}-{index}-of-{self.shard.count}.jsonl"
 
-    def _check_settings(self) -> None:
-        """Write ``run.json``, or make sure that the run to be resumed had the same settings."""
-        path = self.path / "run.json"
-        if not path.exists():
-            atomic.write_json(path, self._record)
-            return
-        before = json.loads(path.read_text())["settings"]
-        now = json.loads(json.dumps(self._record["settings"]))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if changed:
-            what = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
-            raise DataError(f"{path}: the folder holds another run ({what}); choose another --output")
+    def describe(self, policy: dict[str, Any]) -> None:
+        """Keep in ``run.json`` what the policy says of itself: it must be what it was when the run began."""
+        self._record = {**self._record, "policy": policy}
+        with atomic.Lock(self.path / ".lock-run", wait=True):
+            run_record.keep(self.path / "run.json", self._record)
 
     def _read_done(self) -> set[str]:
-        """The samples finished by earlier runs: the journal must speak of this shard's, once of each."""
-        path = self._journals["predictions"].path
-        keys = [_key(record) for record in atomic.read_journal(path)]
-        done = set(keys)
-        if not done <= self._by_key.keys() or len(done) < len(keys):
-            odd = next(key for i, key in enumerate(keys) if key not in self._by_key or key in keys[:i])
-            raise DataError(f"{path}: {odd} is not this run's, or stands twice; choose another --output")
+        """The samples of which earlier runs left every file whole.
+
+        What is damaged is told, and its lines are taken out of the journals, so that it is made again. The journal of
+        predictions must speak of this shard's samples, once of each.
+        """
+        paths = {name: self._lines(name, self.shard.index) for name in self._names}
+        spans = {name: self._spans(name, [path]) for name, path in paths.items()}
+        own = {sample.key for sample in self.samples}
+        odd = next((key for key in spans["predictions"] if key not in own), spans["predictions"].repeated)
+        if odd:
+            raise DataError(
+                f"{paths['predictions']}: {odd} is not this run's, or stands twice; choose another --output"
+            )
+        damage = {key: self._damage(key, spans) for key in own if any(key in found for found in spans.values())}
+        done = {key for key, problem in damage.items() if problem is None}
+        lost = [key for sample in self.samples if (key := sample.key) in spans["predictions"] and key not in done]
+        unread = [path for name, path in paths.items() if spans[name].unread]
+        if lost or unread:
+            first = f"first {lost[0]}: {damage[lost[0]]}" if lost else f"{unread[0]} has lines that are no records"
+            print(
+                f"{self.path}: damaged since it was written: {len(lost)} finished samples are made again "
+                f"({printable(first)})",
+                file=sys.stderr,
+            )
+            for name, path in paths.items():
+                if path.exists():
+                    kept = [key for key in spans[name] if key in done]
+                    atomic.write_parts(path, spans[name].lines(kept))
         return done
+
+    def _spans(self, name: str, paths: Iterable[Path]) -> _Spans:
+        """Where the whole lines of some journals are; a line of masks must be one of its sample."""
+        return _spans(paths, self._fits if name == "masks" else None)
+
+    def _fits(self, key: str, record: dict[str, Any]) -> bool:
+        try:
+            line = mask_lines.parse(record, key)
+        except DataError:
+            return False
+        sample = self._by_key.get(key)
+        return sample is None or (line.size == sample.size and len(line.counts) == len(sample))
+
+    def _damage(self, key: str, spans: dict[str, _Spans]) -> str | None:
+        """What is missing or cut off of a sample; None if every file is whole."""
+        for name, found in spans.items():
+            if key not in found:
+                return f"{name}.jsonl has no whole line of it"
+        if self.masks == "rle":
+            return None
+        sample = self._by_key[key]
+        folder = self.path / "Annotations" / sample.video / sample.exp_id
+        return next(
+            (found for name in sample.frames if (found := png_damage(folder / f"{name}.png", sample.size))), None
+        )
 
     def write(self, finished: Finished) -> None:
         """Keep one prediction."""
         self.keep(pack(finished, masks=self.masks))
 
     def keep(self, packed: Packed) -> None:
-        """Write one prediction, not yet `done`: masks first, then its lines."""
+        """Write one prediction, not yet `done`: masks first, then, once they are on the disk, its lines."""
         try:
             if packed.pictures is not None:
                 self._write_pictures(self._by_key[packed.key], packed.pictures)
             if packed.masks is not None:
                 self._journals["masks"].append(packed.masks)
             self._journals["timings"].append(packed.timing)
+            atomic.sync_filesystem(self.path)
             self._journals["predictions"].append(packed.prediction)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -179,20 +224,23 @@ class RunFolder:
         for name, data in zip(sample.frames, pictures, strict=True):
             (partial / f"{name}.png").write_bytes(data)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # of a run killed between the masks and the line
+        if target.exists():  # damaged, or of a run killed between the masks and the line
             shutil.rmtree(target)
         os.replace(partial, target)
 
     def join(self) -> bool:
         """Once every shard is complete: put all lines into the data set's order. True if the whole run is done.
 
-        The folder takes no more predictions after this.
+        The samples of other shards are looked at as `_read_done` looks at those of this one. The folder takes no more
+        predictions after this.
         """
+        for journal in self._journals.values():
+            journal.sync()
         self._close()
         wanted = [sample.key for sample in self._all]
         sources = {name: [self._lines(name, i) for i in range(self.shard.count)] for name in self._names}
-        spans = {name: _spans(paths) for name, paths in sources.items()}
-        if any(key not in spans[name] for name in self._names for key in wanted):
+        spans = {name: self._spans(name, paths) for name, paths in sources.items()}
+        if any(key not in self.done and self._damage(key, spans) for key in wanted):
             return False
         for name in self._names:
             target = self.path / f"{name}.jsonl"
@@ -202,11 +250,37 @@ class RunFolder:
         return True
 
 
+def png_damage(path: Path, size: Size) -> str | None:
+    """What shows without decoding that a file is not a whole PNG of `size`; None if nothing does."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe of this name does not hold us
+    except FileNotFoundError:
+        return f"{path} is missing"
+    try:
+        length = os.fstat(handle).st_size
+        head = os.pread(handle, 24, 0)
+        tail = os.pread(handle, len(_PNG_END), max(0, length - len(_PNG_END)))
+    except OSError as error:  # a folder or a pipe
+        return f"{path} cannot be read ({error.strerror})"
+    finally:
+        os.close(handle)
+    if head[:16] != _PNG_START or tail != _PNG_END:
+        return f"{path} is {'empty' if length == 0 else 'cut off or no PNG'}"
+    found = (int.from_bytes(head[20:24]), int.from_bytes(head[16:20]))
+    return None if found == size else f"{path} is {found}, the video is {size} (height, width)"
+
+
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
 class _Spans(dict[str, tuple[Path, int, int]]):
     """Where the last line of each key lies: file, start and length. In the order of the first lines."""
 
-    repeated = False
-    """A key has more than one line: a run was killed between a sample's lines."""
+    repeated: str | None = None
+    """A key that has more than one line: a run was killed between a sample's lines."""
+    unread = 0
+    """Whole lines that are no records of the kind."""
 
     def lines(self, keys: Iterable[str]) -> Iterator[bytes]:
         files = {path: open(path, "rb") for path in {path for path, _, _ in self.values()}}  # noqa: SIM115
@@ -220,7 +294,8 @@ class _Spans(dict[str, tuple[Path, int, int]]):
                 file.close()
 
 
-def _spans(paths: Iterable[Path]) -> _Spans:
+def _spans(paths: Iterable[Path], fits: Callable[[str, dict[str, Any]], bool] | None) -> _Spans:
+    """The lines of some journals that hold records for which `fits` is true; a file that is not there has none."""
     spans = _Spans()
     for path in paths:
         start = 0
@@ -228,15 +303,26 @@ def _spans(paths: Iterable[Path]) -> _Spans:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # a shard that is still being written
-                key = _key(json.loads(line))
-                spans.repeated |= key in spans
-                spans[key] = (path, start, len(line))
+                key = _key_of(line, fits)
+                if key is None:
+                    spans.unread += 1
+                else:
+                    spans.repeated = key if key in spans else spans.repeated
+                    spans[key] = (path, start, len(line))
                 start += len(line)
     return spans
 
 
-def _key(record: dict[str, Any]) -> str:
-    return f"{record['video']}/{record['exp_id']}"
+def _key_of(line: bytes, fits: Callable[[str, dict[str, Any]], bool] | None) -> str | None:
+    """The key of the sample that a line is about; None for a line that is no record of one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("video", "exp_id")):
+        return None
+    key = f"{record['video']}/{record['exp_id']}"
+    return key if fits is None or fits(key, record) else None
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
@@ -254,6 +340,8 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
         "boxes": [[round(value, 2) for value in box] for box in prediction.boxes],
         "problem": reply.problem,
         "detail": reply.detail,
+        "reading": "lenient" if reply.repairs else "strict",
+        "repairs": list(reply.repairs),
         "thinking": reply.thinking,
         "reply": reply.text,
     }

@@ -66,15 +66,16 @@ _SYNCFS = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 class Lock:
     """An exclusive lock on a file, held until `close` or the end of the process. The file stays when it is released.
 
-    A `DataError` names the file when another process holds the lock, or when the file system has none.
+    A `DataError` names the file when another process holds the lock, unless it is to be waited for, or when the file
+    system has none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = open(path, "ab")  # noqa: SIM115 - until close()
         try:
-            take_lock(self._file.fileno(), path)
+            take_lock(self._file.fileno(), path, wait=wait)
         except BaseException:
             self._file.close()
             raise
@@ -89,12 +90,12 @@ class Lock:
         self.close()
 
 
-def take_lock(handle: int, path: Path) -> None:
-    """Lock an open file for this process alone, without waiting; DataError if that cannot be."""
+def take_lock(handle: int, path: Path, *, wait: bool = False) -> None:
+    """Lock an open file for this process alone, at once unless it may `wait`; DataError if that cannot be."""
     if os.environ.get(NO_LOCKS) == "1":
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise DataError(f"{path}: another process is writing here; wait for it or end it") from None
     except OSError as error:

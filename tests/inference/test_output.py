@@ -1,16 +1,18 @@
 """The run folder: any order in, the data set's order out; PNGs of 8 bits or 1, or lines of RLEs."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from inference import pipeline
+from inference import pipeline, run_record
 from inference.output import MASKS, RunFolder, Shard, pack
 from inference.pipeline import Sampling
-from veason import mask_lines
+from veason import atomic, mask_lines, mask_png
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.policies.oracle import OraclePolicy
@@ -129,3 +131,164 @@ def test_a_journal_of_something_else_is_refused(finished, tmp_path, odd):
     path.write_text(path.read_text() + (line.replace("UVO/-a_b", "c") if odd == "another run's" else line) + "\n")
     with pytest.raises(DataError, match="is not this run's, or stands twice"), folder(tmp_path, finished):
         pass
+
+
+def damage(path, how):
+    """Cut the last line in half and take one from the middle, empty the file, or take it away."""
+    if how == "gone":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:  # a block that never came to the disk, as after a power cut
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join([lines[0], b"\0" * 30 + b"\n", *lines[2:]]))
+
+
+def complete(path, finished, masks, shards):
+    """Make whatever is missing of a run, shard by shard; whether it is whole."""
+    by_key = {item.prediction.sample.key: item for item in finished}
+    made, whole = [], False
+    for index in range(shards):
+        with folder(path, finished, masks, Shard(index, shards)) as out:
+            missing = [sample.key for sample in out.samples if sample.key not in out.done]
+            for key in missing:
+                out.keep(pack(by_key[key], masks=masks))
+            made += missing
+            whole = out.join()
+    return made, whole
+
+
+def joined(path):
+    """A run folder but for the shards' own journals, whose lines are in the order in which they were made."""
+    return {name: data for name, data in contents(path).items() if not name.startswith("shards")}
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "gone", "zeros"])
+@pytest.mark.parametrize(
+    ("name", "masks"),
+    [("predictions", "png"), ("timings", "png"), ("predictions", "rle"), ("timings", "rle"), ("masks", "rle")],
+)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_damaged_journal_is_made_again(finished, tmp_path, capsys, shards, name, masks, how):
+    """The journal of the first shard; what is joined of it is made new in any case."""
+    assert complete(tmp_path, finished, masks, shards)[1]
+    before = joined(tmp_path)
+    journal = f"{name}.jsonl" if shards == 1 else f"shards/{name}-0-of-2.jsonl"
+    damage(tmp_path / journal, how)
+    made, whole = complete(tmp_path, finished, masks, shards)
+    count = 6 // shards
+    assert len(made) == {"cut": 1, "zeros": 1, "empty": count, "gone": count}[how]
+    assert whole
+    assert joined(tmp_path) == before
+    told = capsys.readouterr().err
+    assert ("finished samples are made again" in told) == (name != "predictions" or how == "zeros")
+    assert complete(tmp_path, finished, masks, shards) == ([], True)  # and for good
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how):
+    assert complete(tmp_path, finished, "png", shards)[1]
+    before = joined(tmp_path)
+    picture = tmp_path / "Annotations" / "b" / "1" / "00010.png"
+    if how == "gone":
+        shutil.rmtree(tmp_path / "Annotations")
+    elif how == "missing":
+        picture.unlink()
+    elif how == "another size":
+        picture.write_bytes(mask_png.encode(np.zeros((4, 4), bool)))
+    else:
+        picture.write_bytes(picture.read_bytes()[:-5] if how == "cut" else b"")
+    made, whole = complete(tmp_path, finished, "png", shards)
+    assert (len(made), whole) == (6 if how == "gone" else 1, True)
+    assert joined(tmp_path) == before
+    assert "made again" in capsys.readouterr().err
+
+
+def test_a_shard_is_not_told_to_complete_a_run_of_which_another_one_is_damaged(finished, tmp_path):
+    complete(tmp_path, finished, "png", 2)
+    (tmp_path / "Annotations" / "b" / "1" / "00010.png").write_bytes(b"")  # of shard 1
+    with folder(tmp_path, finished, "png", Shard(0, 2)) as out:
+        assert out.done == {f"UVO/-a_b/{i}" for i in range(3)}
+        assert not out.join()
+
+
+def test_a_line_comes_after_its_masks_are_on_the_disk(finished, tmp_path, monkeypatch):
+    order = []
+    with folder(tmp_path, finished) as out:
+        append = out._journals["predictions"].append
+        monkeypatch.setattr(atomic, "sync_filesystem", lambda path: order.append(sorted(tmp_path.rglob("*.png"))))
+        monkeypatch.setattr(out._journals["predictions"], "append", lambda line: order.append("line") or append(line))
+        out.write(finished[0])
+    assert len(order[0]) == 4
+    assert order[1] == "line"
+
+
+def record(samples=3, **parts):
+    settings = {"policy": "hf", "samples": samples, "limit": samples, **parts.pop("settings", {})}
+    return {"settings": settings, "versions": {}, "inputs": {"data meta": 1}, **parts}
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (record(inputs={"data meta": 2}), r"data meta: 1 there, 2 now.*put back what was there"),
+        (record(inputs={"data meta": 1, "replay": {"bytes": 3}}), r'replay: None there, \{"bytes": 3\} now'),
+        (record(settings={"policy": "vllm"}), "policy: hf there, vllm now.*choose another --output"),
+        (record(settings={"reading": "lenient"}), "reading: strict there, lenient now"),
+        (record(policy={"repetition_penalty": 1.05}), r"repetition_penalty: 1.0 there, 1.05 now.*ask it as before"),
+        (record(samples=2), "holds a run of 3 samples, this one is of 2; raise --limit"),
+    ],
+)
+def test_a_run_that_goes_on_has_the_inputs_of_before(tmp_path, now, message):
+    path = tmp_path / "run.json"
+    run_record.keep(path, record(policy={"repetition_penalty": 1.0}))
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=message):
+        run_record.keep(path, now)
+    assert path.read_bytes() == before
+
+
+def test_what_may_change_takes_effect_and_the_settings_of_before_are_kept(tmp_path):
+    path = tmp_path / "run.json"
+    run_record.keep(path, record(versions={"torch": "1"}))
+    run_record.keep(path, record(samples=9, versions={"torch": "2"}, policy={"model": "m"}))
+    found = json.loads(path.read_text())
+    assert (found["settings"]["limit"], found["policy"]) == (9, {"model": "m"})
+    assert [earlier["limit"] for earlier in found["earlier_settings"]] == [3]
+    assert (found["versions"], found["later_versions"]) == ({"torch": "1"}, [{"torch": "2"}])
+    after = path.read_bytes()
+    run_record.keep(path, record(samples=9, versions={"torch": "2"}))
+    assert path.read_bytes() == after
+
+
+def test_every_input_of_a_run_has_a_fingerprint_that_tells_of_a_change(dataset, hand_made, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "sam.pt").write_bytes(b"sam")
+    (tmp_path / "said.jsonl").write_text("{}\n")
+    others = {"model": str(model), "tracker": ("a name", str(tmp_path / "sam.pt"))}
+
+    def found():
+        said = {"replay": str(tmp_path / "said.jsonl"), "template": "text"}
+        return run_record.inputs(dataset, list(dataset), **others, **said)
+
+    before = found()
+    assert found() == before
+    for path, name in [
+        (model / "model.safetensors", "model model.safetensors"),
+        (model / "config.json", "model config.json"),
+        (tmp_path / "sam.pt", "tracker sam.pt"),
+        (tmp_path / "said.jsonl", "replay"),
+        (dataset.files["meta"], "data meta"),
+        (dataset.files["masks"], "data masks"),
+        (hand_made.frame("00010"), "frames"),
+    ]:
+        os.utime(path, (1, 1))  # another file that is older
+        assert [key for key, value in found().items() if value != before[key]] == [name]
+        before = found()
+    assert run_record.inputs(dataset, [], template="other")["prompt"] != before["prompt"]

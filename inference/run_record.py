@@ -1,0 +1,127 @@
+"""What ``run.json`` says of a run: settings, inputs, versions, policy; and what may change when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from veason import atomic, files
+from veason.datasets.base import Dataset, check_object
+from veason.errors import DataError
+from veason.types import VideoSample
+
+MAY_CHANGE = ("limit", "samples", "sam2_spill_dir", "sam2_offload")
+"""Settings that decide how much is done, or where, but not what comes out for a sample."""
+
+COMPARED = ("settings", "inputs", "policy")
+"""Parts of the record that a run that goes on must agree with."""
+
+OLDER = {"reading": "strict"}
+"""What was in force in runs of before there was such a setting."""
+
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja")
+
+
+def keep(path: Path, record: dict[str, Any]) -> None:
+    """Write ``run.json``, or make sure that the run that it is of goes on as it was.
+
+    A DataError says in which settings and inputs they differ. A change of what may change takes effect: the settings of
+    before are kept under ``earlier_settings``. A part that the file does not have yet is added.
+    """
+    record = json.loads(json.dumps(record))
+    if not path.exists():
+        atomic.write_json(path, record)
+        return
+    before = check_object(files.load_json(path), str(path))
+    if not isinstance(before.get("settings"), dict):
+        raise DataError(f"{path}: expected an object with settings; choose another --output")
+    now = record["settings"]
+    then = before["settings"] = {name: value for name, value in OLDER.items() if name in now} | before["settings"]
+    for part in COMPARED:
+        changed = _changed(before.get(part), record.get(part))
+        hard = {name: how for name, how in changed.items() if part != "settings" or name not in MAY_CHANGE}
+        if hard:
+            what = "; ".join(f"{name}: {how}" for name, how in hard.items())
+            raise DataError(f"{path}: the folder holds another run ({what}); {_REMEDIES[part]}")
+    if _samples(now) < _samples(then):
+        raise DataError(
+            f"{path}: the folder holds a run of {_samples(then)} samples, this one is of {_samples(now)}; raise "
+            "--limit, or choose another --output"
+        )
+    merged = {**before, **record, "versions": before.get("versions", record["versions"])}
+    if record["versions"] not in (merged["versions"], *before.get("later_versions", [])):
+        merged["later_versions"] = [*before.get("later_versions", []), record["versions"]]
+    if _changed(then, now):
+        merged["earlier_settings"] = [*before.get("earlier_settings", []), then]
+    if merged != before:
+        atomic.write_json(path, merged)
+
+
+_REMEDIES = {
+    "settings": "choose another --output",
+    "inputs": "put back what was there (with its time: cp -p, rsync -t), or choose another --output",
+    "policy": "ask it as before, or choose another --output",
+}
+
+
+def _changed(before: Any, now: Any) -> dict[str, str]:
+    """What differs between two parts of a record, in words; nothing where one of them has not the part at all."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return {}
+    return {
+        name: f"{_words(before.get(name))} there, {_words(now.get(name))} now"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    }
+
+
+def _words(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    return text if len(text) <= 160 else f"{text[:159]}…"
+
+
+def _samples(settings: dict[str, Any]) -> int:
+    found = settings.get("samples")
+    return found if isinstance(found, int) else 0
+
+
+def inputs(
+    dataset: Dataset,
+    samples: Sequence[VideoSample],
+    *,
+    model: str | None = None,
+    tracker: Sequence[str | None] = (),
+    replay: str | None = None,
+    template: str | None = None,
+) -> dict[str, Any]:
+    """Fingerprints of everything that a run reads, by what it is; compared for equality when the run goes on.
+
+    `samples`: of the whole split, so that another limit is no other input. `model`: a checkpoint folder (a hub name has
+    none here). `tracker`: config and weights, as far as they are files. `replay`: recorded predictions. `template`: the
+    text of the prompt. Frames count by name, size and time only.
+    """
+    found: dict[str, Any] = {
+        f"data {name}": files.fingerprint(path) for name, path in sorted(dataset.files.items()) if path.is_file()
+    }
+    frames = {sample.frame_dir: sample for sample in samples}
+    paths = [sample.frame_path(t) for sample in frames.values() for t in range(len(sample))]
+    found["frames"] = _frames(paths)
+    if model is not None and Path(model).is_dir():
+        weights = sorted(p for p in Path(model).iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
+        found |= {f"model {path.name}": files.fingerprint(path) for path in weights}
+    found |= {
+        f"tracker {Path(name).name}": files.fingerprint(Path(name)) for name in tracker if name and Path(name).is_file()
+    }
+    if replay is not None:
+        found["replay"] = files.fingerprint(Path(replay))
+    if template is not None:
+        found["prompt"] = hashlib.sha256(template.encode()).hexdigest()[:16]
+    return found
+
+
+def _frames(paths: Sequence[Path]) -> dict[str, Any]:
+    """As `files.folder_fingerprint`, but a frame that is missing is left for the run itself to name."""
+    return files.folder_fingerprint(path for path in paths if path.is_file())
