@@ -1,7 +1,8 @@
 """Masks and their run-length encodings: RLE <-> mask, area and box without decoding, union, IoU.
 
 Every RLE that comes from a file goes through `check` once; the rest trusts it (pycocotools itself neither checks the
-number of pixels nor the end of the string).
+number of pixels nor the end of the string). Some writers end a run and go on with a run of no length; pycocotools takes
+such a run for a pixel in a box and for the end of the mask in a union, so `check` joins the runs around it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ def box(rle: Rle | None) -> Box | None:
     """Tightest box around the pixels inside, straight from the runs; None if there are none."""
     if area(rle) == 0:
         return None
-    x, y, w, h = coco.toBbox(rle)
-    return (float(x), float(y), float(x + w - 1), float(y + h - 1))  # inclusive corners
+    height, ends = rle["size"][0], np.cumsum(runs(rle["counts"]))
+    first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run inside, column by column
+    first, last = first[first <= last], last[first <= last]  # a run may have no length
+    columns, rows = (first // height, last // height), (first % height, last % height)
+    top, bottom = (0, height - 1) if (columns[0] < columns[1]).any() else (rows[0].min(), rows[1].max())
+    return (float(columns[0].min()), float(top), float(columns[1].max()), float(bottom))  # inclusive corners
 
 
 def merge(rles: Sequence[Rle | None]) -> Rle | None:
@@ -45,8 +50,24 @@ def merge(rles: Sequence[Rle | None]) -> Rle | None:
     present = [rle for rle in rles if rle is not None]
     if len(present) < 2:
         return present[0] if present else None
-    rle = coco.merge(present)
-    return Rle(size=[int(side) for side in rle["size"]], counts=rle["counts"].decode("ascii"))
+    size = [int(side) for side in present[0]["size"]]
+    pixels = size[0] * size[1]
+    if sum(len(rle["counts"]) for rle in present) <= pixels:  # pycocotools has room for as many runs
+        counts = coco.merge(present)["counts"].decode("ascii")
+        if runs(counts).sum() == pixels:  # it stops where two runs of no length meet
+            return Rle(size=size, counts=counts)
+    counts = coco.merge([_joined(runs(rle["counts"]), size) for rle in present])["counts"].decode("ascii")
+    return Rle(size=size, counts=counts)
+
+
+def _joined(counts: np.ndarray, size: Sequence[int]) -> Rle:
+    """The RLE of (R,) run lengths with the runs on both sides of each run of no length joined."""
+    lasting = np.flatnonzero(counts)
+    inside, lengths = lasting % 2, counts[lasting]
+    starts = np.flatnonzero(np.diff(inside, prepend=-1))
+    joined = [0] * int(inside[0]) + np.add.reduceat(lengths, starts).tolist()
+    rle = coco.frPyObjects({"size": list(size), "counts": joined}, *size)
+    return Rle(size=list(size), counts=rle["counts"].decode("ascii"))
 
 
 def union(rles: Sequence[Rle | None], size: Size) -> np.ndarray:
@@ -65,7 +86,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check(rle: object, size: Size, where: str) -> Rle:
-    """`rle` if it is a valid compressed RLE of `size`; a ValueError that opens with `where` if not."""
+    """`rle` if it is a valid compressed RLE of `size`; a ValueError that opens with `where` if not.
+
+    Runs of no length between two others are taken out, which leaves the pixels as they are.
+    """
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         raise ValueError(f"{where}: expected an RLE with size and counts, found {str(rle)[:80]!r}")
     if rle["size"] != list(size):
@@ -79,6 +103,8 @@ def check(rle: object, size: Size, where: str) -> Rle:
     pixels = int(counts.sum())
     if pixels != size[0] * size[1]:
         raise ValueError(f"{where}: the runs cover {pixels} pixels, the video has {size[0] * size[1]}")
+    if not counts[1:].all():
+        return _joined(counts, rle["size"])
     return Rle(size=rle["size"], counts=rle["counts"])
 
 
@@ -99,13 +125,18 @@ def _looks_right(rle: object, size: Size) -> bool:
 
 
 def _cover(counts: Sequence[str], size: Size) -> bool:
-    """Whether every string can be read and covers `size`. False too for what is too much at one time."""
+    """Whether every string can be read and covers `size`, and only a first run is without length. False too for what is
+    too much at one time."""
     if max(map(len, counts), default=0) * len(counts) > _AT_ONCE:
         return False
+    if not counts:
+        return True
     try:
-        return not counts or bool((_read(counts).sum(axis=1) == size[0] * size[1]).all())
+        table, amounts = _read(counts)
     except ValueError:
         return False
+    whole = table.sum(axis=1) == size[0] * size[1]
+    return bool((whole & (np.count_nonzero(table[:, 1:], axis=1) == amounts - 1)).all())
 
 
 def runs(counts: str) -> np.ndarray:
@@ -113,11 +144,11 @@ def runs(counts: str) -> np.ndarray:
 
     Raises ValueError on anything pycocotools could not read safely.
     """
-    return _read([counts])[0]
+    return _read([counts])[0][0]
 
 
-def _read(counts: Sequence[str]) -> np.ndarray:
-    """Run lengths of N compressed COCO strings: (N, R) int64, the shorter ones followed by zeros.
+def _read(counts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(run lengths, numbers of runs) of N compressed COCO strings: (N, R) and (N,) int64, shorter rows end in zeros.
 
     The code is a base-32 variable-length integer, six bits a character from ``0``; from the fourth run on it holds the
     difference to the run before the last.
@@ -149,4 +180,4 @@ def _read(counts: Sequence[str]) -> np.ndarray:
     table *= filled
     if table.min() < 0:
         raise ValueError("a run has negative length")
-    return table
+    return table, amounts

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
 
 from veason import masks
 
@@ -139,3 +140,51 @@ def test_no_run_string_crashes(counts):
     except ValueError:
         return
     assert masks.decode(rle, (5, 7)).shape == (5, 7)
+
+
+# runs of no length, which some writers put between two others
+
+
+def from_runs(counts, size):
+    """The RLE of run lengths as they are, zeros among them."""
+    made = coco.frPyObjects({"size": list(size), "counts": list(counts)}, *size)
+    return {"size": list(size), "counts": made["counts"].decode()}
+
+
+def test_a_run_of_no_length_is_no_pixel():
+    """Of 3 x 4 pixels, column by column, 2 and 5 are inside; the other mask has 7 alone, and both have empty runs."""
+    two, one = from_runs([2, 1, 2, 1, 2, 0, 4], (3, 4)), from_runs([2, 0, 5, 1, 4], (3, 4))
+    assert masks.area(two) == 2
+    assert masks.box(two) == (0.0, 2.0, 1.0, 2.0)
+    assert masks.box(one) == (2.0, 1.0, 2.0, 1.0)
+    assert np.flatnonzero(masks.union([two, one], (3, 4)).ravel(order="F")).tolist() == [2, 5, 7]
+
+
+@st.composite
+def stacks(draw):
+    """Up to three lists of run lengths of one size, with zeros anywhere; and the size."""
+    size = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    runs = []
+    for _ in range(draw(st.integers(1, 3))):
+        cuts = sorted(draw(st.lists(st.integers(0, size[0] * size[1]), max_size=9)))
+        runs.append(np.diff([0, *cuts, size[0] * size[1]]).tolist())
+    return runs, size
+
+
+@given(stacks())
+def test_every_walk_over_runs_agrees_with_decoding(stack):
+    runs, size = stack
+    pixels = [
+        np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F") for counts in runs
+    ]  # by definition of a run
+    raw = [from_runs(counts, size) for counts in runs]
+    for rles in (raw, [masks.check(rle, size, "x") for rle in raw], masks.check_track(raw, size, "x")):
+        for rle, mask in zip(rles, pixels, strict=True):
+            assert np.array_equal(masks.decode(rle, size), mask)
+            assert masks.area(rle) == mask.sum()
+            rows, columns = np.nonzero(mask)
+            box = (columns.min(), rows.min(), columns.max(), rows.max()) if mask.any() else None
+            assert masks.box(rle) == box
+        assert np.array_equal(masks.union(rles, size), np.any(pixels, axis=0))
+        assert masks.area(masks.merge(rles)) == np.any(pixels, axis=0).sum()
+    assert all(masks.runs(rle["counts"])[1:].all() for rle in masks.check_track(raw, size, "x"))
