@@ -25,6 +25,8 @@ class Prompt:
     """(H, W, 3) uint8 RGB arrays in the order of the messages, or a Ray reference to such a list."""
     target: Any = field(repr=False)
     """What the reward needs to judge a reply. Opaque here; must pickle."""
+    note: str = field(default="", repr=False)
+    """What was asked and what is true, for a person who reads the rollouts."""
 
 
 @dataclass(frozen=True)

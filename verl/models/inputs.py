@@ -56,6 +56,23 @@ def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
     )
 
 
+def prompt_lengths(
+    prompts: Sequence[tuple[list[dict[str, Any]], Sequence[tuple[int, int]]]], processor: Any
+) -> list[int]:
+    """Tokens of each prompt as `process` will make them, from its messages and the (height, width) of its images.
+
+    No picture is needed: the tokens of an image follow from its size, and a blank one is processed once for each.
+    """
+    texts = [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m, _ in prompts]
+    bare = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]] if texts else []  # one token per image
+    alone = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
+    more = {}
+    for size in {size for _, sizes in prompts for size in sizes}:
+        whole = processor(text=[alone], images=[Image.new("RGB", size[::-1])])["input_ids"][0]
+        more[size] = len(whole) - len(processor.tokenizer(alone)["input_ids"])
+    return [length + sum(more[size] for size in sizes) for length, (_, sizes) in zip(bare, prompts, strict=True)]
+
+
 def collate(
     prompts: Sequence[PromptInputs], responses_BR: Tensor, mask_BR: Tensor, *, pad_id: int
 ) -> dict[str, Tensor]:

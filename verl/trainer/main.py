@@ -36,6 +36,7 @@ def run(config: Config) -> None:
     lost: WorkerLost | None = None
     _check_folder(config)
     _check_engine(config)
+    _check_reward(config)
     for attempt in range(config.trainer.max_restarts + 1):
         try:
             _train(config, apart=lost is None)
@@ -82,6 +83,13 @@ def _check_engine(config: Config) -> None:
     from verl.workers.rollout import check_installed
 
     check_installed(config.worker.rollout)
+
+
+def _check_reward(config: Config) -> None:
+    """ConfigError for a reward that no worker could build."""
+    from verl.workers.reward.base import check_reward
+
+    check_reward(config.worker.reward)
 
 
 def _from_last_checkpoint(config: Config) -> Config:

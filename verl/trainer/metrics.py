@@ -50,8 +50,9 @@ def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def readable(rollout: Rollout, reward: Reward) -> str:
-    """One rollout for a person to read."""
+def readable(rollout: Rollout, reward: Reward, *, note: str = "") -> str:
+    """One rollout for a person to read; note: of its prompt."""
     parts = ", ".join(f"{name} {value:.3f}" for name, value in reward.parts.items())
     head = f"== {rollout.uid} #{rollout.index}: {reward.total:.3f} ({parts}); {reward.problem or 'no problem'}"
-    return f"{head}; {rollout.response_tokens} tokens{'' if rollout.finished else ', cut off'}\n{rollout.text}\n"
+    head += f"; {rollout.response_tokens} tokens{'' if rollout.finished else ', cut off'}"
+    return "\n".join([head, *([note] if note else []), rollout.text, ""])

@@ -19,8 +19,8 @@ from verl.protocol import Prompt, Reward, Rollout
 from verl.single_controller import placement
 from verl.single_controller.group import WorkerGroup
 from verl.trainer import metrics
-from verl.trainer.data import PromptDataset, Schedule, batches
-from verl.utils import plugins
+from verl.trainer.data import Schedule, batches
+from verl.trainer.prompts import open_prompts
 from verl.utils.tracking import MetricsLog
 from verl.workers import checkpoint
 from verl.workers.reward.pool import RewardPool
@@ -52,11 +52,8 @@ class RayTrainer:
         """`apart`: as many ranks per node as configured; without it wherever there is room, as after a loss."""
         self.config = config
         self.folder = Path(config.trainer.save_checkpoint_path)
-        open_dataset = plugins.find(config.data.name, group="verl.datasets")
-        self.dataset: PromptDataset = open_dataset(config.data, split="train")
-        self.held_out: PromptDataset | None = None
-        if config.trainer.val_freq > 0 or config.trainer.val_before_train:
-            self.held_out = open_dataset(config.data, split="val")
+        self.prompts = open_prompts(config)
+        self.dataset, self.held_out = self.prompts.train, self.prompts.held_out
         data = config.data
         self.schedule = Schedule(len(self.dataset), data.rollout_batch_size, data.seed, data.shuffle)
         steps = self.schedule.steps_per_epoch * config.trainer.total_episodes
@@ -96,6 +93,9 @@ class RayTrainer:
     def fit(self) -> None:
         """Run the steps that are left."""
         first_step = self._resume()
+        for note in self.prompts.notes:
+            print(f"note: {note}", flush=True)
+        self.prompts.record(self.folder)
         with MetricsLog(self.config, self.folder, first_step=first_step, total_steps=self.total_steps) as self.log:
             if self.config.trainer.val_before_train and first_step == 0:
                 self.log.write(0, self._validate(), {})
@@ -178,7 +178,8 @@ class RayTrainer:
         rollouts = [rollout for group in groups.rollouts for rollout in group]
         memory = stats.pop("actor/memory_gib")
         values = {**metrics.reward_metrics(rewards), **metrics.length_metrics(rollouts), **stats}
-        self._keep_rollouts(step, rollouts, [reward for group in rewards for reward in group])
+        values |= self.prompts.metrics()
+        self._keep_rollouts(step, groups, [reward for group in rewards for reward in group])
         trainer, last = self.config.trainer, step + 1 == self.total_steps
         if self.held_out is not None and trainer.val_freq > 0 and ((step + 1) % trainer.val_freq == 0 or last):
             with timer("validate"):
@@ -191,7 +192,7 @@ class RayTrainer:
         """Greedy replies to the held-out prompts, judged by the same reward."""
         assert self.held_out is not None
         rewards: list[list[Reward]] = []
-        count = min(len(self.held_out), self.config.data.val_limit)
+        count = len(self.held_out)
         for start in range(0, count, self.config.data.val_batch_size):
             stop = min(start + self.config.data.val_batch_size, count)
             prompts = _with_shared_images([self.held_out.get(index, epoch=0) for index in range(start, stop)])
@@ -203,10 +204,15 @@ class RayTrainer:
         found = {name: value for name, value in metrics.reward_metrics(rewards).items() if name.startswith(wanted)}
         return metrics.prefixed("val", found)
 
-    def _keep_rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
+    def _keep_rollouts(self, step: int, groups: Groups, rewards: Sequence[Reward]) -> None:
         kept = self.config.trainer.rollouts_kept
         if kept > 0:
-            text = "\n".join(map(metrics.readable, rollouts[:kept], rewards[:kept]))
+            asked = zip(groups.prompts, groups.rollouts, strict=True)
+            shown = [(rollout, prompt.note) for prompt, group in asked for rollout in group][:kept]
+            text = "\n".join(
+                metrics.readable(rollout, reward, note=note)
+                for (rollout, note), reward in zip(shown, rewards[:kept], strict=True)
+            )
             path = self.folder / "rollouts" / f"step_{step + 1:06d}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", errors="replace")

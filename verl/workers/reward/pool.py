@@ -23,8 +23,7 @@ from verl.protocol import Prompt, Reward
 from verl.single_controller import placement
 from verl.single_controller.errors import NoRoom
 from verl.utils import plugins
-
-GROUP = "verl.rewards"
+from verl.workers.reward.base import GROUP
 
 START_S, BUILD_S = 300.0, 600.0
 """Seconds a worker may take to come up, and then to build its reward; `timeout_s` is for judging alone."""

@@ -1,0 +1,154 @@
+"""The prompts of a run, opened, checked and chosen before anything is started: what is wrong with them costs no GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl.config import Config, ConfigError
+from verl.models.inputs import prompt_lengths
+from verl.models.loading import load_processor
+from verl.protocol import Prompt
+from verl.trainer.data import Outline, PromptDataset, choose
+from verl.utils import plugins
+from verl.workers import checkpoint
+
+GROUP = "verl.datasets"
+VAL_KEYS = "val_keys.txt"
+"""Of a run's folder: the key of each validation prompt, one a line."""
+
+
+class PromptSubset:
+    """Some prompts of a data set, renumbered; a `PromptDataset` with all four optional methods but `outline`."""
+
+    def __init__(self, dataset: PromptDataset, numbers: Sequence[int], outlines: Sequence[Outline] | None) -> None:
+        """outlines: of all of the data set's prompts, None where it has none."""
+        self.dataset, self.numbers = dataset, list(numbers)
+        self.keys = None if outlines is None else [outlines[number].key for number in self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def get(self, index: int, *, epoch: int) -> Prompt:
+        """Prompt `index` of the subset, as the data set gives it under its own number."""
+        return self.dataset.get(self.numbers[index], epoch=epoch)
+
+    def fingerprint(self) -> dict[str, str]:
+        return getattr(self.dataset, "fingerprint", dict)()
+
+    def asked(self) -> dict[str, Any]:
+        return getattr(self.dataset, "asked", dict)()
+
+    def notes(self, model_path: str) -> list[str]:
+        found: Callable[[str], list[str]] | None = getattr(self.dataset, "notes", None)
+        return [] if found is None else found(model_path)
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """What a run trains on and validates on."""
+
+    train: PromptSubset
+    held_out: PromptSubset | None
+    """None: the run does not validate."""
+    overlong: dict[str, int]
+    """Prompts that were left out for their length, of ``train`` and ``val``."""
+    notes: list[str]
+    """What a user should know before the run starts, one line each."""
+
+    def metrics(self) -> dict[str, float]:
+        return {"data/overlong": float(self.overlong["train"])}
+
+    def record(self, folder: Path) -> None:
+        """Write ``data.json`` and the keys of the validation prompts into the run's folder."""
+        parts = {"train": self.train, "val": self.held_out}
+        counts = {
+            name: {"prompts": len(part), "overlong": self.overlong[name]}
+            for name, part in parts.items()
+            if part is not None
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data.json").write_text(json.dumps({**counts, "notes": self.notes}, indent=2), encoding="utf-8")
+        if self.held_out is not None and self.held_out.keys is not None:
+            (folder / VAL_KEYS).write_text("".join(f"{key}\n" for key in self.held_out.keys), encoding="utf-8")
+
+
+def open_prompts(config: Config) -> RunPrompts:
+    """Open the data set plug-in for training and, where the run validates, for validation.
+
+    ConfigError, before anything is started: no such plug-in, data that cannot be used, prompts that are all too long
+    (or, without ``data.filter_overlong_prompts``, any), fewer than a batch, or other validation prompts than the run
+    that is resumed had.
+    """
+    try:
+        opener = plugins.find(config.data.name, group=GROUP)
+    except ValueError as error:
+        raise ConfigError(f"data.name: {error}") from error
+    train, left_out, notes = _open(config, opener, "train")
+    overlong = {"train": left_out}
+    held_out = None
+    if config.trainer.val_freq > 0 or config.trainer.val_before_train:
+        held_out, overlong["val"], more = _open(config, opener, "val")
+        notes = list(dict.fromkeys([*notes, *more]))
+        _check_same(config, held_out)
+    batch = config.data.rollout_batch_size
+    if len(train) < batch:
+        raise ConfigError(f"data.rollout_batch_size={batch}: there are only {len(train)} prompts to train on")
+    return RunPrompts(train, held_out, overlong, notes)
+
+
+def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> tuple[PromptSubset, int, list[str]]:
+    """The prompts of a split that the run uses, how many were too long for it, and what the user should know."""
+    data, model_path = config.data, config.worker.actor.model.model_path
+    dataset = opener(data, split=split)
+    numbers: Sequence[int] = range(len(dataset))
+    outline: Callable[[int], Outline] | None = getattr(dataset, "outline", None)
+    if outline is None:
+        if split == "val":
+            blank = [Outline(str(i), str(i), "", [], ()) for i in numbers]
+            numbers = choose(blank, data.val_limit, seed=data.seed)
+        subset = PromptSubset(dataset, numbers, None)
+        return subset, 0, subset.notes(model_path)
+    outlines = [outline(number) for number in numbers]
+    if split == "val":
+        numbers = choose(outlines, data.val_limit, seed=data.seed)
+    questions = [(outlines[number].messages, outlines[number].image_sizes) for number in numbers]
+    lengths = prompt_lengths(questions, load_processor(model_path))
+    short = [number for number, length in zip(numbers, lengths, strict=True) if length <= data.max_prompt_length]
+    left_out = len(lengths) - len(short)
+    subset = PromptSubset(dataset, short, outlines)
+    notes = subset.notes(model_path)
+    if left_out:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        words = (
+            f"{left_out:,} of {len(lengths):,} {'training' if split == 'train' else 'validation'} prompts may be "
+            f"longer than data.max_prompt_length={data.max_prompt_length} tokens, images included (the longest, "
+            f"{outlines[numbers[longest]].key}: {lengths[longest]})"
+        )
+        remedy = "show fewer or smaller frames, or raise it"
+        if not short:
+            raise ConfigError(f"{words}, so none is left: {remedy}")
+        if not data.filter_overlong_prompts:
+            raise ConfigError(f"{words}: {remedy}, or leave them out with data.filter_overlong_prompts=true")
+        notes.append(f"{words}: they are left out")
+    return subset, left_out, notes
+
+
+def _check_same(config: Config, held_out: PromptSubset) -> None:
+    """ConfigError where the run that is resumed validated on other prompts: scores of one run must compare."""
+    resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
+    if resume == "never" or (resume == "auto" and checkpoint.latest(folder) is None):
+        return
+    path = (folder if resume == "auto" else Path(resume).parent) / VAL_KEYS
+    if held_out.keys is None or not path.is_file():
+        return
+    before = path.read_text(encoding="utf-8").splitlines()
+    if before != held_out.keys:
+        raise ConfigError(
+            f"{path}: the run that is resumed validated on these {len(before)} samples, it would now be "
+            f"{len(held_out.keys)} of which {len(set(before) & set(held_out.keys))} are the same: keep data.val_limit, "
+            "data.seed and the validation data, or remove the file to go on with scores that do not compare"
+        )
