@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from veason.errors import DataError
+from veason.files import check_regular
 from veason.types import Clip
 
 SYSTEM = "You are a helpful assistant."
@@ -27,15 +28,22 @@ _CONTROL = re.compile(r"<image>|<video>|<\|[a-z_]+\|>", re.IGNORECASE)
 
 @cache
 def load_template(path: Path | None = None) -> str:
-    """Text of a prompt template, checked: ``$frames`` exactly once, ``$expression`` at least once.
-
-    ``$width`` and ``$height`` (model pixels) are optional; a dollar sign is written ``$$``.
-    """
+    """Text of a prompt template, checked (`check_template`)."""
     path = path or _DEFAULT_TEMPLATE
+    check_regular(path, hint="--prompt-template takes a text file")
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such prompt template") from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text in UTF-8 ({error}); --prompt-template takes a text file") from error
+    return check_template(text, str(path))
+
+
+def check_template(text: str, path: str) -> str:
+    """The `text` of a template, stripped: ``$frames`` exactly once, ``$expression`` at least once.
+
+    ``$width`` and ``$height`` (model pixels) are optional; a dollar sign is written ``$$``. A DataError names `path`.
+    """
+    text = text.strip()
     template = Template(text)
     fields = set(template.get_identifiers()) if template.is_valid() else None
     if fields is None or not fields <= _FIELDS:
