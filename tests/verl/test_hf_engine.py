@@ -14,7 +14,7 @@ from verl.models.inputs import collate, process
 from verl.protocol import Prompt
 from verl.workers.rollout import cache, open_engine
 from verl.workers.rollout.base import Sampling
-from verl.workers.rollout.hf import HFEngine, pick, truncate
+from verl.workers.rollout.hf import HFEngine, penalised, pick, truncate
 
 LENGTH = 12
 SIZES = [[(84, 112), (84, 112)], [(56, 56)], [], [(112, 84), (28, 56), (56, 84)]]
@@ -263,6 +263,7 @@ def test_of_tied_embeddings_one_name_is_enough_and_two_must_agree(folder, tmp_pa
         config.tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path / "tied")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "tied")
     engine = engine_of(tmp_path / "tied")
     embed, head = "model.language_model.embed_tokens.weight", "lm_head.weight"
     assert engine.model.get_parameter(embed) is engine.model.get_parameter(head)
@@ -305,3 +306,36 @@ def test_engines_by_name(folder, monkeypatch):
         open_engine(str(folder), config=RolloutConfig(name="vllm"), **arguments)
     with pytest.raises(ValueError, match=r"worker\.rollout\.name: .*'sglang'"):
         open_engine(str(folder), config=RolloutConfig(name="sglang"), **arguments)
+
+
+def test_a_penalty_divides_what_is_above_zero_and_multiplies_what_is_below():
+    logits_BV, seen_BV = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), torch.tensor([[True, True, False, False]])
+    assert penalised(logits_BV, seen_BV, penalty=4.0).tolist() == [[0.5, -8.0, 2.0, -2.0]]
+
+
+def test_penalised_replies_are_those_of_transformers(engine, model, prompts):
+    """Prompts of several lengths in one batch: neither padding nor neighbours count as seen."""
+    sampling = Sampling(max_tokens=LENGTH, temperature=0.0, repetition_penalty=1.4)
+    found = engine.generate(prompts, n=1, sampling=sampling, seeds=range(len(prompts)))
+    wanted = []
+    for prompt in prompts:
+        none = torch.zeros(1, 0, dtype=torch.long)
+        inputs = collate([prompt], none, none, pad_id=0)
+        tokens = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=LENGTH,
+            repetition_penalty=1.4,
+            suppress_tokens=engine._never.tolist(),
+        )
+        wanted.append(tokens[0, len(prompt) :].tolist())
+    assert words(found) == wanted
+    plain = engine.generate(prompts, n=1, sampling=Sampling(LENGTH, temperature=0.0), seeds=range(len(prompts)))
+    assert words(found) != words(plain)
+
+
+def test_log_probabilities_are_those_before_a_penalty(engine, model, prompts):
+    sampling = Sampling(max_tokens=LENGTH, temperature=0.7, repetition_penalty=1.4)
+    found = engine.generate(prompts, n=2, sampling=sampling, seeds=range(len(prompts)))
+    wanted = teacher_forced(model, prompts, found, n=2, temperature=0.7)
+    assert torch.allclose(found["engine_logprobs"], wanted, atol=1e-4)

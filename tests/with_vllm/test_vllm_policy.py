@@ -48,14 +48,18 @@ def test_sampled_replies_repeat_by_seed_in_any_company(questions):
     assert together != policy.answer(questions, seed=4)
 
 
-def test_what_the_checkpoint_says_of_generation_holds_as_for_hf(questions, tmp_path):
+def test_a_checkpoints_recommendation_holds_where_it_is_asked_for_as_for_hf(questions, tmp_path):
     copy = tmp_path / "penal"
     shutil.copytree(MODEL, copy)
     settings = json.loads((copy / "generation_config.json").read_text())
     (copy / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.3}))
-    ours = VLLMPolicy(copy, device="cpu", max_new_tokens=40, max_model_len=2048).answer(questions[:6], seed=0)
-    assert ours == HFPolicy(copy, device="cpu", max_new_tokens=40).answer(questions[:6], seed=0)
-    assert ours != HFPolicy(MODEL, device="cpu", max_new_tokens=40).answer(questions[:6], seed=0)
+    taken = {"device": "cpu", "max_new_tokens": 40, "generation_defaults": "checkpoint"}
+    ours = VLLMPolicy(copy, max_model_len=2048, **taken)
+    theirs = HFPolicy(copy, **taken)
+    plain = HFPolicy(copy, device="cpu", max_new_tokens=40)
+    assert ours.answer(questions[:6], seed=0) == theirs.answer(questions[:6], seed=0)
+    assert ours.answer(questions[:6], seed=0) != plain.answer(questions[:6], seed=0)
+    assert ours.describe() == {**theirs.describe(), "name": "vllm"}
 
 
 def test_a_size_that_would_be_resized_is_refused(questions, tmp_path):

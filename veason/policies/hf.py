@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessor
 from transformers.utils import logging
 
 from veason import prompt
 from veason.errors import DataError
 from veason.family import Family, family_of
-from veason.policies import grouped_attention
+from veason.policies import folder, grouped_attention
 from veason.types import Clip, Question, VideoSample
 
 _VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -40,24 +40,36 @@ class HFPolicy:
         temperature: float = 0.0,
         top_p: float = 1.0,
         template: str | None = None,
+        generation_defaults: str = "plain",
     ) -> None:
-        """`temperature` 0 is greedy; `dtype` auto: bfloat16 on a GPU, float32 on CPU; `template`: a prompt's text."""
+        """`temperature` 0 is greedy; `dtype` auto: bfloat16 on a GPU, float32 on CPU; `template`: a prompt's text.
+        `generation_defaults`: plain, or checkpoint for what its ``generation_config.json`` recommends, see
+        `folder.decoding`. DataError for a checkpoint that is not whole."""
         self._source, self._template = str(model), template
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         config, self._processor, self.family = open_checkpoint(self._source)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype_of(dtype, self.device)
+        decoding = decoding_of(self._source, generation_defaults)
         self._model = AutoModelForImageTextToText.from_pretrained(
-            self._source, dtype=self.dtype, attn_implementation={"": "sdpa", "text_config": grouped_attention.NAME}
+            self._source,
+            dtype=self.dtype,
+            attn_implementation={"": "sdpa", "text_config": grouped_attention.NAME},
+            use_safetensors=True,
         )
         self._model.to(self.device).eval()
+        self._model.generation_config = _only_tokens(self._model.generation_config)
         self._processor.tokenizer.padding_side = "left"
-        self._limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self._limits = limits(decoding, generation_defaults, max_new_tokens, temperature, top_p)
+        sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": max(0, decoding.top_k)}
         self._generation = {
             "max_new_tokens": max_new_tokens,
             "suppress_tokens": never_generated(config),
-            **(_GREEDY if temperature == 0 else {**_SAMPLED, "temperature": temperature, "top_p": top_p}),
+            "logits_processor": [
+                _RepetitionPenalty(decoding.repetition_penalty, self._processor.tokenizer.pad_token_id)
+            ],
+            **({"do_sample": False} if temperature == 0 else sampled),
         }
 
     def choose_clip(self, sample: VideoSample) -> Clip | None:
@@ -95,19 +107,58 @@ class HFPolicy:
         return {"name": self.name, "model": self._source, "dtype": str(self.dtype).split(".")[1], **self._limits}
 
 
-_SAMPLED = {"do_sample": True, "top_k": 0}
-_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-"""None where a checkpoint's own generation config would set sampling options that greedy decoding warns about."""
+class _RepetitionPenalty(LogitsProcessor):
+    """As transformers', but for padding, which would make a reply depend on its neighbours in the batch."""
+
+    def __init__(self, penalty: float, pad: int | None) -> None:
+        self._penalty, self._pad = penalty, pad
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # (B, tokens so far), (B, V)
+        if self._penalty == 1:
+            return scores
+        seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, ids, True)
+        if self._pad is not None:
+            seen[:, self._pad] = False
+        return torch.where(seen, torch.where(scores > 0, scores / self._penalty, scores * self._penalty), scores)
 
 
 def open_checkpoint(source: str) -> tuple[Any, Any, Family]:
-    """Configuration, processor and family of a checkpoint. DataError if it has them not."""
+    """Configuration, processor and family of a checkpoint. DataError, before anything is loaded, if it is not whole."""
+    problem = folder.problem(source)
+    if problem:
+        raise DataError(problem)
+    config = AutoConfig.from_pretrained(source)
+    return config, AutoProcessor.from_pretrained(source), family_of(config.model_type)
+
+
+def decoding_of(source: str, defaults: str) -> folder.Decoding:
+    """`folder.decoding`, its complaints as a DataError."""
     try:
-        config = AutoConfig.from_pretrained(source)
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source}: cannot be loaded as a checkpoint with its processor: {error}") from error
-    return config, processor, family_of(config.model_type)
+        return folder.decoding(source, defaults)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def limits(
+    decoding: folder.Decoding, defaults: str, max_new_tokens: int, temperature: float, top_p: float
+) -> dict[str, Any]:
+    """All that replies depend on beside weights and prompt, for a run's record: as it is in force, and what the
+    checkpoint recommends that is not."""
+    sampling = {"top_p": top_p, "top_k": decoding.top_k} if temperature else {}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        **sampling,
+        "repetition_penalty": decoding.repetition_penalty,
+        "generation_defaults": defaults,
+        "recommended_but_not_in_force": decoding.not_taken,
+    }
+
+
+def _only_tokens(settings: GenerationConfig) -> GenerationConfig:
+    """The end and padding tokens of a checkpoint's generation settings; how to draw is said at each call."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(settings, name) for name in names})
 
 
 def spell(question: Question, processor: Any, family: Family, *, template: str | None) -> tuple[str, list[Image.Image]]:

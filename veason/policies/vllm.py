@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from veason.errors import DataError
-from veason.policies.hf import dtype_of, never_generated, open_checkpoint, spell
+from veason.policies.hf import decoding_of, dtype_of, limits, never_generated, open_checkpoint, spell
 from veason.types import Clip, Question, Size, VideoSample
 
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -44,6 +44,7 @@ class VLLMPolicy:
         temperature: float = 0.0,
         top_p: float = 1.0,
         template: str | None = None,
+        generation_defaults: str = "plain",
         max_model_len: int | None = None,
         gpu_memory: float = 0.6,
     ) -> None:
@@ -59,9 +60,10 @@ class VLLMPolicy:
         config, self._processor, self.family = open_checkpoint(self._source)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype_of(dtype, self.device)
-        self._limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self._top_p, self._decoding = top_p, decoding_of(self._source, generation_defaults)
+        self._limits = limits(self._decoding, generation_defaults, max_new_tokens, temperature, top_p)
         self._never = dict.fromkeys(never_generated(config), FORBIDDEN)
-        self._ends, self._penalty = _habits(self._source, self._processor)
+        self._ends = _end_ids(self._source, self._processor)
         self._llm = self._open(max_model_len=max_model_len, gpu_memory=gpu_memory)
 
     def _open(self, *, max_model_len: int | None, gpu_memory: float) -> Any:
@@ -124,9 +126,10 @@ class VLLMPolicy:
         return SamplingParams(
             max_tokens=self._limits["max_new_tokens"],
             temperature=self._limits["temperature"],
-            top_p=1.0 if greedy else self._limits["top_p"],
+            top_p=1.0 if greedy else self._top_p,
+            top_k=-1 if greedy else self._decoding.top_k,
             seed=None if greedy else seed,
-            repetition_penalty=self._penalty,
+            repetition_penalty=self._decoding.repetition_penalty,
             logit_bias=self._never,
             stop_token_ids=self._ends,
             ignore_eos=True,  # but for the above
@@ -137,11 +140,11 @@ class VLLMPolicy:
         return {"name": self.name, "model": self._source, "dtype": str(self.dtype).split(".")[1], **self._limits}
 
 
-def _habits(source: str, processor: Any) -> tuple[list[int], float]:
-    """What transformers takes from a checkpoint when it generates: tokens that end a reply, repetition penalty."""
+def _end_ids(source: str, processor: Any) -> list[int]:
+    """Tokens that end a reply, as transformers takes them from a checkpoint when it generates."""
     try:
-        settings = GenerationConfig.from_pretrained(source)
+        ends = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:  # no generation_config.json
-        settings = GenerationConfig()
-    ends = settings.eos_token_id if settings.eos_token_id is not None else processor.tokenizer.eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends), settings.repetition_penalty or 1.0
+        ends = None
+    ends = processor.tokenizer.eos_token_id if ends is None else ends
+    return [ends] if isinstance(ends, int) else list(ends)

@@ -14,7 +14,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
-from verl.config import LoraConfig, ModelConfig
+from verl.config import ConfigError, LoraConfig, ModelConfig
+from verl.models import folder
 from verl.models.inputs import PromptInputs
 
 ADAPTER = "default"
@@ -22,13 +23,24 @@ ADAPTER = "default"
 
 
 def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, empty: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint folder (or hub name), on the CPU; `empty`: its shapes alone, on the meta device."""
+    """The model of a checkpoint folder (or hub name), on the CPU; `empty`: its shapes alone, on the meta device.
+
+    ConfigError, before anything is loaded and with `empty` too, for a checkpoint that is not whole.
+    """
+    check(path)
     how = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
     if empty:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             return AutoModelForImageTextToText.from_config(config, **how)
     return AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **how)
+
+
+def check(path: str | Path) -> None:
+    """ConfigError that says in one line why a checkpoint cannot be loaded (see `folder.problem`), if it cannot."""
+    problem = folder.problem(path)
+    if problem:
+        raise ConfigError(problem)
 
 
 def load_policy(config: ModelConfig, *, empty: bool = False) -> PreTrainedModel | PeftModel:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,5 +77,49 @@ def test_a_size_that_would_be_resized_is_refused(greedy, questions, world, tmp_p
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(DataError, match="cannot be loaded as a checkpoint"):
+    with pytest.raises(DataError, match="nothing: no such folder"):
         HFPolicy(tmp_path / "nothing")
+
+
+QWEN = {"do_sample": True, "repetition_penalty": 1.5, "temperature": 1e-6}
+"""As the published checkpoints have it, with more of a penalty, so that it shows in a short reply."""
+
+
+@pytest.fixture(scope="module")
+def penal(world, tmp_path_factory):
+    """The tiny policy with a recommendation of how to decode."""
+    copy = Path(shutil.copytree(world / "tiny_policy", tmp_path_factory.mktemp("hf") / "penal"))
+    settings = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(json.dumps({**settings, **QWEN}))
+    return copy
+
+
+def test_a_checkpoints_recommendation_changes_nothing_by_default(greedy, penal, questions):
+    plain = HFPolicy(penal, device="cpu", max_new_tokens=12)
+    assert plain.answer(questions, seed=0) == greedy.answer(questions, seed=0)
+    told = plain.describe()
+    assert told["generation_defaults"] == "plain"
+    assert told["repetition_penalty"] == 1.0
+    assert told["recommended_but_not_in_force"] == QWEN
+
+
+def test_it_is_taken_where_that_is_asked_for(greedy, penal, questions):
+    policy = HFPolicy(penal, device="cpu", max_new_tokens=12, generation_defaults="checkpoint")
+    replies = policy.answer(questions, seed=0)
+    assert replies != greedy.answer(questions, seed=0)
+    assert replies == [policy.answer([question], seed=0)[0] for question in questions]
+    assert policy.describe()["repetition_penalty"] == 1.5
+    assert "repetition_penalty" not in policy.describe()["recommended_but_not_in_force"]
+
+
+def test_a_penalised_reply_is_transformers_own(penal, questions):
+    policy = HFPolicy(penal, device="cpu", max_new_tokens=12, generation_defaults="checkpoint")
+    inputs = policy._inputs(questions[:1])
+    options = {"suppress_tokens": policy._generation["suppress_tokens"], "do_sample": False, "max_new_tokens": 12}
+    tokens = policy._model.generate(**inputs, **options, repetition_penalty=1.5)[0, inputs["input_ids"].shape[1] :]
+    assert policy._processor.decode(tokens, skip_special_tokens=True) == policy.answer(questions[:1], seed=0)[0]
+
+
+def test_another_word_for_the_defaults_is_refused(world):
+    with pytest.raises(DataError, match="plain or checkpoint, found 'mine'"):
+        HFPolicy(world / "tiny_policy", device="cpu", generation_defaults="mine")

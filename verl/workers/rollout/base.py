@@ -25,6 +25,9 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = -1
     """-1 keeps every token."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that prompt or reply hold already, multiplies the negative ones; 1: none.
+    With another value replies are not drawn from the distribution that the actor scores."""
 
 
 class RolloutEngine(Protocol):
@@ -45,7 +48,7 @@ class RolloutEngine(Protocol):
         - ``responses`` (B, R) int64, right-padded with the pad token, the end token included where a reply ended;
         - ``response_mask`` (B, R) int64, 1 on the reply's tokens;
         - ``engine_logprobs`` (B, R) float32 of the tokens under the distribution they were drawn from (after
-          temperature; 0 on padding);
+          temperature, before a repetition penalty; 0 on padding);
         - list ``finished`` of bool: ended by itself.
 
         The same prompts and `seeds` (one per prompt) give the same replies, whatever else is in the batch. Vision

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from verl.config import RolloutConfig
 from verl.models.inputs import PromptInputs, collate
+from verl.models.loading import load_base
 from verl.protocol import Batch
 from verl.workers.rollout.attention import use_shared_heads
 from verl.workers.rollout.base import VISION_TOKENS, Sampling
@@ -29,8 +30,8 @@ class HFEngine:
     """A rollout engine (see `base.RolloutEngine`) with its own full copy of the model.
 
     ``engine_logprobs`` are log_softmax(logits / temperature) over the whole vocabulary in float32, at temperature 1 for
-    greedy replies: without the vision tokens' suppression and without top-p and top-k, so that they can be compared
-    with the actor's whatever the sampling is. Everything that `generate` gives lies on the CPU.
+    greedy replies: without the vision tokens' suppression, a repetition penalty, top-p and top-k, so that they can be
+    compared with the actor's whatever the sampling is. Everything that `generate` gives lies on the CPU.
 
     The same prompts and seeds give the same replies in any company as far as the arithmetic does: in float32 on a CPU a
     larger batch or more padding moves a log-probability by some 1e-6, in bfloat16 on a GPU by some 1e-2.
@@ -42,7 +43,7 @@ class HFEngine:
         self._device, self._rows = torch.device(device), config.batch_size
         if self._rows < 1:
             raise ValueError(f"worker.rollout.batch_size is {self._rows}, it must be at least 1")
-        model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=dtype)
+        model = load_base(model_path, dtype=dtype)
         self.model: PreTrainedModel = model.to(self._device).eval().requires_grad_(False)
         use_shared_heads(model)
         ends = model.generation_config.eos_token_id
@@ -97,10 +98,15 @@ class HFEngine:
     ) -> None:
         """Write the replies of rows `row_B` into `replies`; row b answers ``prompts[owner_B[b]]``."""
         state, logits_BV = self._prefill(prompts)
+        if sampling.repetition_penalty != 1:
+            state.seen_BV = torch.stack([_seen(prompt.input_ids, logits_BV.shape[1]) for prompt in prompts])
+            state.seen_BV = state.seen_BV.to(self._device)
         state, logits_BV = state.select(owner_B), logits_BV[owner_B]
         for position in range(sampling.max_tokens):
-            token_B, logprob_B = self._choose(logits_BV, luck_BR[row_B, position], sampling)
+            token_B, logprob_B = self._choose(logits_BV, luck_BR[row_B, position], sampling, state.seen_BV)
             replies.write(row_B, position, token_B, logprob_B)
+            if state.seen_BV is not None:
+                state.seen_BV.scatter_(1, token_B[:, None], True)
             ended_B = torch.isin(token_B, self._ends)
             replies.finished_B[row_B[ended_B]] = True
             going_B = ~replies.finished_B[row_B]
@@ -146,11 +152,17 @@ class HFEngine:
         state.next_B = state.next_B + 1
         return logits_B1V[:, -1]
 
-    def _choose(self, logits_BV: Tensor, luck_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    def _choose(
+        self, logits_BV: Tensor, luck_B: Tensor, sampling: Sampling, seen_BV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """A token per row and its log-probability, as the class says."""
         greedy = sampling.temperature == 0
-        logprob_BV = (logits_BV.float() / (1.0 if greedy else sampling.temperature)).log_softmax(dim=-1)
-        allowed_BV = logprob_BV.index_fill(1, self._never, -torch.inf)
+        scaled_BV = logits_BV.float() / (1.0 if greedy else sampling.temperature)
+        logprob_BV = scaled_BV.log_softmax(dim=-1)
+        drawn_from_BV = logprob_BV
+        if seen_BV is not None:
+            drawn_from_BV = penalised(scaled_BV, seen_BV, penalty=sampling.repetition_penalty).log_softmax(dim=-1)
+        allowed_BV = drawn_from_BV.index_fill(1, self._never, -torch.inf)
         token_B = allowed_BV.argmax(dim=-1) if greedy else pick(truncate(allowed_BV.exp(), sampling), luck_B)
         return token_B, logprob_BV.gather(1, token_B[:, None])[:, 0]
 
@@ -163,6 +175,16 @@ class HFEngine:
     def wake(self) -> None:
         if self._device.type == "cuda":
             self.model.to(self._device)
+
+
+def penalised(logits_BV: Tensor, seen_BV: Tensor, *, penalty: float) -> Tensor:
+    """Logits with those of the tokens that were seen made smaller, as transformers and vLLM do it."""
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def _seen(ids: Tensor, vocabulary: int) -> Tensor:
+    """(V,) bool: the tokens among `ids`."""
+    return torch.zeros(vocabulary, dtype=torch.bool).index_fill(0, ids, True)
 
 
 def truncate(prob_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -204,11 +226,14 @@ class _State:
     """1 on real tokens, of prompt and reply so far; None if there is no padding."""
     next_B: Tensor
     """Rotary position of the next token; the same in all three axes, as for any text."""
+    seen_BV: Tensor | None = None
+    """bool: tokens that the prompt or the reply so far holds; None where nothing asks."""
 
     def select(self, rows: Tensor) -> _State:
         """These rows, a row possibly several times; the cache changes hands."""
         self.cache.batch_select_indices(rows)
-        return _State(self.cache, None if self.mask_BP is None else self.mask_BP[rows], self.next_B[rows])
+        mask_BP, seen_BV = (None if part is None else part[rows] for part in (self.mask_BP, self.seen_BV))
+        return _State(self.cache, mask_BP, self.next_B[rows], seen_BV)
 
 
 @dataclass

@@ -41,7 +41,8 @@ class VLLMEngine:
     """A rollout engine (see `base.RolloutEngine`) on top of `vllm.LLM`. The process group must exist.
 
     ``engine_logprobs`` are log_softmax(logits / temperature) over the whole vocabulary, as the hf engine's: before
-    vision tokens are suppressed and top-p and top-k cut, so that they can be compared with the actor's.
+    vision tokens are suppressed, repetition is penalised and top-p and top-k cut, so that they can be compared with the
+    actor's.
 
     The same prompts and seeds give the same replies in any company as far as the arithmetic does, see `hf.HFEngine`.
     """
@@ -51,6 +52,7 @@ class VLLMEngine:
     ) -> None:
         self._device, self._dtype = torch.device(device), dtype
         self._size = config.tensor_parallel_size
+        loading.check(model_path)
         processor = loading.load_processor(model_path)
         self._pad, self._ends = loading.pad_id(processor), loading.end_ids(model_path, processor)
         self._llm = _open(model_path, config, self._device, dtype)
@@ -126,6 +128,7 @@ class VLLMEngine:
             temperature=0.0 if greedy else 1.0,  # see _scale_logits
             top_p=1.0 if greedy else sampling.top_p,
             top_k=-1 if greedy else sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,  # a factor, so it may come after _scale_logits'
             logit_bias=self._never,
             stop_token_ids=list(self._ends),
             ignore_eos=True,  # but for the above

@@ -1,0 +1,298 @@
+"""Is a checkpoint folder whole, and how does it want to be decoded? Told from its small files and the headers of its
+weights, before anything is loaded.
+
+transformers gives random values to what a checkpoint lacks and goes on; here that is a problem, in one line. It also
+decodes as the checkpoint's ``generation_config.json`` recommends, without a word; here only if that was asked for.
+
+`verl/models/folder.py` and `veason/policies/folder.py` are the same text, as neither package may import the other; a
+test holds them equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+HEAD = "lm_head.weight"
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Names of a checkpoint's files beside its weights."""
+
+_NEEDED = {
+    "config.json": ("config.json",),
+    "a tokenizer (tokenizer.json)": ("tokenizer.json", "vocab.json", "tokenizer.model"),
+    "the tokenizer's settings (tokenizer_config.json)": ("tokenizer_config.json",),
+    "an image processor (preprocessor_config.json or processor_config.json)": (
+        "preprocessor_config.json",
+        "processor_config.json",
+    ),
+}
+"""What a folder needs beside its weights: any one of the names will do."""
+
+
+DEFAULTS = ("plain", "checkpoint")
+"""Whose decoding settings hold where an option does not say otherwise."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What changes the distribution that replies are drawn from, beside temperature and top-p, which are options."""
+
+    repetition_penalty: float = 1.0
+    """Of tokens that the prompt or the reply so far holds; 1 is none."""
+    top_k: int = -1
+    """Tokens that sampling chooses among; -1 is all."""
+    not_taken: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint recommends and is not in force, by the names of its ``generation_config.json``."""
+
+
+def problem(source: str | Path) -> str | None:
+    """Why a checkpoint, a folder or a hub name, cannot be used as a vision-language model, in one line that begins with
+    its name and ends with the remedy; None if it can.
+
+    All that `from_pretrained` would have to fill in, leave out or could not place is counted, by its own rules of
+    names: those of the published checkpoints and tied heads are right.
+    """
+    try:
+        folder = _fetched(source)
+    except (OSError, ValueError, HFValidationError) as error:
+        return f"{source}: no such folder, and no model of this name could be fetched: {_line(error)}"
+    wrong = _wrong(folder)
+    return None if wrong is None else f"{source}: {wrong}"
+
+
+def decoding(source: str | Path, defaults: str) -> Decoding:
+    """The decoding settings of a checkpoint that `problem` finds nothing wrong with, by one of `DEFAULTS`.
+
+    ``plain``: none but the options', so that a reply is drawn from the very distribution that training scores.
+    ``checkpoint``: the repetition penalty and, where replies are sampled, the top-k of its ``generation_config.json``.
+    ValueError for another word, and for a value that cannot be meant.
+    """
+    if defaults not in DEFAULTS:
+        raise ValueError(f"generation defaults are {' or '.join(DEFAULTS)}, found {defaults!r}")
+    path = _fetched(source) / "generation_config.json"
+    found = json.loads(path.read_bytes()) if path.exists() else {}
+    about_tokens = ("transformers_version", "max_length", "max_new_tokens")
+    found = {
+        key: value
+        for key, value in found.items()
+        if value is not None and key[0] != "_" and "_token_id" not in key and key not in about_tokens
+    }
+    if defaults == "plain":
+        return Decoding(not_taken=found)
+    penalty, top_k = found.pop("repetition_penalty", 1.0), found.pop("top_k", None)
+    if not isinstance(penalty, int | float) or not 0 < penalty < float("inf"):
+        raise ValueError(f"{path}: repetition_penalty is {penalty!r}, expected a number above 0")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < -1):
+        raise ValueError(f"{path}: top_k is {top_k!r}, expected a whole number")
+    return Decoding(float(penalty), top_k or -1, found)
+
+
+def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of all tensors in some safetensors files, from their headers. ValueError names a file that is
+    damaged, cut off, or something else."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        other = _not_itself(path)
+        if other:
+            raise ValueError(f"{path.name} is {other}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is damaged or cut off ({_line(error)}); fetch it again") from None
+    return found
+
+
+def misfits(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str | None:
+    """Counts of tensors that do not fit, with the first names of each kind; None if all do."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return ", ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names) or None
+
+
+def _fetched(source: str | Path) -> Path:
+    """The folder itself, or that of a hub name in the local cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists():
+        raise ValueError("it is a file, and a checkpoint is a folder")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+        raise ValueError("is the path right?")
+    return Path(snapshot_download(str(source), allow_patterns=[*SMALL, "*.safetensors"]))
+
+
+def _wrong(folder: Path) -> str | None:
+    """What is wrong with a folder, cheapest checks first."""
+    if (folder / ADAPTER).exists():
+        return f"an adapter, no model; merge it into its base first: {merge_command(folder)}"
+    for path in sorted(path for pattern in SMALL for path in folder.glob(pattern)):
+        if other := _not_itself(path):
+            return f"{path.name} is {other}"
+    lacking = [what for what, names in _NEEDED.items() if not any((folder / name).exists() for name in names)]
+    if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
+        lacking.append(f"weights ({WEIGHTS} or {INDEX}; nothing else is loaded)")
+    if not lacking and not _has_template(folder):
+        lacking.append("a chat template (chat_template.jinja)")
+    if lacking:
+        return f"it lacks {', '.join(lacking)}; copy what is missing from the base model, or fetch the checkpoint again"
+    return _wrong_weights(folder) or _wrong_processor(folder)
+
+
+def merge_command(adapter: Path) -> str:
+    """The command that makes a model of an adapter folder."""
+    try:
+        base = json.loads((adapter / ADAPTER).read_bytes()).get("base_model_name_or_path") or "BASE"
+    except (OSError, ValueError, AttributeError):
+        base = "BASE"
+    return (
+        f"llamafactory-cli export --model_name_or_path {base} --adapter_name_or_path {adapter} --template qwen2_vl "
+        "--export_dir MERGED (one that verl.export wrote with --no-merge: export again without it)"
+    )
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = [folder / name for name in ("processor_config.json", "tokenizer_config.json")]
+    return any("chat_template" in path.read_text(errors="replace") for path in settings if path.exists())
+
+
+def _wrong_weights(folder: Path) -> str | None:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its config.json cannot be used: {_line(error)}"
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return (
+            f"its config.json describes no vision-language model but {config.model_type!r}; give one that takes images"
+        )
+    try:
+        files = _weight_files(folder)
+        shapes = tensor_shapes(files)
+    except ValueError as error:
+        return str(error)
+    if getattr(config, "quantization_config", None) is not None:
+        return None  # names and shapes are its quantiser's
+    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    placed = dict(shapes)
+    embeddings = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
+    if HEAD in shapes and embeddings:
+        with torch.device("meta"):
+            tied = HEAD in model_class(config).all_tied_weights_keys
+        if tied and not torch.equal(_tensor(files, HEAD), _tensor(files, embeddings)):
+            return f"its {HEAD} and {embeddings} differ, but config.json ties them; correct tie_word_embeddings"
+        if tied:  # one of the two says all, and two are compared, which shapes cannot be
+            del placed[HEAD]
+    with _quiet():
+        _, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: torch.empty(shape, device="meta") for name, shape in placed.items()},
+            device_map="meta",
+            ignore_mismatched_sizes=True,  # they are reported
+            output_loading_info=True,
+        )
+    reshaped = [f"{name} is {tuple(has)}, not {tuple(wants)}" for name, has, wants in report["mismatched_keys"]]
+    found = misfits(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), sorted(reshaped))
+    return found and f"its {len(shapes)} weights do not fit its config.json: {found}; fetch or export it again"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of the weights, as transformers chooses them. ValueError for an index that cannot be followed."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{INDEX} is no index of weights ({_line(error)}); fetch it again") from None
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{len(absent)} of {len(names)} weight files are missing ({_first(absent)}); fetch them again")
+    return [folder / name for name in names]
+
+
+def _tensor(files: Sequence[Path], name: str) -> torch.Tensor:
+    """One tensor of the weights."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118 - it is no dict
+                return file.get_tensor(name)
+    raise AssertionError(f"{name} was in a header")
+
+
+def _wrong_processor(folder: Path) -> str | None:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = processor.tokenizer
+    except Exception as error:  # of this very type is what the tokenizers library raises for a damaged file
+        return f"its tokenizer and processor cannot be loaded: {type(error).__name__}: {_line(error)}; fetch them again"
+    if not getattr(processor, "chat_template", None):
+        return "its processor has no chat template; copy chat_template.jinja from the base model"
+    if tokenizer.eos_token_id is None:
+        return "its tokenizer has no end token; copy tokenizer_config.json from the base model"
+    ours, theirs = getattr(config, "image_token_id", None), getattr(processor, "image_token_id", None)
+    if ours is not None and theirs is not None and ours != theirs:
+        return f"its tokenizer is another model's: images are token {theirs} there and {ours} in config.json"
+    rows = config.get_text_config().vocab_size
+    if (last := max(tokenizer.get_vocab().values())) >= rows:
+        return f"its tokenizer is another model's: it has token {last}, the model {rows} tokens"
+    return None
+
+
+def _not_itself(path: Path) -> str | None:
+    """What a file of a checkpoint turns out to be instead, with the remedy; None if it looks right."""
+    if not path.is_file():
+        return "no regular file; fetch it again"
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, perhaps a log-in page; download it again"
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            return f"not valid JSON ({_line(error)}); fetch it again"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its table of what does not fit."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _first(names: Sequence[str], most: int = 2) -> str:
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
+
+
+def _line(error: Any) -> str:
+    """An exception on one line, not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:199]}…"
