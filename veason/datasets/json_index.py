@@ -1,16 +1,20 @@
 """Read single entries of a huge JSON object (`mask_dict.json`) without ever parsing the whole file.
 
 The first opening scans the file once for the byte span of each top-level value. For files above `CACHE_ABOVE` bytes the
-spans are kept under ``$VEASON_CACHE`` (default ``~/.cache/veason``), so that later processes start at once; reading an
-entry costs one `pread` and the parsing of that entry alone.
+spans are kept under ``$VEASON_CACHE`` (default ``~/.cache/veason``), so that later processes start at once; where
+nothing can be written there, each process scans for itself. Reading an entry costs one `pread` and parsing that entry.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import mmap
+import multiprocessing
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ import orjson
 
 from veason import atomic
 from veason.errors import DataError
+from veason.files import check_regular, fingerprint, foreign_content, read_head
+from veason.safe_text import printable
 
 CACHE_ABOVE = 8 << 20
 """Bytes above which the spans are cached on disk; smaller files are scanned in well under a tenth of a second."""
@@ -28,14 +34,29 @@ _TOKEN = re.compile(rb"(?:" + _RLE + rb")|" + _STRING + rb"|[\[\]{}]", re.DOTALL
 _RELEASE_EVERY = 64 << 20  # bytes scanned between two releases of the mapped pages
 
 
+Spans = dict[str, tuple[int, int, int]]
+"""Key -> where in the file the key begins, where its value begins, and where the value ends, in bytes."""
+
+
 class JsonIndex:
-    """Mapping from the keys of a JSON object to its values, each parsed when asked for. Picklable and cheap to copy."""
+    """Mapping from the keys of a JSON object to its values, each parsed when asked for. Picklable and cheap to copy.
+
+    An entry is read together with its key, so a file that has changed meanwhile is a `DataError`, never another
+    entry's value.
+    """
 
     def __init__(self, path: Path) -> None:
+        """DataError for a missing file, a pipe, a Git LFS pointer, a web page, and what is no object of lists."""
         self.path = path
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; is the data root right?")
-        self._spans = _load_spans(path)
+        check_regular(path, hint="is the data root right?")
+        head = read_head(path)
+        if found := foreign_content(head):
+            raise DataError(f"{path}: not JSON but {found}")
+        if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+            raise DataError(
+                f"{path}: not a JSON object, it begins with {printable(head.decode(errors='replace')[:40])!r}"
+            )
+        self._spans, self._bytes = _load_spans(path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._spans
@@ -48,58 +69,102 @@ class JsonIndex:
         return list(self._spans)
 
     def __getitem__(self, key: str) -> Any:
-        start, end = self._spans[key]
+        begin, start, end = self._spans[key]
+        check_regular(self.path, hint="it was there when the run began")
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            data = os.pread(handle, end - start, start)
+            size = os.fstat(handle).st_size
+            data = os.pread(handle, end - begin, begin)
         finally:
             os.close(handle)
+        if size != self._bytes or _key_of(data[: start - begin]) != key:
+            _forget(self.path)
+            raise DataError(
+                f"{self.path}: the file has changed since it was indexed: entry {key!r} is not where it was; "
+                "start the command again"
+            )
         try:
-            return orjson.loads(data)
+            return orjson.loads(data[start - begin :])
         except orjson.JSONDecodeError as error:
             raise DataError(f"{self.path}: entry {key!r} is not valid JSON: {error}") from error
 
 
-def _load_spans(path: Path) -> dict[str, tuple[int, int]]:
-    stat = path.stat()
-    if stat.st_size <= CACHE_ABOVE:
-        return scan(path)
-    identity = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    cache = _cache_folder() / f"{hashlib.sha256(identity['path'].encode()).hexdigest()[:24]}.spans.json"
+def _key_of(token: bytes) -> str | None:
+    """The key of ``"key" :``; None if this is no such thing."""
+    text, colon, rest = token.rpartition(b":")
     try:
-        stored = orjson.loads(cache.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        stored = {}
-    if stored.get("source") == identity:
-        return stored["spans"]
+        return orjson.loads(text) if colon and not rest.strip() else None
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _load_spans(path: Path) -> tuple[Spans, int]:
+    """(spans, bytes of the file), from the cache if it is of this very file."""
+    found = fingerprint(path)
+    if found["bytes"] <= CACHE_ABOVE:
+        return scan(path), found["bytes"]
+    cache, source = _cache_file(path), {"path": str(path.resolve()), "format": 2, **found}
+    try:
+        stored = orjson.loads(cache.read_bytes()) if cache else None
+    except (OSError, orjson.JSONDecodeError):
+        stored = None
+    if isinstance(stored, dict) and stored.get("source") == source:
+        return stored["spans"], found["bytes"]
     spans = scan(path)
-    atomic.write_bytes(cache, orjson.dumps({"source": identity, "spans": spans}))
-    return spans
+    if fingerprint(path) != found:
+        raise DataError(f"{path}: the file changed while it was read; start the command again")
+    try:
+        if cache:
+            atomic.write_bytes(cache, orjson.dumps({"source": source, "spans": spans}))
+    except OSError as error:
+        _say_once(f"{cache.parent}: {error.strerror}; go on without a cache, so every process scans {path.name} anew")
+    return spans, found["bytes"]
 
 
-def _cache_folder() -> Path:
-    configured = os.environ.get("VEASON_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "veason"
+def _cache_file(path: Path) -> Path | None:
+    """Where the spans of a file are kept; None without a home."""
+    name = f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.spans.json"
+    try:
+        folder = Path(os.environ.get("VEASON_CACHE") or Path.home() / ".cache" / "veason")
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        _say_once("no home folder; set VEASON_CACHE, or every process scans large annotation files anew")
+        return None
+    return folder / name
 
 
-def scan(path: Path) -> dict[str, tuple[int, int]]:
-    """Byte span (start, end) of each value of the JSON object in `path`, in one pass, any nesting, bounded memory."""
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
+def _forget(path: Path) -> None:
+    """Drop the spans that are kept of a file, if there are any."""
+    with contextlib.suppress(OSError):
+        if cache := _cache_file(path):
+            cache.unlink()
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    if multiprocessing.parent_process() is None:
+        print(f"note: {printable(text)} (VEASON_CACHE names another folder)", file=sys.stderr)
+
+
+def scan(path: Path) -> Spans:
+    """The byte spans of the entries of the JSON object in `path`, in one pass, any nesting, bounded memory."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _scan(data, path)
 
 
-def _scan(data: mmap.mmap, path: Path) -> dict[str, tuple[int, int]]:
-    spans: dict[str, tuple[int, int]] = {}
-    depth, key, start, released = 0, None, 0, 0  # start: of the value of `key`
+def _scan(data: mmap.mmap, path: Path) -> Spans:
+    spans: Spans = {}
+    depth, key, begin, start, released, closed = 0, None, 0, 0, 0, False  # begin, start: of `key` and of its value
     for token in _TOKEN.finditer(data):
         first = data[token.start()]
+        if closed:
+            raise DataError(
+                f"{path}: byte {token.start()}: more follows the end of the JSON object; fetch the file again"
+            )
         if first == 0x22 or token.end() - token.start() > 1:  # a string, or a whole RLE: no change of depth
             if depth == 1:
                 if key is not None or first != 0x22:
                     raise DataError(f"{path}: byte {token.start()}: entry {key!r} is no list and no object")
-                key = _parse_key(token.group(), path)
+                key, begin = _parse_key(token.group(), path), token.start()
             continue
         depth += 1 if first in b"[{" else -1
         if first in b"[{" and depth == 2:
@@ -109,11 +174,12 @@ def _scan(data: mmap.mmap, path: Path) -> dict[str, tuple[int, int]]:
                 raise DataError(f"{path}: byte {token.start()}: a value without a key")
             if key in spans:
                 raise DataError(f"{path}: the key {key!r} appears twice; keep one of the two entries")
-            spans[key] = (start, token.end())
+            spans[key] = (begin, start, token.end())
             key = None
             if token.end() - released > _RELEASE_EVERY:
                 data.madvise(mmap.MADV_DONTNEED)
                 released = token.end()
+        closed = depth == 0
     if depth != 0 or key is not None:
         raise DataError(f"{path}: the JSON is cut off or not an object of lists; fetch the file again")
     return spans

@@ -1,6 +1,8 @@
 """The lazy index gives what `json.loads` gives, entry by entry, and refuses what is not an object of lists."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veason import files
 from veason.datasets import json_index
 from veason.datasets.json_index import JsonIndex
 from veason.errors import DataError
@@ -39,6 +42,11 @@ def test_every_entry_is_what_json_reads(tmp_path_factory, value, indent, ascii_o
         ('{"1": null, "2": [3]}', "is no list"),
         ("[[1]]", "without a key"),
         ('{"1": [1]', "cut off"),
+        ('{"1": [1]} {"2": [1]}', "more follows the end"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "not JSON but a Git LFS pointer"),
+        ("<!DOCTYPE html><html><body>Sign in</body></html>", "not JSON but a web page"),
+        ("hello", "not a JSON object, it begins with 'hello'"),
+        ('"1"', "not a JSON object"),
     ],
 )
 def test_what_is_no_object_of_lists_is_refused(tmp_path, text, message):
@@ -69,6 +77,102 @@ def test_large_files_are_scanned_once(tmp_path, monkeypatch):
         assert JsonIndex(path)["1"] == [1, 2]
     path.write_text(json.dumps({"1": [3, 2, 1]}))  # another size: the cache is stale
     assert JsonIndex(path).keys() == ["1"]
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file above the size from which spans are cached: two entries of the same length."""
+    monkeypatch.setenv("VEASON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(json_index, "CACHE_ABOVE", 10)
+    json_index._say_once.cache_clear()
+    path = tmp_path / "large.json"
+    path.write_text('{"1": [11], "2": [22]}')
+    return path
+
+
+@pytest.mark.parametrize("home", ["read-only", "full", "a file", "nowhere"])
+def test_without_a_cache_it_goes_on_and_says_so_once(large, tmp_path, monkeypatch, capsys, home):
+    def refuse(path, data):
+        raise OSError(errno.EROFS if home == "read-only" else errno.ENOSPC, "refused", str(path))
+
+    def no_home():
+        raise RuntimeError("no home")
+
+    if home == "a file":
+        (tmp_path / "cache").write_text("in the way")
+    elif home == "nowhere":
+        monkeypatch.delenv("VEASON_CACHE")
+        monkeypatch.setattr(json_index.Path, "home", no_home)
+    else:
+        monkeypatch.setattr(json_index.atomic, "write_bytes", refuse)
+    for _ in range(2):
+        assert JsonIndex(large)["2"] == [22]
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("note: ")
+    assert "VEASON_CACHE" in line
+
+
+@pytest.mark.parametrize("stored", [b"", b"[]", b"{", b'{"source": null}'])
+def test_a_damaged_cache_is_made_anew(large, tmp_path, stored):
+    JsonIndex(large)
+    (cache,) = (tmp_path / "cache").iterdir()
+    cache.write_bytes(stored)
+    assert JsonIndex(large)["2"] == [22]
+    assert b'"2"' in cache.read_bytes()
+
+
+def rewrite(path, text):
+    """Other content under the same size and time, as some tools that unpack or restore leave it."""
+    status = path.stat()
+    assert len(text) == status.st_size
+    path.write_text(text)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_the_head_of_a_file_belongs_to_its_identity(large):
+    JsonIndex(large)
+    rewrite(large, '{"2": [22], "1": [11]}')
+    assert JsonIndex(large)["2"] == [22]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_changed_in_place_never_gives_another_entry(large, monkeypatch, cached):
+    """Beyond the head that is hashed, too: with the stale spans "2" would give the value of "1"."""
+    monkeypatch.setattr(files, "HEAD", 1)
+    index = JsonIndex(large)
+    rewrite(large, '{"2": [22], "1": [11]}')
+    index = JsonIndex(large) if cached else index
+    with pytest.raises(DataError, match=r"large\.json: the file has changed since .*'2'.*start the command again"):
+        index["2"]
+    assert JsonIndex(large)["2"] == [22]  # the stale spans are gone
+
+
+def test_a_file_that_grew_while_open_is_noticed(large):
+    index = JsonIndex(large)
+    large.write_text('{"1": [11], "2": [22], "3": [33]}')
+    with pytest.raises(DataError, match="has changed since"):
+        index["1"]
+
+
+def test_a_file_that_changes_while_it_is_scanned_is_not_cached(large, monkeypatch):
+    scan = json_index.scan
+
+    def slow(path):
+        found = scan(path)
+        path.write_text('{"1": [1, 2, 3, 4], "2": [22]}')
+        return found
+
+    monkeypatch.setattr(json_index, "scan", slow)
+    with pytest.raises(DataError, match="changed while it was read"):
+        JsonIndex(large)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "mask_dict.json")
+    with pytest.raises(DataError, match=r"mask_dict\.json: no regular file"):
+        JsonIndex(tmp_path / "mask_dict.json")
 
 
 @pytest.mark.slow
