@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ class Asked:
     """Of the loop's clock, in seconds."""
     headers: dict[str, str]
     body: dict[str, Any]
+    path: str = ""
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -60,7 +62,8 @@ class Act:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     ending: str = "keep"
-    """keep; cut (half of the body, then the connection ends); reset (no answer at all)."""
+    """keep; cut (half of the body, then the connection ends); reset (no answer at all); endless (the body again and
+    again until the client leaves)."""
 
 
 @dataclass
@@ -73,6 +76,8 @@ class ChatServer:
     in_flight: int = 0
     max_in_flight: int = 0
     answered: int = 0
+    sent: int = 0
+    """Bytes of endless bodies."""
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -85,7 +90,11 @@ class ChatServer:
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
         data = await reader.readexactly(int(headers.get("content-length", 0)))
         asked = Asked(
-            len(self.asked), asyncio.get_running_loop().time(), headers, json.loads(data) if self.keep else {}
+            len(self.asked),
+            asyncio.get_running_loop().time(),
+            headers,
+            json.loads(data) if self.keep else {},
+            head[0].split(" ")[1],
         )
         self.asked.append(asked)
         self.in_flight += 1
@@ -98,8 +107,15 @@ class ChatServer:
         if act.ending == "reset":
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
-        lines = [f"HTTP/1.1 {act.status} X", "content-type: application/json", f"content-length: {len(act.body)}"]
+        lines = [f"HTTP/1.1 {act.status} X", "content-type: application/json"]
         lines += [f"{name}: {value}" for name, value in act.headers.items()]
+        if act.ending == "endless":
+            writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode())
+            while True:
+                writer.write(act.body)
+                await writer.drain()
+                self.sent += len(act.body)
+        lines.append(f"content-length: {len(act.body)}")
         body = act.body if act.ending == "keep" else act.body[: len(act.body) // 2]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         await writer.drain()
@@ -107,18 +123,19 @@ class ChatServer:
         return act.ending == "keep"
 
     @contextlib.contextmanager
-    def serve(self) -> Iterator[str]:
-        """The address while it runs, in a thread of its own."""
+    def serve(self, context: ssl.SSLContext | None = None) -> Iterator[str]:
+        """The address while it runs, in a thread of its own; https on ``localhost`` with a `context`."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
 
         async def start() -> asyncio.Server:
-            return await asyncio.start_server(self.handle, "127.0.0.1", 0, limit=1 << 20)
+            return await asyncio.start_server(self.handle, "127.0.0.1", 0, limit=1 << 20, ssl=context)
 
         server = asyncio.run_coroutine_threadsafe(start(), loop).result()
         try:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            port = server.sockets[0].getsockname()[1]
+            yield f"https://localhost:{port}/v1" if context else f"http://127.0.0.1:{port}/v1"
         finally:
             loop.call_soon_threadsafe(server.close)
             asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()

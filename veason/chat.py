@@ -1,7 +1,8 @@
-"""One answer of an OpenAI-compatible server, for any weather: rate limit, back-off, Retry-After, untrusted replies.
+"""One answer of an OpenAI-compatible server: retries with back-off, Retry-After, bounded reads, untrusted replies.
 
-What the server does wrong is counted and asked again; what only the user can put right (key, address, model, quota)
-is a `DataError` at once.
+What the server does wrong is counted and asked again; what only the user can put right (key, address, model, quota,
+proxy, certificate) is a `DataError` at once. A field that the model refuses (``max_tokens``, ``seed``,
+``temperature``) is left out or renamed for the rest of the run, and said so once. No message holds any part of a key.
 """
 
 from __future__ import annotations
@@ -10,35 +11,55 @@ import asyncio
 import contextlib
 import email.utils
 import ipaddress
+import json
+import logging
 import math
+import os
+import ssl
+import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import httpx2 as httpx  # what the openai client speaks
-import openai
+import httpx2 as httpx
 
-from veason.completion import Completion, Malformed, read_completion
+from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
+from veason.safe_text import printable
 
 MAX_BODY = 4 << 20
-"""Bytes of a reply that are read; no answer of a language model comes near."""
+"""Bytes of a reply that are read, after decompression; no answer of a language model comes near."""
+MAX_ERROR, ERROR_SECONDS = 16 << 10, 10.0
+"""Bytes of an error's body that are read, after decompression, and for how long at most."""
 MAX_WAIT = 600.0
 """Seconds that a Retry-After may ask for at most."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds of back-off before the first retry, and at most."""
 
-_RETRIED = {408, 409, 425, 429}  # and 5xx
+_RETRIED = {None, 408, 409, 425, 429}  # and 5xx; None is an error without a number in a body with HTTP 200
 _FATAL = {
     401: "the server does not accept the key; set {key}",
     402: "the server asks for payment; top up the account and run the same command again",
     403: "the key may not use this model or address; check {key}, --model and --base-url",
     404: "no such address or model; check --base-url (it usually ends in /v1) and --model",
+    405: "this address takes no chat requests; check --base-url (it usually ends in /v1)",
+    407: "the proxy wants a user and a password; correct the proxy's address in the environment",
 }
+_QUOTA = {"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"}
+_WITHHELD = {"content_filter", "content_policy_violation"}
+_ADAPTED = {
+    "max_tokens": "max_completion_tokens is sent instead",
+    "seed": "answers come without a seed, so a repeated run may differ",
+    "temperature": "answers come at the server's own temperature",
+}
+"""Fields of a request that some models refuse, and what holds from then on."""
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy")
+_NO_KEY = "no-key-needed-here"
 
 
 class GaveUp(Exception):
@@ -73,30 +94,49 @@ class Chat:
     ) -> None:
         """api_key: None is for a server on this machine. key_name: the variable it comes from, for messages.
         per_minute: requests, retries included."""
+        base_url = base_url.strip()
+        key = check_access(base_url, api_key, key_name)
         self.request, self.base_url, self._key_name = request, base_url, key_name
-        self._key = check_access(base_url, api_key, key_name)
+        self._secrets = ([key] if key != _NO_KEY else []) + _secrets_of(base_url)
         self.problems: Counter[str] = Counter()
         """Attempts without an answer, by kind."""
+        self._refused: set[str] = set()
+        self._answered = False
         self._pace = Pace(per_minute)
         self._jitter = Random()
         self._closing = asyncio.Event()
-        timeout = httpx.Timeout(request.timeout)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=self._key,
-            max_retries=0,
-            timeout=timeout,
-            http_client=openai.DefaultAsyncHttpxClient(
-                timeout=timeout, limits=limits, trust_env=not is_loopback(base_url)
-            ),
+        parts = urlsplit(base_url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")
+        self._endpoint = httpx.URL(parts._replace(path=f"{path}/chat/completions", fragment="").geturl())
+        self._client = self._open_client(key)
+
+    def _open_client(self, key: str) -> httpx.AsyncClient:
+        """A client that minds certificates and proxies of the environment; on this machine no proxy is asked."""
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        headers |= {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "veason"}
+        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+            if value := header_value(os.environ.get(variable), variable):
+                headers[name] = value
+                self._secrets.append(value)
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # below that it logs addresses, which may hold a key
+        context = _certificates(self.base_url)
+        proxied = not is_loopback(self.base_url)
+        if proxied:
+            self._secrets += _check_proxies(context)
+        return httpx.AsyncClient(
+            headers=headers,
+            verify=context,
+            trust_env=proxied,
+            follow_redirects=False,
+            timeout=httpx.Timeout(self.request.timeout),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
     async def __aenter__(self) -> Chat:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self._client.aclose()
 
     def stop_retrying(self) -> None:
         """From now on a failed attempt is the last one; those on their way are still waited for."""
@@ -104,69 +144,123 @@ class Chat:
 
     async def ask(self, messages: list[dict[str, Any]], *, seed: int) -> Completion:
         """The server's answer, to the letter. `GaveUp` after all retries, DataError if no retry can help."""
-        for attempt in range(self.request.max_retries + 1):
+        attempt = 0
+        while True:
             await self._sleep(self._pace.wait(time.monotonic()))
             if self._closing.is_set():
                 raise GaveUp("the run is being stopped")
-            wait = None
+            refused, wait = frozenset(self._refused), None
             try:
                 async with asyncio.timeout(self.request.timeout):
-                    return await self._request(messages, seed)
-            except openai.APIStatusError as error:
+                    completion = await self._exchange(self._body(messages, seed, refused))
+                self._answered = True
+                return completion
+            except ServerError as error:
+                if self._adapts(error, refused):
+                    continue
+                if error.codes & _WITHHELD:
+                    return Completion(self.public(error), "content_filter", 0, 0, "")
                 self._check_hopeless(error)
-                kind, detail = f"HTTP {error.status_code}", self._public(error)
-                if error.status_code < 500 and error.status_code not in _RETRIED:
+                kind, detail, wait = error.kind, self.public(error), error.wait
+                if error.status not in _RETRIED and error.status < 500:
                     self.problems[kind] += 1
-                    raise GaveUp(f"{kind}: {detail}") from error
-                wait = retry_after(error.response.headers, now=time.time())
-            except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException):
+                    raise GaveUp(f"{kind}: {detail}") from None
+            except (TimeoutError, httpx.TimeoutException):
                 kind, detail = "timeout", f"no answer within {self.request.timeout:g} s"
-            except (openai.APIConnectionError, httpx.HTTPError) as error:
-                kind, detail = "connection", self._public(error.__cause__ or error)
+            except httpx.HTTPError as error:
+                self._check_certificate(error)
+                kind, detail = "connection", self.public(error)
             except Malformed as error:
-                kind, detail = "malformed", str(error)
+                kind, detail = "malformed", self.public(error)
             self.problems[kind] += 1
-            if attempt < self.request.max_retries:
-                await self._sleep(self._backoff(attempt, wait))
-        raise GaveUp(f"{kind}: {detail}")
+            if attempt >= self.request.max_retries:
+                raise GaveUp(f"{kind}: {detail}")
+            await self._sleep(self._backoff(attempt, wait))
+            attempt += 1
 
-    async def _request(self, messages: list[dict[str, Any]], seed: int) -> Completion:
+    def _body(self, messages: list[dict[str, Any]], seed: int, refused: frozenset[str]) -> bytes:
         request = self.request
-        async with self._client.chat.completions.with_streaming_response.create(
-            model=request.model,
-            messages=[],
-            extra_body={
-                "messages": messages,
-                **request.extra,
-            },  # unchecked: the client's check of every part took most of its time
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            seed=seed,
-        ) as response:
-            body = bytearray()
-            async for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise Malformed(f"the reply is longer than {MAX_BODY} bytes")
-        return read_completion(bytes(body))
+        body: dict[str, Any] = {"model": request.model, "messages": messages, **request.extra}
+        body["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = request.max_tokens
+        body |= {"temperature": request.temperature, "seed": seed}
+        return json.dumps({name: value for name, value in body.items() if name not in refused}).encode()
 
-    def _check_hopeless(self, error: openai.APIStatusError) -> None:
+    async def _exchange(self, body: bytes) -> Completion:
+        """One request and its response, at most `MAX_BODY` of it; `ServerError` for an error of any form."""
+        url = self._endpoint
+        for _ in range(3):
+            async with self._client.stream("POST", url, content=body) as response:
+                if response.has_redirect_location:
+                    url = self._redirected(response)
+                    continue
+                if response.is_success:
+                    data, whole = await _read(response, MAX_BODY)
+                    if not whole:
+                        raise Malformed(f"the reply is longer than {MAX_BODY} bytes")
+                    return read_completion(data)
+                error = read_error(response.status_code, await _read_beginning(response))
+                error.wait = retry_after(response.headers, now=time.time())
+                raise error
+        raise Malformed(f"the server redirects again and again, at last to {public_url(str(url))}")
+
+    def _redirected(self, response: httpx.Response) -> httpx.URL:
+        """Where a redirect leads, if that is the same server and the request stays one; DataError otherwise."""
+        here, location = response.url, response.headers["location"]
+        try:
+            there = here.join(location)
+        except httpx.InvalidURL:
+            there = httpx.URL()
+        same = (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+        if same and response.status_code in (307, 308):
+            return there
+        target = self.public(public_url(str(there)).removesuffix("/chat/completions") if there.host else location)
+        raise DataError(
+            f"{public_url(self.base_url)} answered HTTP {response.status_code}, a redirect to {target}; it was not "
+            f"followed, because the prompts and pictures would go along from {here.host} to {there.host or 'nowhere'}; "
+            "if that is the right place, give it as --base-url"
+        )
+
+    def _adapts(self, error: ServerError, refused: frozenset[str]) -> bool:
+        """Whether the same request may do without a field that this error refuses; remembered, and said once."""
+        if error.status not in (400, 422):
+            return False
+        if self._refused - refused:  # another request has found out meanwhile
+            return True
+        name = next((name for name in _ADAPTED if name not in refused and error.refuses(name)), None)
+        if name is None:
+            return False
+        self._refused.add(name)
+        model = printable(self.request.model)
+        print(f"the model {model!r} refuses {name} ({self.public(error)}): {_ADAPTED[name]}", file=sys.stderr)
+        return True
+
+    def _check_hopeless(self, error: ServerError) -> None:
         """DataError for an answer that will not change until the user changes something."""
-        remedy = _FATAL.get(error.status_code)
-        if error.status_code == 429 and error.code == "insufficient_quota":
+        remedy = _FATAL.get(error.status or 0)
+        if error.codes & _QUOTA:
             remedy = _FATAL[402]
+        elif "web_page" in error.codes and error.http_status == 200 and not self._answered:
+            remedy = "this is no address of a chat server; check --base-url (it usually ends in /v1)"
         if remedy:
             raise DataError(
-                f"{public_url(self.base_url)} answered HTTP {error.status_code} for model {self.request.model!r}: "
-                f"{remedy.format(key=self._key_name)} (the server says: {self._public(error)})"
+                f"{public_url(self.base_url)} answered {error.kind} for model {self.request.model!r}: "
+                f"{remedy.format(key=self._key_name)} (the server says: {self.public(error)})"
             ) from None
 
-    def _public(self, error: BaseException) -> str:
-        """One line about an error, without end and without the key, which servers like to quote in part."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        if len(self._key) >= 8:
-            text = text.replace(self._key, "***").replace(self._key[:8], "***")
-        return text[:300]
+    def _check_certificate(self, error: BaseException) -> None:
+        """DataError where the server's certificate is not trusted: that will not change by itself."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise DataError(
+                f"{public_url(self.base_url)}: the server's certificate is not trusted ({cause.verify_message}); set "
+                "SSL_CERT_FILE to a file with the certificate of the server or of who signed it"
+            ) from None
+
+    def public(self, error: object) -> str:
+        """One line about an error or of a server's text, without end, control characters and any part of a key."""
+        return printable(error, secrets=self._secrets, limit=300) or type(error).__name__
 
     def _backoff(self, attempt: int, wait: float | None) -> float:
         """Seconds before the next attempt, with jitter so that a crowd does not come back at once.
@@ -184,6 +278,32 @@ class Chat:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._closing.wait()
+
+
+async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """(at most `limit` bytes of a response's body, whether that is all of it); never more than that is unpacked."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise Malformed(f"the reply is encoded as {encoding!r}, which was not asked for")
+    unpack = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        try:
+            body += unpack.decompress(chunk, limit + 1 - len(body)) if unpack else chunk[: limit + 1 - len(body)]
+        except zlib.error as error:
+            raise Malformed(f"the reply cannot be unpacked ({error})") from None
+        if len(body) > limit:
+            return bytes(body[:limit]), False
+    return bytes(body), True
+
+
+async def _read_beginning(response: httpx.Response) -> bytes:
+    """The beginning of an error's body: what came within `MAX_ERROR` bytes and `ERROR_SECONDS`."""
+    try:
+        async with asyncio.timeout(ERROR_SECONDS):
+            return (await _read(response, MAX_ERROR))[0]
+    except (TimeoutError, Malformed, httpx.HTTPError):
+        return b""
 
 
 class Pace:
@@ -215,28 +335,110 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     return min(MAX_WAIT, max(0.0, seconds)) if math.isfinite(seconds) else None
 
 
+def header_value(value: str | None, variable: str) -> str:
+    """The value of an environment variable that is sent as a header, without the white space around it.
+
+    A DataError names the variable, and shows nothing of the value, if that holds what no header can.
+    """
+    value = (value or "").strip()
+    if all(" " <= char <= "~" for char in value):
+        return value
+    raise DataError(
+        f"{variable}: holds a line end, a control character or one that is not ASCII, which no key has; set it to the "
+        "key alone"
+    )
+
+
 def check_access(base_url: str, api_key: str | None, key_name: str = "OPENAI_API_KEY") -> str:
-    """The key to send; a placeholder to a server on this machine. DataError for a bad address or a missing key."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DataError(f"--base-url {public_url(base_url)!r} is no http(s) address, such as http://127.0.0.1:8000/v1")
-    if api_key:
-        return api_key
+    """The key to send; a placeholder to a server on this machine. DataError for a bad address or an unfit key."""
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and httpx.URL(base_url) and parts.port != 0
+    except (ValueError, httpx.InvalidURL):
+        sound = False
+    if not sound:
+        raise DataError(
+            f"--base-url {printable(public_url(base_url))!r} is no http(s) address, such as http://127.0.0.1:8000/v1"
+        )
+    if not (key_name.isidentifier() and key_name.isascii()):
+        raise DataError("--api-key-env wants the name of an environment variable, not the key itself")
+    if key := header_value(api_key, key_name):
+        return key
     if not is_loopback(base_url):
         raise DataError(f"{public_url(base_url)} wants a key: set {key_name} in the environment")
-    return "no-key-needed-here"
+    return _NO_KEY
+
+
+def _certificates(base_url: str) -> ssl.SSLContext:
+    """What the server's certificate is checked against; DataError naming the variable that says so wrongly."""
+    if urlsplit(base_url).scheme == "http":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and nobody is asked
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ssl.SSLError) as error:
+        variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise DataError(
+            f"{variable}={printable(os.environ.get(variable, ''))}: no certificates can be read there "
+            f"({printable(error.strerror or error)}); set it to a file of certificates (PEM), or unset it to trust "
+            "those of the system"
+        ) from None
+
+
+def _check_proxies(context: ssl.SSLContext) -> list[str]:
+    """Users and passwords of the proxies in the environment; DataError naming the variable of an unfit address."""
+    secrets: list[str] = []
+    for variable, value in os.environ.items():
+        if variable.lower() not in _PROXIES or not value.strip():
+            continue
+        address = value.strip() if "://" in value else f"http://{value.strip()}"
+        secrets += _secrets_of(address)
+        try:
+            if not urlsplit(address).hostname:
+                raise ValueError("it names no host")
+            httpx.AsyncHTTPTransport(proxy=address, verify=context)
+        except ImportError:
+            raise DataError(
+                f"{variable}={public_url(address)}: a SOCKS proxy needs the package socksio; install it with "
+                f"`pip install socksio`, or unset {variable}"
+            ) from None
+        except (ValueError, httpx.InvalidURL) as error:
+            raise DataError(
+                f"{variable}={public_url(address)}: no proxy's address ({printable(error, secrets=secrets)}); correct "
+                "it to http://HOST:PORT, or unset it"
+            ) from None
+    return secrets
+
+
+def _secrets_of(address: str) -> list[str]:
+    """User, password and values of the query of an address, as they stand there and as they are meant.
+
+    Only a password may be short: a user or a value of a few letters would be found in any text.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return []
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    found = [
+        value for value in (user, *(piece.partition("=")[2] for piece in parts.query.split("&"))) if len(value) > 5
+    ]
+    return sorted({text for value in (password, *found) for text in (value, unquote(value)) if text})
 
 
 def is_loopback(base_url: str) -> bool:
     """The address is this machine's own."""
     host = urlsplit(base_url).hostname or ""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = None if host == "localhost" else ipaddress.ip_address(host)
     except ValueError:
         return False
+    return address is None or address.is_loopback or address.is_unspecified
 
 
 def public_url(base_url: str) -> str:
     """The address without user, password and query."""
-    parts = urlsplit(base_url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        return printable(base_url.partition("?")[0].rpartition("@")[2])
+    return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")

@@ -15,6 +15,7 @@ _SHORTEST_PART = 6
 _KEY_LIKE = re.compile(
     r"""\bsk-[A-Za-z0-9_\-]{6,}          # keys of most services
     |\bhf_[A-Za-z0-9]{8,}                # of model hubs
+    |(?<![\w\-])[\w\-]*+\*{3,}[\w\-*]*  # what a server has blackened in part
     |(?<=[Bb]earer\s)[^\s"',;]{4,}       # whatever follows "Bearer "
     |(?<=://)[^\s/@:]+:[^\s/@]+(?=@)     # user:password of an address""",
     re.VERBOSE,

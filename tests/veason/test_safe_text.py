@@ -11,7 +11,7 @@ KEY = "key-abcdefghijklmnop"
 def test_a_secret_is_masked_whole_and_in_parts():
     assert printable(f"bad {KEY}!", secrets=[KEY]) == "bad ***!"
     assert printable("ends in klmnop.", secrets=[KEY]) == "ends in ***."
-    assert printable("bad key-ab***", secrets=[KEY]) == "bad ******"
+    assert printable("bad key-ab***", secrets=[KEY]) == "bad ***"
     assert printable("short mnop", secrets=[KEY]) == "short mnop"
 
 
@@ -19,6 +19,7 @@ def test_what_looks_like_a_key_is_masked_without_being_given():
     assert printable("no sk-abcdefghijk here") == "no *** here"
     assert printable("Authorization: Bearer abcdef") == "Authorization: Bearer ***"
     assert printable("http://me:secret@host/v1") == "http://***@host/v1"
+    assert printable("wrong key: ab-cd*****wxyz.") == "wrong key: ***."
 
 
 def test_control_characters_are_shown_and_lines_joined():
