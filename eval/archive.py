@@ -6,15 +6,12 @@ and never believes an archive about sizes, so that a file from anywhere can be c
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +21,10 @@ import numpy as np
 from eval import predictions
 from eval.predictions import Predictions
 from eval.results import Problem
-from veason import mask_png
+from veason import atomic, mask_png
 from veason.errors import DataError
+from veason.files import check_regular, foreign_content, read_head
+from veason.pool import map_in_order
 from veason.types import Size, VideoSample
 
 PREFIXES = {"mevis": "", "refytvos": "Annotations/"}
@@ -71,29 +70,34 @@ def pack(
     *,
     workers: int,
     verify: Callable[[Path], list[Problem]],
-    progress: Callable[[], object],
 ) -> list[Problem]:
     """Write the archive `out`, the videos in their order; with any problem there is none, and an older one stays.
 
-    verify: what is wrong with the finished file, which is still elsewhere. progress: called after each video.
+    verify: what is wrong with the finished file, which is still elsewhere: a hidden file beside `out`, locked so that
+    one process writes it, and written over if a killed process left it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        problems: list[Problem] = []
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            for entries, found in _in_order(packer, videos, workers):
-                problems.extend(found)
-                for name, data in entries if not problems else ():
-                    archive.writestr(_info(name), data)
-                progress()
-        problems = problems or verify(Path(temporary))
-        if not problems:
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, out)
-        return problems
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        atomic.take_lock(file.fileno(), partial)
+        if not (partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())):
+            raise DataError(f"{out}: another process has written it this moment; look at it, or run the command again")
+        try:
+            file.truncate(0)
+            problems: list[Problem] = []
+            with zipfile.ZipFile(file, "w") as archive:
+                packed = map_in_order(Packer.pack, packer, videos, workers=workers, label="packing", unit="video")
+                for entries, found in packed:
+                    problems.extend(found)
+                    for name, data in entries if not problems else ():
+                        archive.writestr(_info(name), data)
+            file.flush()
+            problems = problems or verify(partial)
+            if not problems:
+                os.replace(partial, out)
+            return problems
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _info(name: str) -> zipfile.ZipInfo:
@@ -101,16 +105,6 @@ def _info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16
     return info
-
-
-def _in_order(
-    packer: Packer, videos: Sequence[Sequence[VideoSample]], workers: int
-) -> Iterator[tuple[list[tuple[str, bytes]], list[Problem]]]:
-    if workers == 1:
-        yield from map(packer.pack, videos)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(packer.pack, videos)
 
 
 @dataclass(frozen=True)
@@ -156,12 +150,14 @@ class Checker:
 
 
 def open_zip(archive: Path) -> zipfile.ZipFile:
+    check_regular(archive)
     try:
         return zipfile.ZipFile(archive)
-    except FileNotFoundError:
-        raise DataError(f"{archive}: no such file") from None
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise DataError(f"{archive}: not a zip archive ({error}); pack it again") from error
+        head = read_head(archive)
+        found = None if head.startswith(b"PK") else foreign_content(head)
+        why = f"but {found}" if found else f"({error}); pack it again"
+        raise DataError(f"{archive}: not a zip archive {why}") from error
 
 
 def _fault(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: Size) -> str | None:

@@ -1,4 +1,4 @@
-"""What the evaluators' commands share: the options, and how they end."""
+"""What the evaluators' commands share: the options, how they write, and how they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from eval.results import Missing, Problem
-from veason.errors import DataError
+from veason import atomic
+from veason.command import run_command
+from veason.safe_text import printable
 
 
 class Scored(Protocol):
@@ -33,7 +35,8 @@ def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentPar
         "--missing",
         choices=get_args(Missing),
         default="zero",
-        help="a missing prediction scores zero, is left out of the means, or ends the run (default: zero)",
+        help="a missing prediction scores zero, is left out of the means, ends the run, or is what the benchmark's own "
+        "script makes of it (default: zero)",
     )
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores")
     return made
@@ -42,18 +45,28 @@ def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentPar
 def run(
     evaluate: Callable[[], Any], *, write: Callable[[Any, Path], None], table: Callable[[Any], str], out: Path
 ) -> int:
-    """Evaluate, write, print; the exit status: 0, or 2 for anything that a user has to put right."""
-    try:
-        results = evaluate()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write(results, out)
-    print(table(results))
-    return _list_errors(results.errors)
+    """Evaluate, write, print; the exit status: 0, or 2 for anything that a user has to put right (`run_command`).
+
+    The folder `out` is locked meanwhile, so that no two evaluations put their files into one.
+    """
+
+    def body() -> int:
+        with atomic.Lock(out / ".lock"):
+            for name in ("results.csv", "results.json"):
+                for leftover in out.glob(f".{name}.*"):  # of an evaluation that was killed while writing
+                    leftover.unlink()
+            results = evaluate()
+            write(results, out)
+        print(table(results))
+        return print_problems(results.errors)
+
+    return run_command(body)
 
 
-def _list_errors(errors: Sequence[Problem]) -> int:
-    for problem in errors:
-        print(f"error: {problem.sample}: {problem.reason}", file=sys.stderr)
-    return 2 if errors else 0
+def print_problems(problems: Sequence[Problem], *, listed: int | None = None) -> int:
+    """Name each problem on stderr, at most `listed` of them; 2 if there is any, else 0."""
+    for problem in problems[:listed]:
+        print(f"error: {printable(problem.sample)}: {printable(problem.reason)}", file=sys.stderr)
+    if listed is not None and len(problems) > listed:
+        print(f"error: … and {len(problems) - listed} more", file=sys.stderr)
+    return 2 if problems else 0

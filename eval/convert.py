@@ -8,14 +8,14 @@ run folder, a folder of ``<video>/<exp_id>/<frame>.png``, our ``masks.jsonl``, S
   none), so masks stored as 0/1 keep J and F, while A and R of ReVOS move to the scale of 255. A note says so.
 - A file of RLEs knows no frame names: to turn one into PNGs, give the data set (``--gt``). With it exactly its samples
   are converted, and those that are missing are listed; without it, whatever the folder holds.
-- Stopped or killed, the same command goes on. A damaged mask is named and its sample left out: exit code 2.
+- Stopped or killed, the same command goes on; OUT is locked meanwhile. A damaged mask, and one that is gone although
+  the run folder says it is done, is named and its sample left out: exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import shutil
 import sys
@@ -24,18 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from PIL import Image, UnidentifiedImageError
-
-from eval.predictions import PngFolder, Predictions, open_predictions, values
+from eval.command import print_problems
+from eval.predictions import DONE, PngFolder, Predictions, done_samples, open_predictions, png_size, run_folder, values
+from eval.results import Problem
+from eval.survey import check_run, lost_samples
 from veason import atomic, mask_lines, mask_png, masks
+from veason.command import run_command
 from veason.datasets import NAMES, open_dataset
 from veason.datasets.base import check_name
 from veason.errors import DataError
+from veason.files import load_json
 from veason.pool import map_in_order
 from veason.types import VideoSample
 
 Form = Literal["png", "png1", "rle"]
-_ALONG = ("predictions.jsonl", "timings.jsonl", "run.json")
+_ALONG = (DONE, "timings.jsonl", "run.json")
+_SETTINGS = "convert.json"
 
 
 @dataclass(frozen=True)
@@ -92,32 +96,51 @@ class Converter:
         partial.mkdir()
         for name, mask in zip(sample.frames, self._masks(sample, found), strict=True):
             (partial / f"{name}.png").write_bytes(mask_png.encode(mask, bits=1 if self.form == "png1" else 8))
+        if target.exists():  # a mask of it was lost
+            shutil.rmtree(target)
         os.replace(partial, target)
 
 
 def convert(
     predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, *, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Write the masks of `samples` below `out`, what is there already left alone; an outcome for each of the others."""
-    _check_settings(out, {"from": str(predicted.root.resolve()), "to": form})
-    if form == "rle":
+    """Write the masks of `samples` below `out`, what is there already left alone; an outcome for each of the others.
+
+    `out` is locked until the last outcome; a DataError if another process holds the lock, or if the folder holds
+    something else.
+    """
+    settings = {"from": str(predicted.root.resolve()), "to": form}
+    _check_settings(out, settings)  # before anything of ours is put into a folder that is not ours
+    with atomic.Lock(out / ".lock"):
+        _check_settings(out, settings)
+        for leftover in out.glob(".convert.json.*"):  # of a process that was killed while writing
+            leftover.unlink()
+        atomic.write_json(out / _SETTINGS, settings)
+        if form != "rle":
+            _folder(out).mkdir(parents=True, exist_ok=True)
+            yield from _convert(predicted, samples, out, form, workers)
+            return
         with atomic.Journal(out / mask_lines.FILE) as journal:
             for outcome in _convert(predicted, samples, out, form, workers):
                 if outcome.line is not None:
                     journal.append(outcome.line)
                 yield outcome
-    else:
-        _folder(out).mkdir(parents=True, exist_ok=True)
-        yield from _convert(predicted, samples, out, form, workers)
 
 
 def _convert(
     predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, workers: int
 ) -> Iterator[Outcome]:
     there = open_predictions(out)
-    rest = [sample for sample in samples if there.absence(sample) is not None]
+    rest = [sample for sample in samples if not _is_whole(there, sample)]
     converter = Converter(predicted, out, form)
     return map_in_order(Converter.convert, converter, rest, workers=workers, label="converting", unit="sample")
+
+
+def _is_whole(there: Predictions, sample: VideoSample) -> bool:
+    """Every mask of the sample is there, and none was emptied by a machine that went down."""
+    if there.absence(sample) is not None:
+        return False
+    return not isinstance(there, PngFolder) or all(there.path(sample, t).stat().st_size for t in range(len(sample)))
 
 
 def _folder(out: Path) -> Path:
@@ -125,20 +148,21 @@ def _folder(out: Path) -> Path:
 
 
 def _check_settings(out: Path, settings: dict[str, str]) -> None:
-    """Write ``convert.json``, or make sure that what is there came of the same conversion."""
-    path = out / "convert.json"
+    """DataError unless `out` is new, empty but for hidden files, or holds the same conversion."""
+    path = out / _SETTINGS
     if path.exists():
-        before = json.loads(path.read_bytes())
+        before = load_json(path)
         if before != settings:
             raise DataError(f"{path}: the folder holds another conversion ({before}); choose another OUT")
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise DataError(f"{out}: the folder is not empty and no conversion; choose another OUT")
-    atomic.write_json(path, settings)
 
 
-def folder_samples(folder: PngFolder) -> Iterator[VideoSample]:
-    """The samples that a folder of ``<video>/<exp_id>/<frame>.png`` holds, sorted; frames by name."""
+def folder_samples(folder: PngFolder) -> Iterator[VideoSample | Problem]:
+    """The samples that a folder of ``<video>/<exp_id>/<frame>.png`` holds, sorted; frames by name.
+
+    A problem instead of one whose first PNG does not tell its size.
+    """
     for place, folders, files in os.walk(folder.root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         frames = tuple(sorted(name.removesuffix(".png") for name in files if name.endswith(".png")))
@@ -146,24 +170,15 @@ def folder_samples(folder: PngFolder) -> Iterator[VideoSample]:
             continue
         video, _, exp_id = Path(place).relative_to(folder.root).as_posix().rpartition("/")
         where = f"{place}: PNGs belong into <video>/<exp_id>/"
+        video, exp_id = check_name(video, where, slashes=True), check_name(exp_id, where)
+        try:
+            size = png_size(Path(place) / f"{frames[0]}.png")
+        except DataError as error:
+            yield Problem(f"{video}/{exp_id}", str(error))
+            continue
         yield VideoSample(
-            dataset="",
-            video=check_name(video, where, slashes=True),
-            exp_id=check_name(exp_id, where),
-            expression="",
-            frames=frames,
-            frame_dir=Path(place),
-            size=_png_size(Path(place) / f"{frames[0]}.png"),
+            dataset="", video=video, exp_id=exp_id, expression="", frames=frames, frame_dir=Path(place), size=size
         )
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """(height, width) from a picture's header."""
-    try:
-        with Image.open(path) as image:
-            return (image.height, image.width)
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: not a PNG file ({error}); write the masks of its sample again") from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -181,16 +196,26 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _samples(args: argparse.Namespace, predicted: Predictions) -> tuple[list[VideoSample], list[str]]:
-    """(samples to convert, what is missing of the others)."""
+def _samples(args: argparse.Namespace, predicted: Predictions) -> tuple[list[VideoSample], list[Problem]]:
+    """(samples to convert, what is missing or broken of the others)."""
     if args.gt is not None:
-        dataset = list(open_dataset(args.dataset, args.gt, split=args.split, meta=args.meta))
+        dataset = open_dataset(args.dataset, args.gt, split=args.split, meta=args.meta)
+        check_run(dataset, predicted)
         reasons = {sample.key: predicted.absence(sample) for sample in dataset}
-        missing = [f"{key}: {reason}" for key, reason in reasons.items() if reason is not None]
-        return [sample for sample in dataset if reasons[sample.key] is None], missing
+        absences = {key: reason for key, reason in reasons.items() if reason is not None}
+        absences |= lost_samples(predicted, absences)
+        return [s for s in dataset if s.key not in absences], [Problem(*pair) for pair in absences.items()]
     if not isinstance(predicted, PngFolder):
         raise DataError(f"{predicted.root}: a file of RLEs knows no frame names; give the data set with --gt")
-    return list(folder_samples(predicted)), []
+    found = list(folder_samples(predicted))
+    samples = [one for one in found if isinstance(one, VideoSample)]
+    problems = [one for one in found if isinstance(one, Problem)]
+    seen = {one.key if isinstance(one, VideoSample) else one.sample for one in found}
+    lost = dict.fromkeys(sorted(done_samples(predicted.root) - seen), "it has no folder of masks")
+    problems += [Problem(*pair) for pair in lost_samples(predicted, lost).items()]
+    if not found:
+        raise DataError(f"{predicted.root}: holds no <video>/<exp_id>/<frame>.png; is it the right folder?")
+    return samples, problems
 
 
 def run(args: argparse.Namespace) -> int:
@@ -198,23 +223,22 @@ def run(args: argparse.Namespace) -> int:
     predicted = open_predictions(args.pred)
     samples, missing = _samples(args, predicted)
     outcomes = list(map(_slim, convert(predicted, samples, args.out, args.to, workers=args.workers)))
+    run_of = run_folder(predicted.root)
     for name in _ALONG:
-        if (args.pred / name).is_file():
-            atomic.write_bytes(args.out / name, (args.pred / name).read_bytes())
-    problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
-    for problem in (*missing, *problems):
-        print(f"error: {problem}", file=sys.stderr)
-    converted = len(outcomes) - len(problems)
+        if run_of is not None and (run_of / name).is_file():
+            atomic.write_bytes(args.out / name, (run_of / name).read_bytes())
+    broken = [Problem(outcome.sample, outcome.problem) for outcome in outcomes if outcome.problem is not None]
+    status = print_problems([*missing, *broken])
     print(
-        f"{args.out}: {converted} samples converted to {args.to}, {len(samples) - len(outcomes)} were there, "
-        f"{len(missing)} missing, {len(problems)} broken"
+        f"{args.out}: {len(outcomes) - len(broken)} samples converted to {args.to}, "
+        f"{len(samples) - len(outcomes)} were there, {len(missing)} missing, {len(broken)} broken"
     )
     others = sorted(functools.reduce(set.union, (set(outcome.values) for outcome in outcomes), set()) - {255})
     if others:
         print(
             f"note: masks were stored as 0/{others[0]} and are 0/255 now: A and R of ReVOS depend on it, J and F do not"
         )
-    return 2 if missing or problems else 0
+    return status
 
 
 def _slim(outcome: Outcome) -> Outcome:
@@ -223,11 +247,8 @@ def _slim(outcome: Outcome) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return run(_arguments(argv))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = _arguments(argv)
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 - every frame that has ground truth counts, first and last too; a mask is where its PNG is not zero;
 - J and F of an expression are means over its frames, those of a data set means over its expressions: videos with many
   expressions weigh more; J&F is the mean of the two; nothing is rounded before it is printed;
-- a missing prediction is zero unless ``--missing`` says otherwise. The published scripts leave it out of the mean
-  without a word: that is ``--missing skip``. A mask of another size or a damaged file is never zero: it is listed at
-  the end, the rest is scored, and the exit status is 2.
+- a missing prediction is zero unless ``--missing`` says otherwise; ``--missing published`` does what the benchmark's
+  own script does (`Protocol.published`). What a run folder says is done and lacks its masks, a mask of another size and
+  a damaged file are never zero: they are listed at the end, the rest is scored, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from eval.predictions import Predictions
 from eval.results import Missing, Problem, count_encodings, encodings_text, sample_counts, versions
 from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import Survey, check_choice, survey
+from eval.survey import PUBLISHED_TEXT, Published, Survey, survey
 from veason import atomic
 from veason.datasets.base import Dataset, sha256
 from veason.tables import aligned
@@ -42,6 +42,8 @@ class Protocol:
     """``mevis``; unique for every way to score."""
     frames: str
     """Which frames count, in words."""
+    published: Published | None = None
+    """What the benchmark's own script makes of a missing prediction; None where there is no such script."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class JFResults:
         }
 
     def counts(self) -> dict[str, int]:
-        counts = sample_counts(self.expected, self.missing, self.errors, len(self.rows), self.missing_policy)
+        counts = sample_counts(self.expected, self.missing, self.errors, len(self.rows))
         return {"videos": self.videos, **counts}
 
     def summary(self) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class JFResults:
                 "mean": "frames, then expressions, unweighted; J&F is the mean of J and F",
                 "rounding": "none",
                 "missing": self.missing_policy,
+                **published_rule(self.missing_policy, self.protocol.published),
                 "prediction_values": self.encodings,
                 **self.details,
             },
@@ -126,6 +129,11 @@ class JFResults:
             "ground_truth_sha256": self.gt_sha256,
             "versions": versions(),
         }
+
+
+def published_rule(missing: Missing, published: Published | None) -> dict[str, str]:
+    """The script's rule in words, for ``results.json``, where it was followed."""
+    return {"published": PUBLISHED_TEXT[published]} if missing == "published" and published is not None else {}
 
 
 def means(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -153,8 +161,7 @@ def evaluate(
     truth and further choices, for the record. DataError as `survey` and `score_all` raise it; a single broken
     prediction is listed in the results.
     """
-    check_choice("missing", missing, Missing)
-    found = survey(dataset, predicted, missing=missing)
+    found = survey(dataset, predicted, missing=missing, published=protocol.published)
     outcomes: dict[str, Outcome] = {**found.broken}
     outcomes |= score_all(Scorer(dataset, predicted, "jf"), found.present, workers=workers)
     scored = [outcome.values for outcome in outcomes.values() if isinstance(outcome, Score)]
@@ -163,7 +170,7 @@ def evaluate(
         dataset=dataset.name,
         split=dataset.split,
         missing_policy=missing,
-        rows=tuple(_rows(dataset, found, outcomes, missing=missing, group_of=group_of)),
+        rows=tuple(_rows(dataset, found, outcomes, group_of=group_of)),
         missing=tuple(Problem(key, reason) for key, reason in found.absences.items()),
         errors=tuple(Problem(s.key, outcome) for s in dataset if isinstance(outcome := outcomes.get(s.key), str)),
         expected=len(dataset),
@@ -180,14 +187,13 @@ def _rows(
     found: Survey,
     outcomes: Mapping[str, Outcome],
     *,
-    missing: Missing,
     group_of: Callable[[VideoSample], str | None],
 ) -> Iterator[Row]:
     for sample in dataset:
         outcome = outcomes.get(sample.key)
         if isinstance(outcome, Score):
             yield Row(sample, 100 * outcome.j, 100 * outcome.f, group_of(sample))
-        elif outcome is None and missing == "zero":
+        elif outcome is None and sample.key not in found.left_out:
             yield Row(sample, 0.0, 0.0, group_of(sample), problem=found.absences[sample.key])
 
 

@@ -18,7 +18,7 @@ from veason.datasets import open_dataset
 from veason.datasets.mevis import WITH_MASKS
 from veason.errors import DataError
 
-PROTOCOL = jf.Protocol(benchmark="MeViS", name="mevis", frames="all frames of the video")
+PROTOCOL = jf.Protocol("MeViS", "mevis", frames="all frames of the video", published="video zero")
 
 
 def evaluate(

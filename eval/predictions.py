@@ -5,19 +5,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from eval import png
-from veason import mask_lines
+from veason import atomic, mask_lines
 from veason.errors import DataError
+from veason.files import foreign_content, load_json, read_head
 from veason.types import Size, VideoSample
+
+PNGS = "Annotations"
+"""Folder of the PNGs in a run folder."""
+DONE = "predictions.jsonl"
+"""Name of the file in a run folder that says which samples are done."""
 
 Layout = Callable[[VideoSample], str]
 """The folder of a sample's PNGs, relative to the root; a function of a module, so that it can be pickled."""
@@ -31,6 +40,10 @@ class Predictions(Protocol):
 
     def absence(self, sample: VideoSample) -> str | None:
         """What of a sample's prediction is not there, in words; None if every frame has its mask."""
+        ...
+
+    def has_video(self, sample: VideoSample) -> bool:
+        """Whether anything of the sample's video is there, be it of another expression."""
         ...
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
@@ -50,19 +63,51 @@ def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int
     """
     from eval.rle_predictions import open_rles
 
-    if pred.is_file():
-        return open_rles(pred, value=rle_value)
-    if not pred.is_dir():
+    if not pred.exists():
         raise DataError(
             f"{pred}: no such folder or file; --pred is a run folder, a folder of <video>/<exp_id>/<frame>.png, or a "
             "file of RLEs (.jsonl, .json)"
         )
-    lines, pngs = pred / mask_lines.FILE, pred / "Annotations"
-    if lines.is_file() and pngs.is_dir():
+    if not pred.is_dir():
+        return open_rles(pred, value=rle_value)
+    lines, pngs = pred / mask_lines.FILE, pred / PNGS
+    if lines.exists() and pngs.is_dir():
         raise DataError(f"{pred}: holds both {lines.name} and {pngs.name}; name the one that --pred shall mean")
-    if lines.is_file():
+    if lines.exists():
         return open_rles(lines, value=rle_value)
     return PngFolder(pngs if pngs.is_dir() else pred, layout or attrgetter("key"))
+
+
+def run_folder(root: Path) -> Path | None:
+    """The run folder that the masks at `root` are of (see `Predictions.root`); None for masks from elsewhere."""
+    places = (root, root.parent) if root.name in (PNGS, mask_lines.FILE) else (root,)
+    names = ("run.json", DONE)
+    return next((place for place in places if any((place / name).is_file() for name in names)), None)
+
+
+def run_settings(root: Path) -> dict[str, Any]:
+    """What the run of the masks at `root` was asked for, ``dataset`` and ``split`` among it; nothing if unknown."""
+    run = run_folder(root)
+    if run is None or not (run / "run.json").is_file():
+        return {}
+    record = load_json(run / "run.json")
+    settings = record.get("settings") if isinstance(record, dict) else None
+    if not isinstance(settings, dict):
+        raise DataError(f"{run / 'run.json'}: expected an object with settings; restore the file, or remove it")
+    return settings
+
+
+def done_samples(root: Path) -> set[str]:
+    """Keys of the samples that the run of the masks at `root` says it is done with; none where no run says so."""
+    run = run_folder(root)
+    if run is None or not (run / DONE).is_file():
+        return set()
+    try:
+        return {f"{record['video']}/{record['exp_id']}" for record in atomic.read_journal(run / DONE)}
+    except KeyError as error:
+        raise DataError(f"{run / DONE}: a line without {error}; restore the file, or predict again") from None
+    except ValueError as error:
+        raise DataError(f"{error}; restore the file, or predict again") from error
 
 
 @dataclass(frozen=True)
@@ -75,11 +120,13 @@ class PngFolder:
     def path(self, sample: VideoSample, frame_id: int) -> Path:
         return self.root / self.layout(sample) / f"{sample.frames[frame_id]}.png"
 
+    def has_video(self, sample: VideoSample) -> bool:
+        return (self.root / self.layout(sample)).parent.is_dir()
+
     def absence(self, sample: VideoSample) -> str | None:
         folder = self.layout(sample)
-        video = folder.rpartition("/")[0]
-        if not (self.root / video).is_dir():
-            return f"no folder {video} of the video"
+        if not self.has_video(sample):
+            return f"no folder {folder.rpartition('/')[0]} of the video"
         try:
             names = {entry.name for entry in os.scandir(self.root / folder)}
         except (FileNotFoundError, NotADirectoryError):
@@ -95,24 +142,60 @@ class PngFolder:
 
 
 def read_png(path: Path, size: Size, key: str) -> np.ndarray:
-    """(H, W) uint8 grey values of a mask file of the sample `key`; a DataError if it is no whole PNG of `size`."""
+    """(H, W) uint8 grey values of a mask file of the sample `key`; a DataError if it is no whole PNG of `size`.
+
+    The header tells the size, so that nothing of another size is ever decoded, however large it says it is.
+    """
+    again = f"write the masks of {key} again"
     try:
-        data = path.read_bytes()
+        data = _read_regular(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); write the masks of {key} again") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {again}") from error
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes); {again}")
     if not data.startswith(png.START):
-        raise DataError(f"{path}: not a PNG file; write the masks of {key} again, one PNG a frame")
-    if png.END not in data[-64:]:
-        raise DataError(f"{path}: the PNG is cut off after {len(data)} bytes; write the masks of {key} again")
-    mask = png.read_grey(data, size)
-    if mask is None:
-        raise DataError(f"{path}: the PNG is damaged; write the masks of {key} again")
-    if mask.shape != size:
+        found = foreign_content(data[:512])
+        raise DataError(f"{path}: not a PNG file" + (f" but {found}" if found else f"; {again}, one PNG a frame"))
+    if len(data) < _HEADER.size:
+        raise DataError(f"{path}: the PNG is cut off after {len(data)} bytes; {again}")
+    width, height = _HEADER.unpack_from(data)
+    if (height, width) != size:
         raise DataError(
-            f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, the video of {key} is {size[0]}x{size[1]} "
+            f"{path}: the mask is {height}x{width}, the video of {key} is {size[0]}x{size[1]} "
             f"(height x width); write masks at the video's own size, they are not resized here"
         )
+    if png.END not in data:
+        raise DataError(f"{path}: the PNG is cut off after {len(data)} bytes; {again}")
+    mask = png.read_grey(data, size)
+    if mask is None or mask.shape != size:
+        raise DataError(f"{path}: the PNG is damaged; {again}")
     return mask
+
+
+_HEADER = struct.Struct(">16xII")  # width and height, behind the signature and the name of the chunk
+LARGEST = 1 << 27
+"""Pixels of a mask at most where no data set says how large it has to be: four times 8K."""
+
+
+def png_size(path: Path) -> Size:
+    """(height, width) from a mask file's header; a DataError if it is no PNG, or larger than `LARGEST`."""
+    head = read_head(path)
+    if not head.startswith(png.START) or len(head) < _HEADER.size:
+        found = foreign_content(head) or "something else; write the masks of its sample again"
+        raise DataError(f"{path}: not a PNG file but {found}")
+    width, height = _HEADER.unpack_from(head)
+    if not 0 < height * width <= LARGEST:
+        raise DataError(f"{path}: {height}x{width} pixels (height x width); no mask is that large")
+    return (height, width)
+
+
+def _read_regular(path: Path) -> bytes:
+    """The whole of a regular file; a FIFO, on which reading waits for ever, is an OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(handle, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return file.readall()
 
 
 def values(mask: np.ndarray) -> set[int]:

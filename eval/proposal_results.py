@@ -73,7 +73,9 @@ class ProposalResults:
         scored = sum(run.expressions for run in self.runs)
         return {
             "videos": self.videos,
-            **sample_counts(self.expressions, self.missing, self.errors, scored, self.missing_policy),
+            **sample_counts(
+                self.expressions, self.missing, self.errors, scored, len(self.missing) if self.skipped else 0
+            ),
             "runs": len(self.runs) + len(self.skipped) + len(self.errors),
             "runs_scored": len(self.runs),
             "runs_skipped": len(self.skipped),

@@ -30,7 +30,7 @@ from veason.types import VideoSample
 
 LayoutName = Literal["auto", "object", "position"]
 
-PROTOCOL = jf.Protocol(benchmark="ReasonVOS", name="reasonvos", frames="frames with an annotation PNG, at its size")
+PROTOCOL = jf.Protocol("ReasonVOS", "reasonvos", frames="frames with an annotation PNG, at its size", published="skip")
 
 
 def evaluate(

@@ -27,14 +27,14 @@ from eval.proposal_results import ProposalResults, Run
 from eval.proposals import ProposalScorer, run_key
 from eval.results import Missing, Problem
 from eval.scoring import score_all
-from eval.survey import check_choice, survey
+from eval.survey import survey
 from veason.datasets import open_dataset
 from veason.datasets.base import sha256
 from veason.datasets.refvos import RefDAVIS17
 
 ProtocolName = Literal["unsupervised", "binary"]
 
-BINARY = jf.Protocol(benchmark="Ref-DAVIS17", name="refdavis-binary", frames="all frames of the video")
+BINARY = jf.Protocol("Ref-DAVIS17", "refdavis-binary", frames="all frames of the video", published="video zero")
 
 
 def evaluate_binary(
@@ -68,12 +68,9 @@ def evaluate_unsupervised(
     workers: int = 1,
 ) -> ProposalResults:
     """As `evaluate_binary`, in the other protocol. DataError as `survey` and `score_all` raise it."""
-    check_choice("missing", missing, Missing)
     dataset, predicted = _open(gt_root, split, meta), open_predictions(Path(pred))
-    found = survey(dataset, predicted, missing=missing)
-    skipped = {}  # a dictionary for its order
-    if missing == "skip":
-        skipped = {run_key(s.video, dataset.annotator(s)): None for s in dataset if s.key in found.absences}
+    found = survey(dataset, predicted, missing=missing, published="error")
+    skipped = {run_key(s.video, dataset.annotator(s)): None for s in dataset if s.key in found.left_out}  # in order
     scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
     outcomes = score_all(scorer, _videos(dataset, skipped), workers=workers)
     annotators = tuple(sorted({dataset.annotator(sample) for sample in dataset}))

@@ -20,7 +20,8 @@ from veason import atomic
 from veason.tables import aligned
 
 Robustness = Literal["visa", "binary"]
-Missing = Literal["zero", "skip", "error"]
+Missing = Literal["zero", "skip", "error", "published"]
+"""What a missing prediction is: zeros; left out of the means; the end of the run; what the benchmark's script does."""
 
 GROUPS = {"referring": 0, "reasoning": 1, "absent": 2}
 """Name of a group of expressions -> type_id."""
@@ -113,9 +114,7 @@ class Results:
         """How many expressions were expected, found, missing, skipped, broken, scored; by group too."""
         scored = Counter(row.type_id for row in self.rows)
         return {
-            **sample_counts(
-                sum(self.expected.values()), self.missing, self.errors, len(self.rows), self.missing_policy
-            ),
+            **sample_counts(sum(self.expected.values()), self.missing, self.errors, len(self.rows)),
             "by_type": {
                 name: {"expected": self.expected[name], "scored": scored[type_id]} for name, type_id in GROUPS.items()
             },
@@ -151,14 +150,17 @@ class Results:
 
 
 def sample_counts(
-    expected: int, missing: Sequence[Problem], errors: Sequence[Problem], scored: int, policy: Missing
+    expected: int, missing: Sequence[Problem], errors: Sequence[Problem], scored: int, skipped: int | None = None
 ) -> dict[str, int]:
-    """What became of the expected samples, as every ``results.json`` counts them."""
+    """What became of the expected samples, as every ``results.json`` counts them.
+
+    skipped: left out for a missing prediction; unless given, whatever is neither scored nor an error.
+    """
     return {
         "expected": expected,
         "found": expected - len(missing),
         "missing": len(missing),
-        "skipped": len(missing) if policy == "skip" else 0,
+        "skipped": expected - scored - len(errors) if skipped is None else skipped,
         "errors": len(errors),
         "scored": scored,
     }

@@ -11,9 +11,9 @@ Usage: ``python -m eval.revos --gt ROOT --pred RUN --out DIR``. The protocol, qu
 - A and R are computed on stored grey values (see `eval.robustness`); ``--robustness binary`` maps them to {0, 1} first.
   An RLE has no grey value: it counts as 255, as a PNG, or as 1 with ``--rle-value 1``, as in Sa2VA's evaluation.
 
-What the benchmark scores as zero and we do not: a mask of another size or a damaged file. Both are errors, listed at
-the end, with the rest scored and a nonzero exit status. A missing prediction is zero, as there, unless ``--missing``
-says otherwise.
+What the benchmark scores as zero and we do not: a mask of another size, a damaged file, and masks that are gone from a
+run folder whose ``predictions.jsonl`` says they are done. These are errors, listed at the end, with the rest scored and
+a nonzero exit status. A missing prediction is zero, as there, unless ``--missing`` says otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eval import command
 from eval.predictions import open_predictions
 from eval.results import GROUPS, Missing, Problem, Results, Robustness, Row, count_encodings, table, write
 from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import check_choice, survey
+from eval.survey import Survey, check_choice, survey
 from veason.datasets import open_dataset
 from veason.datasets.base import Dataset, sha256
 from veason.types import VideoSample
@@ -58,17 +58,17 @@ def evaluate(
     one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
     """
     check_choice("robustness", robustness, Robustness)
-    check_choice("missing", missing, Missing)
     dataset = open_dataset("revos", gt_root, split=split, meta=meta)
     predicted = open_predictions(Path(pred), rle_value=rle_value)
-    found = survey(dataset, predicted, missing=missing)
-    outcomes = score_all(Scorer(dataset, predicted, robustness), found.present, workers=workers)
-    return _collect(dataset, found.absences, outcomes, robustness=robustness, missing=missing)
+    found = survey(dataset, predicted, missing=missing, published="zero")
+    outcomes: dict[str, Outcome] = {**found.broken}
+    outcomes |= score_all(Scorer(dataset, predicted, robustness), found.present, workers=workers)
+    return _collect(dataset, found, outcomes, robustness=robustness, missing=missing)
 
 
 def _collect(
     dataset: Dataset,
-    absences: dict[str, str],
+    found: Survey,
     outcomes: dict[str, Outcome],
     *,
     robustness: Robustness,
@@ -83,8 +83,8 @@ def _collect(
             rows.append(_row(sample, outcome))
         elif outcome is not None:
             errors.append(Problem(sample.key, outcome))
-        elif missing == "zero":
-            rows.append(_row(sample, Score(0.0, 0.0, 0.0, 0.0), problem=absences[sample.key]))
+        elif sample.key not in found.left_out:
+            rows.append(_row(sample, Score(0.0, 0.0, 0.0, 0.0), problem=found.absences[sample.key]))
     names = {type_id: name for name, type_id in GROUPS.items()}
     expected = Counter(names[sample.type_id] for sample in dataset)
     return Results(
@@ -92,7 +92,7 @@ def _collect(
         robustness=robustness,
         missing_policy=missing,
         rows=tuple(rows),
-        missing=tuple(Problem(sample, reason) for sample, reason in absences.items()),
+        missing=tuple(Problem(sample, reason) for sample, reason in found.absences.items()),
         errors=tuple(errors),
         expected={name: expected[name] for name in GROUPS},
         encodings=count_encodings(o.values for o in outcomes.values() if isinstance(o, Score)),

@@ -20,6 +20,8 @@ from eval.predictions import Predictions
 from veason import mask_lines, masks
 from veason.datasets.json_index import JsonIndex
 from veason.errors import DataError
+from veason.files import check_regular, foreign_content, read_head
+from veason.safe_text import printable
 from veason.types import VideoSample
 
 
@@ -30,6 +32,8 @@ class _Entries(Protocol):
 
     def __contains__(self, sample: VideoSample) -> bool: ...
 
+    def has_video(self, sample: VideoSample) -> bool: ...
+
     def rles(self, sample: VideoSample) -> Sequence[object]:
         """Per frame what should be an RLE or None; nothing is checked yet."""
         ...
@@ -37,10 +41,20 @@ class _Entries(Protocol):
 
 def open_rles(path: Path, *, value: int = 255) -> Predictions:
     """Predictions in the file `path`; the suffix names its form. value: the grey value inside a mask."""
-    if path.suffix == ".jsonl":
-        return RleFile(_Lines(path), value)
-    if path.suffix == ".json":
+    if path.suffix in (".jsonl", ".json"):
+        head = read_head(path)
+        found = foreign_content(head) if head else None  # a run that has done nothing yet has an empty file
+        if found is not None:
+            raise DataError(f"{path}: {found}")
+        if path.suffix == ".jsonl":
+            return RleFile(_Lines(path), value)
+        if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            raise DataError(
+                f"{path}: not a JSON object of videos but {printable(repr(head[:40]))}; --pred is a .json of "
+                "{video: {exp_id: {prediction_masks: [RLE | null, …]}}}"
+            )
         return RleFile(_Document(path), value)
+    check_regular(path)
     raise DataError(f"{path}: neither .jsonl (a line a sample) nor .json (Sa2VA's form); --pred is one, or a folder")
 
 
@@ -54,6 +68,9 @@ class RleFile:
 
     def absence(self, sample: VideoSample) -> str | None:
         return None if sample in self._entries else f"no masks of {sample.key} in {self.root.name}"
+
+    def has_video(self, sample: VideoSample) -> bool:
+        return self._entries.has_video(sample)
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
         where = f"{self.root}: {sample.key}, frame {sample.frames[frame_id]}"
@@ -96,9 +113,13 @@ class _Lines:
                 line = self._parse(data, f"{path}:{number}")
                 self._spans[line.video, line.exp_id] = (start, len(data))
                 start += len(data)
+        self._videos = {video for video, _ in self._spans}
 
     def __contains__(self, sample: VideoSample) -> bool:
         return (sample.video, sample.exp_id) in self._spans
+
+    def has_video(self, sample: VideoSample) -> bool:
+        return sample.video in self._videos
 
     def rles(self, sample: VideoSample) -> Sequence[object]:
         start, length = self._spans[sample.video, sample.exp_id]
@@ -122,6 +143,9 @@ class _Document:
 
     def __contains__(self, sample: VideoSample) -> bool:
         return sample.exp_id in self._expressions(sample.video)
+
+    def has_video(self, sample: VideoSample) -> bool:
+        return sample.video in self._videos
 
     def rles(self, sample: VideoSample) -> Sequence[object]:
         entry = self._expressions(sample.video)[sample.exp_id]

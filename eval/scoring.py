@@ -6,12 +6,11 @@ the memory of a few frames.
 
 from __future__ import annotations
 
+import functools
 import math
-import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +24,7 @@ from eval.robustness import accuracy, robustness
 from veason import masks
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.pool import WorkerPool
 from veason.types import Rle, Size, VideoSample
 
 COMPILE_FROM = 4_000
@@ -169,8 +169,7 @@ def score_videos(
     compiled = frames >= COMPILE_FROM * max(1, workers)
     bar = tqdm(total=len(order), unit="video", desc="scoring", disable=not sys.stderr.isatty())
     with bar:
-        metrics.use_compiled(compiled)
-        png.use_compiled(compiled)
+        _use_compiled(compiled)
         done = _in_pool(scorer, videos, order, workers, compiled) if workers > 1 else _in_turn(scorer, videos, order)
         for video, outcomes in done:
             bar.update()
@@ -192,17 +191,16 @@ def _in_turn(
 def _in_pool(
     scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str], workers: int, compiled: bool
 ) -> Iterator[tuple[str, dict[str, Outcome]]]:
-    context = multiprocessing.get_context("spawn")
-    start = {"initializer": _start_worker, "initargs": (scorer, compiled)}
-    pool = ProcessPoolExecutor(min(workers, len(order)) or 1, context, **start)
-    try:
-        futures = {pool.submit(_score_in_worker, videos[video]): video for video in order}
+    start = functools.partial(_use_compiled, compiled)
+    with WorkerPool(_score_named, scorer, workers=min(workers, len(order)) or 1, start=start) as pool:
+        futures = {pool.submit(videos[video]): video for video in order}
         for future in as_completed(futures):
             yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("an evaluation worker died, perhaps out of memory; use fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _use_compiled(wanted: bool) -> None:
+    metrics.use_compiled(wanted)
+    png.use_compiled(wanted)
 
 
 def _score_named(scorer: Scorer, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
@@ -211,19 +209,3 @@ def _score_named(scorer: Scorer, samples: Sequence[VideoSample]) -> dict[str, Ou
     except Exception as error:
         error.add_note(f"while scoring the video {samples[0].video}")
         raise
-
-
-_scorer: Scorer | None = None
-
-
-def _start_worker(scorer: Scorer, compiled: bool) -> None:
-    global _scorer
-    metrics.use_compiled(compiled)
-    png.use_compiled(compiled)
-    cv2.setNumThreads(0)  # one process a core
-    _scorer = scorer
-
-
-def _score_in_worker(samples: Sequence[VideoSample]) -> dict[str, Outcome]:
-    assert _scorer is not None
-    return _score_named(_scorer, samples)

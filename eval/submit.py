@@ -23,10 +23,13 @@ from typing import get_args
 from tqdm import tqdm
 
 from eval import archive, vicas_files
+from eval.command import print_problems
 from eval.predictions import open_predictions
 from eval.results import Missing, Problem
 from eval.scoring import score_all
 from eval.survey import LISTED, Survey, survey
+from veason import atomic
+from veason.command import run_command
 from veason.datasets import open_dataset
 from veason.datasets.base import Dataset, sha256
 from veason.datasets.vicas import ViCaS
@@ -43,18 +46,17 @@ def pack(dataset: Dataset, pred: Path, out: Path, *, missing: Missing, workers: 
     """
     predicted = open_predictions(pred)
     found = survey(dataset, predicted, missing=missing)
-    left_out = found.absences.keys() if missing == "skip" else frozenset()
-    videos = _by_video(sample for sample in dataset if sample.key not in left_out)
+    if found.broken:
+        return [Problem(key, reason) for key, reason in found.broken.items()]
+    videos = _by_video(sample for sample in dataset if sample.key not in found.left_out)
     packer = archive.Packer(archive.PREFIXES[dataset.name], predicted, frozenset(found.absences))
-    with tqdm(total=len(videos), unit="video", desc="packing", disable=None) as bar:
-        problems = archive.pack(
-            packer,
-            list(videos.values()),
-            out,
-            workers=workers,
-            verify=lambda path: check(videos, path, prefix=packer.prefix, workers=workers),
-            progress=bar.update,
-        )
+    problems = archive.pack(
+        packer,
+        list(videos.values()),
+        out,
+        workers=workers,
+        verify=lambda path: check(videos, path, prefix=packer.prefix, workers=workers),
+    )
     _print_counts(dataset, found, missing)
     if problems:
         print(f"{out}: not written")
@@ -87,14 +89,22 @@ def write_vicas(dataset: ViCaS, pred: Path, out: Path, *, missing: Missing) -> l
     if missing == "skip":
         raise DataError("the files of ViCaS have an entry for every referral: --missing zero or error, not skip")
     predicted = vicas_files.open_tracks(pred, dataset)
-    found, problems = survey(dataset, predicted, missing=missing), []
-    for samples in tqdm(dataset.by_video.values(), unit="video", desc="writing", disable=None):
-        try:
-            vicas_files.write_video(samples, predicted, dataset, out)
-        except DataError as error:
-            problems.append(Problem(samples[0].video, str(error)))
+    found = survey(dataset, predicted, missing=missing)
+    problems = [Problem(key, reason) for key, reason in found.broken.items()]
+    lost = {sample.video for sample in dataset if sample.key in found.broken}
+    with atomic.Lock(out / ".lock"):
+        for leftover in out.glob(".*.json.*"):  # of a process that was killed while writing
+            leftover.unlink()
+        for samples in tqdm(dataset.by_video.values(), unit="video", desc="writing", disable=None):
+            if samples[0].video in lost:
+                continue
+            try:
+                vicas_files.write_video(samples, predicted, dataset, out)
+            except DataError as error:
+                problems.append(Problem(samples[0].video, str(error)))
+                lost.add(samples[0].video)
     _print_counts(dataset, found, missing)
-    print(f"{out}: {len(dataset.by_video) - len(problems)} files; {predicted.form}")
+    print(f"{out}: {len(dataset.by_video) - len(lost)} files; {predicted.form}")
     return problems
 
 
@@ -106,8 +116,7 @@ def _by_video(samples: Iterable[VideoSample]) -> dict[str, list[VideoSample]]:
 
 
 def _print_counts(dataset: Dataset, found: Survey, missing: Missing) -> None:
-    absent = len(found.absences)
-    skipped = absent if missing == "skip" else 0
+    absent, skipped = len(found.absences), len(found.left_out)
     print(
         f"{dataset.name} {dataset.split}: expected {len(dataset)} expressions, found {len(dataset) - absent}, "
         f"missing {absent} (--missing {missing}), skipped {skipped}"
@@ -127,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this archive, write nothing")
     parser.add_argument(
         "--missing",
-        choices=get_args(Missing),
+        choices=[choice for choice in get_args(Missing) if choice != "published"],
         default="zero",
         help="a missing expression gets empty masks, is left out, or ends the run (default: zero)",
     )
@@ -156,16 +165,7 @@ def _run(args: argparse.Namespace) -> list[Problem]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        problems = _run(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for problem in problems[:LISTED]:
-        print(f"error: {problem.sample}: {problem.reason}", file=sys.stderr)
-    if len(problems) > LISTED:
-        print(f"error: … and {len(problems) - LISTED} more", file=sys.stderr)
-    return 2 if problems else 0
+    return run_command(lambda: print_problems(_run(args), listed=LISTED))
 
 
 if __name__ == "__main__":

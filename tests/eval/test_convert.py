@@ -77,9 +77,10 @@ def test_a_half_written_folder_is_written_again(world, tmp_path, capsys):
 
 def test_the_rest_of_a_run_folder_comes_along(world, tmp_path):
     world.predict(tmp_path / "run" / "Annotations", target)
-    (tmp_path / "run" / "predictions.jsonl").write_text("{}\n")
-    run(tmp_path / "run", tmp_path / "a", "--to", "rle")
-    assert (tmp_path / "a" / "predictions.jsonl").read_text() == "{}\n"
+    line = json.dumps({"video": "MOSE/b", "exp_id": "0"}) + "\n"
+    (tmp_path / "run" / "predictions.jsonl").write_text(line)
+    assert run(tmp_path / "run", tmp_path / "a", "--to", "rle") == 0
+    assert (tmp_path / "a" / "predictions.jsonl").read_text() == line
 
 
 def test_values_of_one_become_255_and_are_noted(world, tmp_path, capsys):

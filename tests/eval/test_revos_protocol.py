@@ -249,8 +249,8 @@ def test_missing_is_an_error(world, holed, tmp_path, capsys):
     assert revos.main(arguments) == 2
     message = capsys.readouterr().err
     assert "4 of 6 expressions" in message
-    assert all(f"  {sample}: " in message for sample in MISSING)
-    assert not out.exists()
+    assert all(f"\n{sample}: " in message for sample in MISSING)
+    assert not list(out.glob("results.*"))
 
 
 def break_size(path):

@@ -364,8 +364,9 @@ def test_predictions_that_could_not_be_scored_are_refused(base):
 
 def test_scores_of_lost_masks_are_refused(base):
     shutil.rmtree(base / "oracle" / "Annotations" / VIDEO / "1")
-    score(base / "world", base / "oracle")
-    with pytest.raises(DataError, match=r"1 predictions had no masks when they were scored, such as UVO/-a_b/1;"):
+    arguments = ["--gt", base / "world", "--pred", base / "oracle", "--out", base / "oracle" / "scores"]
+    assert revos.main([str(argument) for argument in [*arguments, "--workers", 1]]) == 2
+    with pytest.raises(DataError, match=r"1 predictions could not be scored, first UVO/-a_b/1: .*says that it is done"):
         make(base)
 
 
