@@ -3,12 +3,14 @@
 import io
 import json
 import math
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from verl.config import Config
+from verl.config import Config, ConfigError
 from verl.utils import tracking
 from verl.utils.tracking import Console, JsonLines, MetricsLog, read_lines, short
 
@@ -153,11 +155,68 @@ class TestOthers:
         monkeypatch.setitem(sys.modules, "wandb", Module)
         log(tmp_path, backends=["wandb"], steps=[1])
         log(tmp_path, backends=["wandb"], first_step=1)
-        first, line, finished, second, _ = calls
+        log(tmp_path, backends=["wandb"])  # begins anew: the run above died before its first checkpoint
+        first, line, finished, second, _, third, _ = calls
         assert line == (1, {"reward/total": 1 / 3, "actor/kl": 0.5, "time/generate": 1.0})
         assert finished == "finish"
         assert first["config"]["worker.actor.optim.lr"] == 1e-6
-        assert first["id"] == second["id"]
+        assert first["id"] == second["id"] != third["id"]
+
+    def test_files_of_another_run_are_no_past_of_one_that_begins_elsewhere(self, tmp_path):
+        log(tmp_path, steps=[1, 2])
+        config = Config()
+        config.trainer.logger = ["jsonl"]
+        with MetricsLog(config, tmp_path, total_steps=9, first_step=2, goes_on=False) as writer:
+            writer.write(3, {"reward/total": 1.0}, {})
+        assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [3]
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({}, "no key for it: set WANDB_API_KEY"),
+            ({"WANDB_API_KEY": "abc"}, "40+ characters"),
+            ({"WANDB_API_KEY": "abc", "WANDB_MODE": "offline"}, "fine"),
+            ({"WANDB_API_KEY": "a" * 40}, "fine"),
+        ],
+    )
+    def test_wandb_without_a_key_is_refused_before_anything_starts(self, tmp_path, given, words):
+        """In a process of its own, since W&B remembers what it has found."""
+        pytest.importorskip("wandb")
+        code = (
+            "from verl.config import ConfigError\n"
+            "from verl.utils import tracking\n"
+            "try: print(tracking.check(['wandb']) or 'fine')\n"
+            "except ConfigError as error: print(error)"
+        )
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        empty = {name: str(tmp_path) for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_DIR")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**kept, **empty, **given}, capture_output=True, text=True, check=True
+        )
+        assert words in done.stdout
+        assert "abc" not in done.stdout
+
+    @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+    def test_a_package_that_is_not_there_is_told_before_anything_starts(self, monkeypatch, name):
+        monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda _: None)
+        with pytest.raises(ConfigError, match=f"trainer.logger names {name}.* pip install {name}"):
+            tracking.check([name])
+
+    def test_what_wandb_says_is_one_line_without_the_key(self, tmp_path, monkeypatch):
+        class Refused(Exception):
+            pass
+
+        class Module:
+            Error = Refused
+
+            @staticmethod
+            def init(**_):
+                raise Refused("bad key\n0123456789")
+
+        monkeypatch.setitem(sys.modules, "wandb", Module)
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+        with pytest.raises(ConfigError, match=r"could not begin a run: bad key \*\*\*\. WANDB_MODE=offline"):
+            log(tmp_path, backends=["wandb"])
 
     @pytest.mark.slow
     def test_wandb_works_offline(self, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ that was killed and resumed ends with the same file, line for line. Seconds and 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -14,12 +15,12 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from verl.config import Config, flatten
+from verl.config import Config, ConfigError, flatten
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -47,6 +48,41 @@ ETA_OVER = 20
 """Steps whose mean duration the remaining time is told from."""
 
 
+NEEDS = {"tensorboard": ("tensorboard", "torch.utils.tensorboard"), "wandb": ("wandb", "wandb")}
+"""Package that a backend needs, and what is imported of it or for it."""
+WANDB_ID = "wandb_id"
+AWAY = ("offline", "disabled", "dryrun")
+"""Values of WANDB_MODE with which nothing is sent."""
+
+
+def check(logger: Sequence[str]) -> None:
+    """ConfigError, before anything is started, for a backend whose package or key is not there."""
+    for name, (package, _) in NEEDS.items():
+        if name in logger and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"trainer.logger names {name}, but {package} is not installed: pip install {package}, or take it out "
+                "of trainer.logger"
+            )
+    if "wandb" not in logger or os.environ.get("WANDB_MODE") in AWAY:
+        return
+    wandb = importlib.import_module("wandb")
+    try:
+        known = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise ConfigError(f"trainer.logger names wandb: {_without_key(error)}") from None
+    if not known:
+        raise ConfigError(
+            "trainer.logger names wandb, but there is no key for it: set WANDB_API_KEY or run `wandb login`, set "
+            "WANDB_MODE=offline to keep its numbers in the run's folder, or take wandb out of trainer.logger"
+        )
+
+
+def _without_key(error: Exception) -> str:
+    """An exception of W&B on one line, without the key should it be quoted."""
+    line, key = " ".join(str(error).split()).rstrip("."), os.environ.get("WANDB_API_KEY", "").strip()
+    return line.replace(key, "***") if key else line
+
+
 class Backend(Protocol):
     """One place that numbers go to."""
 
@@ -58,15 +94,19 @@ class Backend(Protocol):
 class MetricsLog:
     """Hands each step's numbers to every backend of ``trainer.logger``."""
 
-    def __init__(self, config: Config, folder: Path, *, total_steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self, config: Config, folder: Path, *, total_steps: int, first_step: int = 0, goes_on: bool | None = None
+    ) -> None:
         """`folder` is the run's. `first_step` is the number of steps already done: lines of later steps, which a
-        killed run left after its last checkpoint, are cut off; 0 starts the files anew."""
+        killed run left after its last checkpoint, are cut off. `goes_on`: what the folder holds up to there is this
+        run's own (by default: where any step is done); without it files begin anew, and W&B gets a new run."""
         folder.mkdir(parents=True, exist_ok=True)
+        goes_on = first_step > 0 if goes_on is None else goes_on
         open_backend = {
             "console": lambda: Console(total_steps=total_steps),
-            "jsonl": lambda: JsonLines(folder, first_step=first_step),
+            "jsonl": lambda: JsonLines(folder, first_step=first_step if goes_on else 0),
             "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step=first_step),
-            "wandb": lambda: Wandb(folder, config),
+            "wandb": lambda: Wandb(folder, config, goes_on=goes_on),
         }
         self._backends: list[Backend] = [open_backend[name]() for name in config.trainer.logger]
 
@@ -207,7 +247,7 @@ class TensorBoard:
     """Event files for ``tensorboard --logdir``."""
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
-        writer = _optional("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        writer = _optional("tensorboard").SummaryWriter
         self._writer = writer(str(folder), purge_step=first_step + 1 if first_step > 0 else 0)
 
     def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
@@ -222,19 +262,28 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases, online or with ``WANDB_MODE=offline``; a resumed run goes on under its old id."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        wandb = _optional("wandb", "wandb")
-        id_file = folder / "wandb_id"
-        if not id_file.exists():
+    def __init__(self, folder: Path, config: Config, *, goes_on: bool) -> None:
+        """`goes_on`: under the id that the folder holds. A run that begins anew gets an id of its own, whatever an
+        earlier one left that died before its first checkpoint."""
+        wandb = _optional("wandb")
+        id_file = folder / WANDB_ID
+        if not (goes_on and id_file.exists()):
             id_file.write_text(uuid.uuid4().hex[:8])
-        self._run = wandb.init(
-            project=config.trainer.project_name,
-            name=config.trainer.experiment_name,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            dir=str(folder),
-            config=flatten(config),
-        )
+        try:
+            self._run = wandb.init(
+                project=config.trainer.project_name,
+                name=config.trainer.experiment_name,
+                id=id_file.read_text().strip(),
+                resume="allow",
+                dir=str(folder),
+                config=flatten(config),
+                allow_val_change=True,  # what a resumed run was allowed to change
+            )
+        except getattr(wandb, "Error", ()) as error:
+            raise ConfigError(
+                f"trainer.logger names wandb, which could not begin a run: {_without_key(error)}. WANDB_MODE=offline "
+                "keeps its numbers in the run's folder"
+            ) from None
 
     def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         self._run.log(_all(metrics, timings), step=step)
@@ -247,11 +296,12 @@ def _all(metrics: Mapping[str, float], timings: Mapping[str, float]) -> dict[str
     return {**metrics, **{f"time/{name}": value for name, value in timings.items()}}
 
 
-def _optional(module: str, package: str) -> Any:
+def _optional(name: str) -> Any:
+    package, module = NEEDS[name]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"trainer.logger names {package}, but {error.name} is not installed: pip install {package}, or take it out "
+            f"trainer.logger names {name}, but {error.name} is not installed: pip install {package}, or take it out "
             "of trainer.logger"
         ) from error
