@@ -11,6 +11,7 @@ run; the examples are those on which the last run gains most over it, some typic
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from tqdm import tqdm
 
 from eval.predictions import Predictions, open_predictions
 from inference import compare_page as page
-from inference import compare_tables, options, report
+from inference import compare_tables, report
 from inference.compare_examples import Example, choose
 from inference.compare_runs import Contender, check_same, entries, open_contenders
 from inference.report_cards import picture, true_boxes
 from inference.report_pictures import Album
 from inference.report_run import Outcome
 from veason import atomic
+from veason.command import run_command
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 
@@ -175,4 +177,4 @@ def further_frames(length: int) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    options.run_command(main)
+    sys.exit(run_command(main))

@@ -10,7 +10,7 @@ import argparse
 import math
 import time
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,17 +35,23 @@ AHEAD = 2
 
 
 def predict(
-    args: argparse.Namespace, dataset: Dataset, samples: Sequence[VideoSample], *, done: Container[str]
+    args: argparse.Namespace,
+    dataset: Dataset,
+    samples: Sequence[VideoSample],
+    *,
+    done: Container[str],
+    describe: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Packed]:
     """Predictions of the `samples` whose keys are not in `done`, each once, as they are finished.
 
+    `describe` is told what a policy says of itself with its first replies, before any of them is tracked.
     The first exception of a worker ends the run: nothing new is asked, what was answered is still tracked.
     """
     count = args.gpus or args.workers
     asking = options.asking(args)
     plan = units.plan(samples, done=done, batch_size=asking["batch_size"], workers=count)
     with cluster.rooms(count, gpu=bool(args.gpus), address=args.address) as rooms:
-        crew = Crew(Job(args, dataset, samples), rooms, plan)
+        crew = Crew(Job(args, dataset, samples), rooms, plan, describe=describe)
         try:
             for packed in crew.work():
                 if packed.key not in done:  # a batch is asked whole, even where some of it is done
@@ -96,8 +102,16 @@ class _Seat:
 class Crew:
     """Policies and trackers, one of each in a room, at work on a plan."""
 
-    def __init__(self, job: Job, rooms: Sequence[Room], plan: Sequence[Unit]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rooms: Sequence[Room],
+        plan: Sequence[Unit],
+        *,
+        describe: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         args = job.args
+        self._describe, self._described = describe, False
         self._job = ray.put(job)
         self._waiting = deque(_Task(unit) for unit in plan)
         self._answered: deque[_Task] = deque()
@@ -192,6 +206,9 @@ class Crew:
         if result.failure is not None and self._failure is None:  # the first one is told
             self._failure = result.failure.exception()
         if isinstance(result, Replies):
+            if self._describe is not None and not self._described:
+                self._describe(result.policy)
+                self._described = True
             if result.told:
                 self._answered.append(_Task(task.unit, result.told, result.family))
         else:

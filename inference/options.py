@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import math
 import os
@@ -12,11 +11,12 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from inference.output import MASKS
 from inference.pipeline import Sampling
-from veason import policies, prompt, trackers
+from veason import asked, policies, prompt, trackers
+from veason.answer import READINGS
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.policies.base import Policy
@@ -27,6 +27,9 @@ FAMILY_PIXELS = 28 * 28
 """Of a picture that one token stands for; no supported family has fewer."""
 TEXT_TOKENS = 4096
 """Room for a prompt's text."""
+
+ASKED = {"frames": 8, "model_size": (560, 560), "max_new_tokens": 1024}
+"""How a model is asked where neither the user nor the checkpoint's ``veason.json`` says it."""
 
 GPU_SHARES = (0.7, 0.3)
 """Of a GPU's memory for policy and tracker. By the bytes of tensors, counted on a CPU (`benchmarks.bench_memory`),
@@ -43,28 +46,37 @@ def parse_size(text: str) -> Size:
     return (int(sides[0]), int(sides[-1]))
 
 
-def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...] = policies.NAMES) -> None:
+def add_policy_options(
+    parser: argparse.ArgumentParser, choices: tuple[str, ...] = policies.NAMES, default: str | None = None
+) -> None:
+    """`default` says in words which of the `choices` is taken where none is given; without it that is the first."""
     group = parser.add_argument_group("policy: who names the keyframe and the boxes")
-    group.add_argument("--policy", choices=choices, default=choices[0], help="default: %(default)s")
+    first = choices[0] if default is None else None
+    group.add_argument("--policy", choices=choices, default=first, help=f"default: {default or first}")
+    trained = "what the checkpoint was trained with, else"
     group.add_argument(
         "--model",
         metavar="DIR|NAME",
         help="hf, vllm: checkpoint folder (weights, tokenizer, processor) or hub name; openai: its name on the server",
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
-    group.add_argument("--frames", type=int, default=8, metavar="N", help="frames shown, evenly spaced (default: 8)")
+    group.add_argument(
+        "--frames", type=int, metavar="N", help=f"frames shown, evenly spaced (default: {trained} {ASKED['frames']})"
+    )
     group.add_argument(
         "--model-size",
         type=parse_size,
-        default=(560, 560),
         metavar="S|HxW",
-        help="pixels the frames are shown at, a multiple of 28 (default: 560)",
+        help=f"pixels the frames are shown at, a multiple of 28 (default: {trained} {ASKED['model_size'][0]})",
     )
     group.add_argument(
         "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
     )
     group.add_argument(
-        "--max-new-tokens", type=int, default=1024, metavar="N", help="hf, vllm, openai: longest reply (default: 1024)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"hf, vllm, openai: longest reply (default: {trained} {ASKED['max_new_tokens']})",
     )
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="all three: 0 is greedy (default: 0)"
@@ -74,7 +86,24 @@ def add_policy_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
         "--prompt-template",
         type=Path,
         metavar="FILE",
-        help="another prompt, for weights trained with it",
+        help=f"another prompt, for weights trained with it (default: {trained} the built-in one)",
+    )
+    group.add_argument(
+        "--generation-defaults",
+        choices=("plain", "checkpoint"),
+        default="plain",
+        help="hf, vllm: plain decodes as these options say, as GRPO's rollouts do; checkpoint also takes what the "
+        "checkpoint's generation_config.json recommends, such as a repetition penalty (default: %(default)s)",
+    )
+    group.add_argument(
+        "--reading",
+        choices=READINGS,
+        default=READINGS[0],
+        help="lenient also reads replies with code fences, objects for boxes, numbers as texts and the like, and "
+        "records that it did; strict is what the reward reads (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep-going", action="store_true", help="hf, vllm, openai: go on even if none of the first replies is usable"
     )
     group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
     _add_server_options(parser.add_argument_group("server: who is asked by --policy openai"))
@@ -192,8 +221,44 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def settle(args: argparse.Namespace) -> None:
+    """Fill in how the model is asked where the user did not say it: as it was trained, if its folder tells.
+
+    What the user says otherwise than the checkpoint is told on stderr. `args` gains ``template_text``.
+    """
+    folder = args.model if args.policy in ("hf", "vllm") and args.model and Path(args.model).is_dir() else None
+    trained = asked.read(folder) if folder else None
+    args.template_text = prompt.load_template(args.prompt_template) if args.prompt_template else None
+    given = {
+        "frames": args.frames,
+        "size": args.model_size,
+        "max_new_tokens": args.max_new_tokens,
+        "prompt_template": args.template_text,
+    }
+    if trained is not None:
+        path = Path(folder) / asked.NAME
+        said = {name: value for name, value in given.items() if value is not None}
+        for difference in asked.differences(trained, **said):
+            print(f"note: {difference} ({path})", file=sys.stderr)
+        if len(said) < len(given):
+            size = "x".join(map(str, trained.size))
+            print(
+                f"{path}: asked as it was trained, where no option says otherwise: --frames {trained.frames} "
+                f"--model-size {size} --max-new-tokens {trained.max_new_tokens}",
+                file=sys.stderr,
+            )
+        if args.template_text is None and trained.prompt_template is not None:
+            args.template_text = prompt.check_template(trained.prompt_template, f"{path}: prompt_template")
+    took = {"frames": "frames", "model_size": "size", "max_new_tokens": "max_new_tokens"}
+    for name, of_record in took.items():
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(trained, of_record) if trained else ASKED[name])
+    args.template_text = args.template_text or prompt.load_template()
+
+
 def build_sampling(args: argparse.Namespace) -> Sampling:
-    if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or not args.temperature >= 0:
+    """Call `settle` before."""
+    if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or not 0 <= args.temperature < math.inf:
         raise DataError("--frames, --batch-size and --max-new-tokens must be at least 1, --temperature at least 0")
     if args.requests < 1 or args.max_retries < 0 or not 0 < args.timeout < math.inf:
         raise DataError("--requests must be at least 1, --max-retries at least 0, --timeout above 0 seconds")
@@ -238,7 +303,13 @@ def _hf(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     model = _required(args.model, "--policy hf needs --model DIR")  # before torch is imported
     from veason.policies.hf import HFPolicy
 
-    return HFPolicy(model, device=args.device, dtype=args.dtype, **_speech(args))
+    return HFPolicy(
+        model,
+        device=args.device,
+        dtype=args.dtype,
+        generation_defaults=args.generation_defaults,
+        **_speech(args),
+    )
 
 
 def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
@@ -249,7 +320,15 @@ def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
     length = pictures + TEXT_TOKENS + args.max_new_tokens
     memory = {"gpu_memory": args.policy_gpus} if "policy_gpus" in args else {}
-    return VLLMPolicy(model, device=args.device, dtype=args.dtype, max_model_len=length, **memory, **_speech(args))
+    return VLLMPolicy(
+        model,
+        device=args.device,
+        dtype=args.dtype,
+        generation_defaults=args.generation_defaults,
+        max_model_len=length,
+        **memory,
+        **_speech(args),
+    )
 
 
 def _openai(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
@@ -274,7 +353,7 @@ def _speech(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
-        "template": prompt.load_template(args.prompt_template),
+        "template": args.template_text,
     }
 
 
@@ -330,22 +409,3 @@ def versions(*, tracker: str) -> dict[str, str]:
     if tracker == "sam2":  # without it, small holes in masks stay
         found["sam2 C extension"] = "present" if importlib.util.find_spec("sam2._C") else "missing"
     return found
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's main: what the user can put right becomes one line and exit code 2, the rest a traceback."""
-    try:
-        main()
-    except DataError as error:
-        _stop("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _stop(f"error: no space left ({error.filename or error}); free some and run the same command again")
-    except KeyboardInterrupt:
-        _stop("stopped; the same command goes on where this one was")
-
-
-def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(2)

@@ -198,8 +198,8 @@ class RunFolder:
         """Keep one prediction."""
         self.keep(pack(finished, masks=self.masks))
 
-    def keep(self, packed: Packed) -> None:
-        """Write one prediction, not yet `done`: masks first, then, once they are on the disk, its lines."""
+    def keep(self, packed: Packed) -> Packed:
+        """Write one prediction, not yet `done`: masks first, then, once they are on the disk, its line."""
         try:
             if packed.pictures is not None:
                 self._write_pictures(self._by_key[packed.key], packed.pictures)
@@ -216,6 +216,7 @@ class RunFolder:
                 ) from error
             raise
         self.done.add(packed.key)
+        return packed
 
     def _write_pictures(self, sample: VideoSample, pictures: Sequence[bytes]) -> None:
         partial, target = self._partial / sample.exp_id, self.path / "Annotations" / sample.video / sample.exp_id

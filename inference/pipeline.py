@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 import zlib
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from veason import boxes, frames
-from veason.answer import parse_reply, place
+from veason.answer import place, read_reply
 from veason.family import Family
 from veason.policies.base import Policy
 from veason.trackers.base import Tracker
@@ -67,33 +68,41 @@ def run(
     seed: int = 0,
     done: Container[str] = frozenset(),
     open_frames: FrameOpener = frames.VideoFrames,
-) -> Iterator[Finished]:
+    reading: str = "lenient",
+    then: Callable[[Finished], _T] | None = None,
+) -> Iterator[_T | Finished]:
     """Predict `samples` in order, leaving out those whose keys are in `done` (finished by an earlier run).
 
     Batches are cut from the whole list, so an interrupted run asks the policy the very same batches again. One thread
-    decodes the next batch while the policy answers this one and another thread tracks the one before.
+    decodes the next batch while the policy answers this one, another thread tracks the one before, and a third does
+    `then` (encode and write) to what is tracked; its results are what comes out, the predictions themselves without it.
+    `reading`: of replies (`veason.answer.READINGS`).
     """
-    finisher, failures = Finisher(tracker, open_frames), []
+    finisher, failures = Finisher(tracker, open_frames, reading=reading), []
     batches = [b for b in cut(samples, batch_size) if any(sample.key not in done for sample in b)]
     asked = ask(batches, policy=policy, sampling=sampling, in_flight=in_flight, seed=seed, open_frames=open_frames)
-    with _half_the_cores(), ThreadPoolExecutor(1, "track") as tracking, contextlib.closing(asked):
-        pending: deque[Future[Finished]] = deque()
+    tracking, storing = ThreadPoolExecutor(1, "track"), ThreadPoolExecutor(1, "store")
+    with _half_the_cores(), tracking, storing, contextlib.closing(asked):
+        pending: deque[tuple[Future[Finished], Future[_T | Finished]]] = deque()
         try:
             for items in _until_failure(asked, failures):
-                pending.extend(
-                    tracking.submit(finisher.finish, item, policy.family)
-                    for item in items
-                    if item.question.sample.key not in done
-                )
+                for item in items:
+                    if item.question.sample.key not in done:
+                        tracked = tracking.submit(finisher.finish, item, policy.family)
+                        pending.append((tracked, storing.submit(_after, tracked, then)))
                 while len(pending) > 2 * batch_size:
-                    yield pending.popleft().result()
+                    yield pending.popleft()[1].result()
             while pending:
-                yield pending.popleft().result()
+                yield pending.popleft()[1].result()
         finally:
-            for future in pending:
+            for future in itertools.chain.from_iterable(pending):
                 future.cancel()
     if failures:
         raise failures[0]
+
+
+def _after(tracked: Future[Finished], then: Callable[[Finished], _T] | None) -> _T | Finished:
+    return tracked.result() if then is None else then(tracked.result())
 
 
 @contextlib.contextmanager
@@ -181,9 +190,9 @@ def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_
         failures.append(error)
 
 
-def ground(text: str, question: Question, family: Family) -> Prediction:
-    """Parse a reply and place it in the video: the prediction before tracking, its track still empty."""
-    reply = place(parse_reply(text), question.clip)
+def ground(text: str, question: Question, family: Family, *, reading: str = "lenient") -> Prediction:
+    """Read a reply and place it in the video: the prediction before tracking, its track still empty."""
+    reply = place(read_reply(text, reading=reading), question.clip)
     sample = question.sample
     keyframe, found = None, ()
     if reply.usable:
@@ -239,15 +248,17 @@ class _ClipLoader:
 class Finisher:
     """Finishes predictions; the frames of a video are encoded once for all its expressions."""
 
-    def __init__(self, tracker: Tracker, open_frames: FrameOpener = frames.VideoFrames) -> None:
-        self._tracker, self._open = tracker, open_frames
+    def __init__(
+        self, tracker: Tracker, open_frames: FrameOpener = frames.VideoFrames, *, reading: str = "lenient"
+    ) -> None:
+        self._tracker, self._open, self._reading = tracker, open_frames, reading
         self._video: str | None = None
         self._encoded: Any = None
 
     def finish(self, asked: Asked, family: Family) -> Finished:
-        """Parse the reply, place it, track it. An exception bears a note that names the sample."""
+        """Read the reply, place it, track it. An exception bears a note that names the sample."""
         try:
-            prediction = ground(asked.text, asked.question, family)
+            prediction = ground(asked.text, asked.question, family, reading=self._reading)
             if prediction.keyframe is None:
                 return Finished(prediction, {**asked.seconds, "encode": 0.0, "track": 0.0})
             start = time.perf_counter()

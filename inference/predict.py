@@ -22,23 +22,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections import Counter
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from inference import options, pipeline
+from inference import options, pipeline, replies, run_record
 from inference.output import Packed, RunFolder, Shard, pack
 from veason import datasets
 from veason.atomic import read_journal
+from veason.command import run_command
 from veason.datasets.base import sha256
 from veason.errors import DataError
+from veason.types import VideoSample
 
 HOW = {
     *("output", "shard", "gpus", "workers", "address", "policy_gpus", "tracker_gpus", "stuck_after"),
     *("base_url", "api_key_env", "requests", "max_retries", "timeout"),
+    *("keep_going", "template_text"),
 }
 """Options that say how a run is done, not what comes out: a resumed one may have others."""
 
@@ -77,19 +80,35 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        raise DataError(f"--limit must be at least 1, found {args.limit}")
+    options.settle(args)
+    sampling, on_workers = options.build_sampling(args), options.check_workers(args)
     dataset = datasets.open_dataset(
         args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
     )
-    if args.limit is not None and args.limit < 1:
-        raise DataError(f"--limit must be at least 1, found {args.limit}")
-    samples = list(dataset)[: args.limit]
-    sampling, on_workers = options.build_sampling(args), options.check_workers(args)
-    record = {"settings": _settings(args, dataset, len(samples)), "versions": options.versions(tracker=args.tracker)}
+    everything = list(dataset)
+    _check_output(args, everything)
+    samples = everything[: args.limit]
+    record = {
+        "settings": _settings(args, dataset, len(samples)),
+        "versions": options.versions(tracker=args.tracker),
+        "inputs": _inputs(args, dataset, everything),
+    }
     with RunFolder(args.output, shard=args.shard, samples=samples, record=record, masks=args.masks) as folder:
         if len(folder.done) < len(folder.samples):
             _predict(args, dataset, sampling, folder, on_workers=on_workers)
         complete = folder.join()
     _report(args.output, complete)
+
+
+def _check_output(args: argparse.Namespace, samples: Sequence[VideoSample]) -> None:
+    """DataError for a run folder that is the data set's own, or lies among a video's frames."""
+    output = args.output.resolve()
+    videos = {sample.frame_dir.resolve() for sample in samples} | {p.resolve() for p in (args.image_root,) if p}
+    inside = videos.intersection((output, *output.parents))
+    if inside or output == args.data_root.resolve():
+        raise DataError(f"--output {args.output} is, or lies in, a folder of the data set; choose another one")
 
 
 def _predict(
@@ -103,52 +122,77 @@ def _predict(
     if on_workers:
         from inference import crew  # seconds: Ray
 
-        steps = crew.predict(args, dataset, folder.samples, done=frozenset(folder.done))
+        came = crew.predict(
+            args, dataset, folder.samples, done=frozenset(folder.done), describe=lambda said: _describe(folder, said)
+        )
+        steps = map(folder.keep, came)
     else:
-        steps = _predict_here(args, dataset, sampling, folder)
+        came = steps = _predict_here(args, dataset, sampling, folder)
+    watch = replies.Watch() if args.policy in ("hf", "vllm", "openai") and not args.keep_going else None
     bar = tqdm(total=len(folder.samples), initial=len(folder.done), unit="exp", disable=None, desc="predict")
-    with bar, contextlib.closing(steps):
+    with bar, contextlib.closing(came):
         for packed in steps:
-            folder.keep(packed)
             bar.update()
+            if watch is not None:
+                watch.add(packed.prediction)
 
 
 def _predict_here(
     args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
 ) -> Iterator[Packed]:
-    """In this process, in the order of the data set."""
+    """In this process, in the order of the data set; what comes out is on the disk."""
     policy, tracker = options.build_policy(args, dataset), options.build_tracker(args)
     policy.family.check_size(sampling.size)
-    finished = pipeline.run(
+    _describe(folder, policy.describe())
+    return pipeline.run(
         folder.samples,
         policy=policy,
         tracker=tracker,
         sampling=sampling,
         seed=args.seed,
         done=frozenset(folder.done),
+        reading=args.reading,
+        then=lambda finished: folder.keep(pack(finished, masks=folder.masks)),
         **options.asking(args),
     )
-    return (pack(item, masks=folder.masks) for item in finished)
+
+
+def _describe(folder: RunFolder, policy: dict[str, Any]) -> None:
+    """Record how the policy decodes; a server's address may change and is nobody's business."""
+    folder.describe({name: value for name, value in policy.items() if name not in HOW})
 
 
 def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
-    """Everything that decides the outcome; a resumed run must agree."""
+    """Everything that decides the outcome, but for the contents of files (`_inputs`)."""
     chosen = {key: value for key, value in vars(args).items() if key not in HOW}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
     data = {"split": dataset.split, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
     return {**plain, "shards": args.shard.count, **data}
 
 
+def _inputs(args: argparse.Namespace, dataset: datasets.Dataset, samples: Sequence[VideoSample]) -> dict[str, Any]:
+    """Fingerprints of what the run reads, as far as its policy and tracker read it."""
+    looks = args.policy in ("hf", "vllm", "openai")
+    return run_record.inputs(
+        dataset,
+        samples,
+        model=args.model if args.policy in ("hf", "vllm") else None,
+        tracker=(args.sam2_config, args.sam2_checkpoint) if args.tracker == "sam2" else (),
+        replay=args.replay if args.policy == "replay" else None,
+        template=args.template_text if looks else None,
+    )
+
+
 def _report(output: Path, complete: bool) -> None:
     if not complete:
-        print(f"{output}: this shard is done; the others are not, so predictions.jsonl is not joined yet")
+        print(
+            f"{output}: this shard is done; others are not, or are damaged, so predictions.jsonl is not joined yet: "
+            "run the same command for each of them"
+        )
         return
-    problems = Counter(record["problem"] for record in read_journal(output / "predictions.jsonl"))
-    print(f"{output}: {problems.total()} expressions, {problems[None]} answered without a problem")
-    for problem, count in problems.most_common():
-        if problem is not None:
-            print(f"  {count:6d}  {problem}")
+    for line in replies.summary(read_journal(output / "predictions.jsonl"), str(output)):
+        print(line)
 
 
 if __name__ == "__main__":
-    options.run_command(main)
+    sys.exit(run_command(main))

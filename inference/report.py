@@ -19,13 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference import options, report_scores
 from inference import report_page as page
+from inference import report_scores
 from inference.report_cards import CardMaker
 from inference.report_run import Run, open_run
 from inference.report_scores import Scores
 from inference.report_summary import summarise
 from veason import atomic, datasets
+from veason.command import run_command
 from veason.errors import DataError
 
 
@@ -111,4 +112,4 @@ def _cards(run: Run, dataset: datasets.Dataset, scores: Scores | None, args: arg
 
 
 if __name__ == "__main__":
-    options.run_command(main)
+    sys.exit(run_command(main))

@@ -6,29 +6,38 @@ Example, a checkpoint answering:
 
 Example, a box given by hand on frame 0 and tracked without any weights:
 
-    python -m inference.segment clip.mp4 "the juggler" --output out --policy replay --keyframe 0 --box 400,60,820,700
+    python -m inference.segment clip.mp4 "the juggler" --output out --keyframe 0 --box 400,60,820,700
 
-Writes OUT/masks/<frame>.png (0/255), OUT/overlay.mp4, OUT/keyframe.png and OUT/prediction.json.
+Writes OUT/masks/<frame>.png (0/255; named by the video's own frame numbers), OUT/overlay.mp4, OUT/keyframe.png and
+OUT/prediction.json, in place of what an earlier run left there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from inference import options, output, overlay, pipeline
+from inference import options, output, overlay, pipeline, replies
 from veason import atomic, frames, mask_png, masks, video
+from veason import boxes as geometry
+from veason.answer import REPAIRS
+from veason.command import run_command
 from veason.errors import DataError
 from veason.policies import replay
 from veason.policies.base import Policy
-from veason.types import Box, Prediction, VideoSample
+from veason.safe_text import printable
+from veason.trackers.base import Tracker
+from veason.types import Box, MaskTrack, Prediction, Size, VideoSample
 
 _FOLDER_RATE = Fraction(10)
 
@@ -36,7 +45,7 @@ _FOLDER_RATE = Fraction(10)
 def parse_box(text: str) -> Box:
     """``x1,y1,x2,y2`` in video pixels."""
     values = text.split(",")
-    if len(values) != 4 or not all(re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) for value in values):
+    if len(values) != 4 or not all(re.fullmatch(r"-?\d{1,6}(\.\d{1,9})?", value.strip()) for value in values):
         raise argparse.ArgumentTypeError(f"expected x1,y1,x2,y2 in video pixels, found {text!r}")
     return tuple(map(float, values))
 
@@ -47,35 +56,113 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("video", type=Path, help="a video file, or a folder of pictures in name order")
     parser.add_argument("sentence", help="what to segment")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where to write; results of before are replaced"
+    )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (default: 1)")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N frames")
-    parser.add_argument("--keyframe", type=int, metavar="T", help="replay: frame id of the boxes, after striding")
+    parser.add_argument(
+        "--keyframe",
+        type=int,
+        metavar="T",
+        help="frame that --box is on, counted from 0 among the frames that --stride leaves (default: 0)",
+    )
     parser.add_argument(
         "--box",
         type=parse_box,
         action="append",
         metavar="X1,Y1,X2,Y2",
-        help="replay: a box in video pixels; repeat for more",
+        help="a box in video pixels instead of a model's; repeat for more",
     )
-    options.add_policy_options(parser, choices=("hf", "vllm", "openai", "replay"))
+    options.add_policy_options(
+        parser, choices=("hf", "vllm", "openai", "replay"), default="replay with --box or --replay, else hf"
+    )
     options.add_tracker_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    _check(args)
+    options.settle(args)
+    sampling = options.build_sampling(args)
+    sample, pictures, rate = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
+    with _own_folder(args.output):
+        policy, tracker = _build_policy(args, sample), _WithBars(options.build_tracker(args))
+        policy.family.check_size(sampling.size)
+        (finished,) = pipeline.run(
+            [sample],
+            policy=policy,
+            tracker=tracker,
+            sampling=sampling,
+            seed=args.seed,
+            open_frames=lambda _: pictures,
+            reading=args.reading,
+        )
+        written = write(args.output, finished.prediction, pictures, rate=rate)
+    _report(finished.prediction, stride=args.stride)
+    for path in written:
+        print(f"wrote     {path}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Fill in the policy; DataError for options that do not go together."""
     if args.stride < 1 or (args.limit is not None and args.limit < 1):
         raise DataError("--stride and --limit must be at least 1")
-    sample, pictures, rate = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
-    policy, tracker = _build_policy(args, sample), options.build_tracker(args)
-    sampling = options.build_sampling(args)
-    policy.family.check_size(sampling.size)
-    (finished,) = pipeline.run(
-        [sample], policy=policy, tracker=tracker, sampling=sampling, seed=args.seed, open_frames=lambda _: pictures
-    )
-    write(args.output, finished.prediction, pictures, rate=rate)
-    _report(finished.prediction, args.output)
+    if args.output.resolve() == args.video.resolve():
+        raise DataError(f"--output {args.output} is the input; choose another folder")
+    if args.policy is None:
+        args.policy = "replay" if args.box or args.replay else "hf"
+    if args.policy != "replay" and (args.box or args.replay):
+        raise DataError(f"--box and --replay stand in for a model, so they do not go with --policy {args.policy}")
+    if args.box and args.replay:
+        raise DataError("--box and --replay both say where the boxes are; give one of them")
+    if args.keyframe is not None and not args.box:
+        raise DataError("--keyframe says which frame --box is on; give a --box with it")
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """The output folder, locked; one that holds masks of something else is refused."""
+    ours = (folder / ".lock").exists() or (folder / "prediction.json").exists()
+    if (folder / "masks").exists() and not ours:
+        raise DataError(f"{folder / 'masks'}: not written by this command, which would mix with it; choose another")
+    with atomic.Lock(folder / ".lock"):
+        yield
+
+
+class _WithBars:
+    """A tracker that shows on a terminal how far it is."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self.name, self._length = tracker, tracker.name, 0
+
+    def encode(self, frames: Sequence[np.ndarray]) -> Any:
+        self._length = len(frames)
+        return self._tracker.encode(_WithBar(frames))
+
+    def track(self, encoded: Any, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
+        with tqdm(total=self._length * len(boxes), unit="mask", desc="track", disable=None) as bar:
+            return self._tracker.track(encoded, keyframe=keyframe, boxes=boxes, progress=bar.update)
+
+
+class _WithBar(Sequence[np.ndarray]):
+    """Frames that show on a terminal how many of them have been read."""
+
+    def __init__(self, frames: Sequence[np.ndarray]) -> None:
+        self._frames = frames
+        self._bar = tqdm(total=len(frames), unit="frame", desc="encode", disable=None)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        frame = self._frames[position]
+        if self._bar.n < len(self):
+            self._bar.update()
+        if self._bar.n == len(self):
+            self._bar.close()
+        return frame
 
 
 def open_video(
@@ -90,7 +177,7 @@ def open_video(
         )
         return sample, pictures, _FOLDER_RATE
     decoded = video.decode(path, stride=stride, limit=limit)
-    names = tuple(f"{t:05d}" for t in range(len(decoded.frames)))
+    names = tuple(f"{t * stride:05d}" for t in range(len(decoded.frames)))
     size = decoded.frames.shape[1:3]
     sample = VideoSample(**common, video=path.stem, frames=names, frame_dir=path, size=size)
     return sample, decoded.frames, decoded.rate
@@ -100,19 +187,61 @@ def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
     if args.policy != "replay":
         return options.build_policy(args, dataset=None)
     if args.box:
-        records, source = [{"keyframe": args.keyframe or 0, "boxes": [list(box) for box in args.box]}], "--box"
+        keyframe = args.keyframe or 0
+        if not 0 <= keyframe < len(sample):
+            used = f" that --stride {args.stride} leaves" if args.stride > 1 else ""
+            raise DataError(f"--keyframe {keyframe}: the {len(sample)} frames{used} are 0 to {len(sample) - 1}")
+        if args.keyframe is None:
+            print("--box without --keyframe: on frame 0", file=sys.stderr)
+        records, source = [{"keyframe": keyframe, "boxes": [list(box) for box in args.box]}], "--box"
     elif args.replay:
         records, source = replay.read_records(args.replay), args.replay
         if len(records) != 1:
             raise DataError(f"{source}: one video wants one record, found {len(records)}")
     else:
-        raise DataError("--policy replay needs --keyframe T --box X1,Y1,X2,Y2, or --replay FILE with one record")
+        raise DataError("--policy replay needs --box X1,Y1,X2,Y2 [--keyframe T], or --replay FILE with one record")
+    for box in args.box or ():
+        said = "--box " + ",".join(f"{value:g}" for value in box)
+        problem = box_problem(box, sample.size)
+        if problem:
+            raise DataError(f"{said} {problem}")
+        if geometry.clip(box, sample.size) != box:
+            print(f"note: {said} is cut off at the border of the picture of {_pixels(sample.size)}", file=sys.stderr)
     record = {**records[0], "video": sample.video, "exp_id": sample.exp_id}
     return replay.ReplayPolicy([record], source=source, n=args.frames, size=args.model_size)
 
 
-def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], *, rate: Fraction) -> None:
-    """Write the masks, the overlay, the keyframe and the record of a prediction."""
+def box_problem(box: Box, size: Size) -> str | None:
+    """What is odd about a box in a picture of `size`; None for one that has pixels in it and is no share of it."""
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        return "has its second corner left of or above its first one; x1,y1 is the upper left one"
+    if min(box) >= 0 and max(box) <= 1 and min(size) > 2:
+        height, width = size
+        scaled = ",".join(f"{value:g}" for value in (x1 * width, y1 * height, x2 * width, y2 * height))
+        return (
+            f"lies between 0 and 1, but boxes are in pixels of a picture of {_pixels(size)}; as shares of it they "
+            f"would be {scaled}"
+        )
+    if geometry.clip(box, size) is None:
+        return f"lies outside the picture of {_pixels(size)}"
+    return None
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[1]} x {size[0]} pixels (width x height)"
+
+
+def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], *, rate: Fraction) -> list[Path]:
+    """Write the masks, the overlay, the keyframe and, last, the record of a prediction; where they are.
+
+    What an earlier run of this command left there goes first.
+    """
+    for name in ("prediction.json", "overlay.mp4", "keyframe.png"):
+        (folder / name).unlink(missing_ok=True)
+    for old in (folder / "masks").glob("*.png"):
+        old.unlink()
+    written = [folder / "overlay.mp4", folder / "masks", folder / "prediction.json"]
     for t, name in enumerate(prediction.sample.frames):
         atomic.write_bytes(folder / "masks" / f"{name}.png", mask_png.encode(prediction.track.union(t)))
     if prediction.keyframe is not None:
@@ -120,8 +249,10 @@ def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], 
         picture = overlay.draw_boxes(picture, prediction.boxes)
         data = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()  # OpenCV wants BGR
         atomic.write_bytes(folder / "keyframe.png", data)
+        written.insert(1, folder / "keyframe.png")
     video.encode(folder / "overlay.mp4", _painted(prediction, pictures), rate=rate)
     atomic.write_json(folder / "prediction.json", output.prediction_record(prediction))
+    return written
 
 
 def _objects(prediction: Prediction, t: int) -> list[np.ndarray]:
@@ -133,19 +264,24 @@ def _painted(prediction: Prediction, pictures: Sequence[np.ndarray]) -> Iterator
         yield overlay.paint(pictures[t], _objects(prediction, t))
 
 
-def _report(prediction: Prediction, folder: Path) -> None:
+def _report(prediction: Prediction, *, stride: int) -> None:
+    """Say what was answered; the reply is foreign text."""
     reply = prediction.reply
-    print(f"thinking: {reply.thinking or '(none)'}")
-    if prediction.keyframe is None:
-        print(f"no usable answer, so the masks are empty: {reply.detail}")
-    else:
-        print(f"keyframe: {prediction.keyframe}")
-        for box in prediction.boxes:
-            print("box:      " + ", ".join(f"{value:.1f}" for value in box))
-    for name in ("overlay.mp4", "keyframe.png", "masks", "prediction.json"):
-        if (folder / name).exists():
-            print(f"wrote     {folder / name}")
+    print(f"thinking: {printable(reply.thinking or '(none)')}")
+    if reply.repairs:
+        print(f"read leniently: {'; '.join(REPAIRS[name] for name in reply.repairs)}")
+    if prediction.keyframe is None or not prediction.boxes:
+        print(f"no usable answer, so the masks are empty: {printable(reply.detail)}")
+        if reply.problem != "no_boxes":
+            print(f"hint:     {replies.hint(reply.problem)}")
+        return
+    place = f" (frame {prediction.keyframe * stride} of the video)" if stride > 1 else ""
+    print(f"keyframe: {prediction.keyframe}{place}")
+    for box in prediction.boxes:
+        said = ", ".join(f"{value:.1f}" for value in box)
+        problem = box_problem(box, prediction.sample.size)
+        print(f"box:      {said}" + (f"  (note: it {problem})" if problem else ""))
 
 
 if __name__ == "__main__":
-    options.run_command(main)
+    sys.exit(run_command(main))

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 
@@ -73,6 +74,8 @@ class Replies:
 
     told: list[Told]
     family: Family
+    policy: dict[str, Any]
+    """What it says of itself, for the run's record."""
     failure: Failure | None
 
 
@@ -119,7 +122,7 @@ class PolicyWorker:
             failure = Failure.of(error)
         by_key = {self._job.samples[n].key: n for n in numbers}
         told = [Told(by_key[a.question.sample.key], a.question.clip, a.text, a.seconds) for a in asked]
-        return Replies(told, self._policy.family, failure)
+        return Replies(told, self._policy.family, self._policy.describe(), failure)
 
 
 class TrackerWorker:
@@ -129,7 +132,8 @@ class TrackerWorker:
         try:
             _prepare(gpu_share)
             self._job = job
-            self._finisher = pipeline.Finisher(options.build_tracker(job.args), frames.VideoFrames)
+            tracker = options.build_tracker(job.args)
+            self._finisher = pipeline.Finisher(tracker, frames.VideoFrames, reading=job.args.reading)
         except Exception as error:
             return Failure.of(error)
         return None
@@ -155,6 +159,9 @@ class _OneAtATime:
 
     def choose_clip(self, sample: VideoSample) -> Clip | None:
         return self._policy.choose_clip(sample)
+
+    def describe(self) -> dict[str, Any]:
+        return self._policy.describe()
 
     def answer(self, questions: Sequence[Question], *, seed: int) -> list[str]:
         with self._turn:

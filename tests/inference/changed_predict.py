@@ -2,7 +2,8 @@
 
 import sys
 
-from inference import cluster, crew, options, predict
+from inference import cluster, crew, predict
+from veason.command import run_command
 
 
 def impatient() -> None:
@@ -19,4 +20,4 @@ def mortal() -> None:
 
 if __name__ == "__main__":
     {"impatient": impatient, "mortal": mortal}[sys.argv.pop(1)]()
-    options.run_command(predict.main)
+    sys.exit(run_command(predict.main))

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from inference import predict
+from inference import options, predict
 from inference.workers import Failure, Job, PolicyWorker, TrackerWorker
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -16,6 +16,7 @@ def job(hand_made, tmp_path):
     def make(*more: str) -> Job:
         root = str(hand_made.write())
         args = predict.build_parser().parse_args(["--data-root", root, "--output", str(tmp_path / "out"), *more])
+        options.settle(args)
         dataset = open_dataset("revos", root, split="valid")
         return pickle.loads(pickle.dumps(Job(args, dataset, list(dataset))))
 
@@ -87,8 +88,6 @@ def test_an_error_of_ours_is_no_traceback_and_another_one_is():
     ],
 )
 def test_options_that_make_no_sense(arguments, message):
-    from inference import options
-
     parser = argparse.ArgumentParser()
     options.add_worker_options(parser)
     with pytest.raises(DataError, match=message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,16 @@ class Tracker(Protocol):
         """
         ...
 
-    def track(self, encoded: Any, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
-        """Masks of the objects in `boxes` (xyxy, frame pixels, on frame `keyframe`) over all encoded frames."""
+    def track(
+        self,
+        encoded: Any,
+        *,
+        keyframe: int,
+        boxes: Sequence[Box],
+        progress: Callable[[], object] | None = None,
+    ) -> MaskTrack:
+        """Masks of the objects in `boxes` (xyxy, frame pixels, on frame `keyframe`) over all encoded frames.
+
+        `progress` is called once for each mask that is made: at most objects x frames times.
+        """
         ...

@@ -16,7 +16,7 @@ there is too little to cut, the carried mask stands.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -82,7 +82,14 @@ class GrabCutTracker:
             raise ValueError("no frames to encode")
         return EncodedVideo(size=size, frames=copies, flow=NeighbourFlow(copies, budget_bytes=self.flow_budget_bytes))
 
-    def track(self, encoded: EncodedVideo, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
+    def track(
+        self,
+        encoded: EncodedVideo,
+        *,
+        keyframe: int,
+        boxes: Sequence[Box],
+        progress: Callable[[], object] | None = None,
+    ) -> MaskTrack:
         """Masks of the objects in `boxes` (xyxy, frame pixels, on frame `keyframe`) over all encoded frames.
 
         See `base.Tracker` for boxes that leave the frame.
@@ -95,6 +102,8 @@ class GrabCutTracker:
             if box is not None:
                 for position, mask in _follow(encoded, keyframe, box):
                     rles[position] = _native(mask, encoded.size)
+                    if progress is not None:
+                        progress()
             objects.append(rles)
         return MaskTrack(size=encoded.size, objects=tuple(map(tuple, objects)), length=encoded.length)
 

@@ -24,7 +24,7 @@ import functools
 import importlib.resources
 import importlib.util
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,14 @@ class Sam2Tracker:
             raise ValueError("no frames to encode")
         return EncodedVideo(size=size, features=features)
 
-    def track(self, encoded: EncodedVideo, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
+    def track(
+        self,
+        encoded: EncodedVideo,
+        *,
+        keyframe: int,
+        boxes: Sequence[Box],
+        progress: Callable[[], object] | None = None,
+    ) -> MaskTrack:
         """Masks of the objects in `boxes` (xyxy, frame pixels, on frame `keyframe`) over all encoded frames.
 
         See `base.Tracker` for boxes that leave the frame. Propagates forward to the end, then in reverse to the start.
@@ -161,6 +168,8 @@ class Sam2Tracker:
             for position, frame_masks in self._propagate(encoded, keyframe, [prompts[k] for k in group]):
                 for k, mask in zip(group, frame_masks, strict=True):
                     objects[k][position] = masks.encode(mask)
+                    if progress is not None:
+                        progress()
         return MaskTrack(size=encoded.size, objects=tuple(map(tuple, objects)), length=encoded.length)
 
     def _propagate(
