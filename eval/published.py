@@ -74,3 +74,6 @@ NOTES: dict[str, str] = {
         "evaluator gives track mAP, which they probably are; so they stand in columns of their own."
     ),
 }
+
+SPLITS: dict[str, str] = {"revos": "valid", "reasonvos": "test"}
+"""The split that the rows of a data set are of, where the source says so."""

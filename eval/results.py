@@ -93,6 +93,8 @@ class Results:
     """Number of expressions by the grey values of their masks, ``0/255`` say."""
     gt_sha256: dict[str, str]
     """Hashes of the ground-truth files."""
+    videos: int | None = None
+    """In the data set, scored or not; None for results read back from a file that does not say."""
 
     @property
     def complete(self) -> bool:
@@ -114,6 +116,7 @@ class Results:
         """How many expressions were expected, found, missing, skipped, broken, scored; by group too."""
         scored = Counter(row.type_id for row in self.rows)
         return {
+            **({} if self.videos is None else {"videos": self.videos}),
             **sample_counts(sum(self.expected.values()), self.missing, self.errors, len(self.rows)),
             "by_type": {
                 name: {"expected": self.expected[name], "scored": scored[type_id]} for name, type_id in GROUPS.items()

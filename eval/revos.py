@@ -97,6 +97,7 @@ def _collect(
         expected={name: expected[name] for name in GROUPS},
         encodings=count_encodings(o.values for o in outcomes.values() if isinstance(o, Score)),
         gt_sha256={name: sha256(path) for name, path in dataset.files.items() if path.is_file()},
+        videos=len({sample.video for sample in dataset}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,8 @@ from typing import Any
 
 from veason.datasets.base import load_json
 from veason.errors import DataError
-from veason.tables import aligned
 
-_NOT_PROTOCOL = ("missing", "prediction_values", "layout")
+_NOT_PROTOCOL = ("missing", "published", "prediction_values", "layout")
 """Entries of the protocol that say how masks were stored or how few were there, not how they are scored."""
 
 _VALUES, _MISSING = "grey values of the masks", "missing predictions"
@@ -33,6 +33,7 @@ class Scores:
     groups: Mapping[str, Mapping[str, float | None]]
     """Means in per cent: group (``overall``, ``referring`` …) -> column -> value, None for no expression."""
     counts: Mapping[str, int]
+    """Expressions expected, missing and scored, and where it was noted, videos."""
     protocol: Mapping[str, Any]
     gt_sha256: Mapping[str, str]
 
@@ -63,7 +64,8 @@ def read(path: Path, name: str) -> Scores:
             dataset=_checked(content["dataset"], str),
             split=_checked(content["split"], str),
             groups={key: _means(value) for key, value in content.items() if _is_group(value)},
-            counts={key: _checked(content["counts"][key], int) for key in ("expected", "missing", "scored")},
+            counts={key: _checked(content["counts"][key], int) for key in ("expected", "missing", "scored")}
+            | {key: _checked(content["counts"][key], int) for key in ("videos",) if key in content["counts"]},
             protocol=_checked(content["protocol"], dict),
             gt_sha256=_checked(content["ground_truth_sha256"], dict),
         )
@@ -98,16 +100,29 @@ def _text(value: Any) -> str:
 
 
 def check_comparable(scores: Sequence[Scores]) -> None:
-    """DataError that shows the differences, if some scores of one data set are not of one protocol and one data."""
-    first = scores[0]
-    for other in scores[1:]:
-        differing = _differences(first.settings(), other.settings())
+    """DataError that shows the differences, if any two scores of one data set are not of one protocol and one data.
+
+    Every pair is compared: two that differ only in how they count missing predictions each agree with a third that
+    misses none.
+    """
+    for one, other in itertools.combinations(scores, 2):
+        differing = _differences(one.settings(), other.settings())
         if differing:
-            rows = [(name, *map(_short, pair)) for name, pair in differing.items()]
-            raise DataError(
-                f"{first.path} and {other.path} are not comparable, so they cannot stand in one table; score them "
-                f"alike, or make a table of each:\n{aligned(('differs', first.name, other.name), rows)}"
+            error = DataError(
+                f"{one.path} and {other.path} are not comparable, so they cannot stand in one table; score them alike, "
+                "or make a table of each. They differ in:"
             )
+            for name, pair in differing.items():
+                error.add_note(f"{name}: {_short(pair[0])} ({one.name}), {_short(pair[1])} ({other.name})")
+            raise error
+
+
+def common_settings(scores: Sequence[Scores]) -> dict[str, str]:
+    """What all of some comparable scores have in common, and what only some of them have a value for."""
+    found: dict[str, str] = {}
+    for one in scores:
+        found |= {name: value for name, value in one.settings().items() if value or name not in found}
+    return found
 
 
 def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:

@@ -6,15 +6,17 @@
 RUN is a folder that an evaluator wrote to (``--out``), a run folder with such a folder ``scores`` in it, or a
 results.json; NAME=RUN names the row. There is a table for each data set, and a method may have scores of several.
 
-Rows of one table must be of one protocol, one split, one kind of robustness and the same ground-truth files (by their
-SHA-256): whatever differs is shown, and there is no table. Results with broken predictions are refused. A row with
-missing predictions says how many.
+Any two rows of one table must be of one protocol, one split, one kind of robustness and the same ground-truth files
+(by their SHA-256): whatever differs is shown, and there is no table. Results with broken predictions are refused. A row
+with missing predictions says how many. A row over another number of videos or expressions than the published split has
+is marked as a part, and is not set in bold: its numbers are no match for the published ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from typing import Any
 from eval import published, scores_file
 from eval.scores_file import Scores
 from veason import atomic
+from veason.command import run_command
 from veason.datasets import NAMES
+from veason.doctor.published import SPLITS
 from veason.errors import DataError
 
 _J_F = {"J": ("overall", "J"), "F": ("overall", "F"), "J&F": ("overall", "JF")}
@@ -37,6 +41,7 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "mevis": _J_F,
     "reasonvos": _J_F,
+    "refytvos": _J_F,
     "refdavis": _J_F,
     "vicas": {"mAP": ("overall", "mAP"), "J&F": ("overall", "JF")},
 }
@@ -46,6 +51,7 @@ TITLES = {
     "revos": "ReVOS",
     "mevis": "MeViS",
     "reasonvos": "ReasonVOS",
+    "refytvos": "Ref-YouTube-VOS",
     "refdavis": "Ref-DAVIS17",
     "vicas": "ViCaS",
 }
@@ -60,6 +66,8 @@ class Line:
     """By column, in per cent."""
     measured: bool
     source: str
+    part: bool = False
+    """Measured on another number of videos or expressions than the published split has."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,33 @@ def tables(scores: Sequence[Scores]) -> list[Table]:
     found = []
     for dataset in (name for name in NAMES if any(s.dataset == name for s in scores)):
         those = [s for s in scores if s.dataset == dataset]
-        names = [s.name for s in those]
-        if len(set(names)) < len(names):
-            raise DataError(f"two scores on {dataset} have the same name among {', '.join(names)}; say NAME=RUN")
+        _check_names(those)
         scores_file.check_comparable(those)
         found.append(_table(dataset, those))
     return found
+
+
+def _check_names(scores: Sequence[Scores]) -> None:
+    """DataError if two scores of one data set have one name; it says which commands make tables of them."""
+    by_name: dict[str, list[Scores]] = {}
+    for one in scores:
+        by_name.setdefault(one.name, []).append(one)
+    for name, alike in by_name.items():
+        if len(alike) == 1:
+            continue
+        protocols = {str(one.protocol.get("name")) for one in alike}
+        if len(protocols) == len(alike):
+            error = DataError(
+                f"{name!r} has scores of {len(alike)} protocols ({', '.join(sorted(protocols))}), which never stand in "
+                "one table; make a table of each:"
+            )
+            commands = [f"{name}={one.path}" for one in alike]
+        else:
+            error = DataError(f"{len(alike)} scores on {alike[0].dataset} are called {name!r}; give each its own name:")
+            commands = [" ".join(shlex.quote(f"{name}-{i}={one.path}") for i, one in enumerate(alike, start=1))]
+        for command in commands:
+            error.add_note(f"python -m eval.table {command if len(commands) == 1 else shlex.quote(command)}")
+        raise error
 
 
 def _table(dataset: str, scores: Sequence[Scores]) -> Table:
@@ -97,10 +126,22 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     own = {_robustness_name(robustness) if name == "R" else name: place for name, place in columns.items()}
     if robustness == "binary":
         notes.append("R (binary) is not the published R: the published one depends on stored grey values.")
+    split = published.SPLITS.get(dataset, first.split)
+    if first.split != split:
+        notes.append(f"The published rows are of the split {split}, the measured ones of {first.split}.")
+    sizes = {s.path: _other_size(s) for s in scores}
+    if any(sizes.values()):
+        notes.append("A row marked as a part is over another number of samples than the published split has.")
     theirs = dict.fromkeys(name for row in printed for name in row.values)
     lines = [Line(row.method, row.values, measured=False, source=row.source) for row in printed]
     lines += [
-        Line(s.name, {name: s.groups[group].get(column) for name, (group, column) in own.items()}, True, _source(s))
+        Line(
+            s.name,
+            {name: s.groups.get(group, {}).get(column) for name, (group, column) in own.items()},
+            measured=True,
+            source=_source(s) + (f"; {sizes[s.path]}" if sizes[s.path] else ""),
+            part=sizes[s.path] is not None,
+        )
         for s in scores
     ]
     return Table(
@@ -109,7 +150,7 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
         columns=tuple(dict.fromkeys([*theirs, *own])),
         lines=tuple(lines),
         notes=tuple(notes),
-        settings=first.settings(),
+        settings=scores_file.common_settings(scores),
     )
 
 
@@ -121,6 +162,20 @@ def _source(scores: Scores) -> str:
     counts = scores.counts
     lost = f", {counts['missing']} missing ({scores.protocol.get('missing')})" if counts["missing"] else ""
     return f"measured: {counts['scored']} of {counts['expected']} expressions{lost}"
+
+
+def _other_size(scores: Scores) -> str | None:
+    """What a result is over, if that is not what the published split has; None if it is, or nobody says."""
+    size = SPLITS.get((scores.dataset, scores.split))
+    if size is None:
+        return None
+    pairs = (("videos", "videos", size.videos), ("expected", "expressions", size.expressions))
+    other = [
+        f"{scores.counts[key]} {what}, the published split has {there}"
+        for key, what, there in pairs
+        if there is not None and scores.counts.get(key, there) != there
+    ]
+    return "a part: " + "; ".join(other) if other else None
 
 
 def markdown(found: Sequence[Table]) -> str:
@@ -139,7 +194,7 @@ def markdown(found: Sequence[Table]) -> str:
 
 
 def _bold(text: str, line: Line) -> str:
-    return f"**{text}**" if line.measured else text
+    return f"*{text} (part)*" if line.part else f"**{text}**" if line.measured else text
 
 
 def _cell(line: Line, column: str, nothing: str) -> str:
@@ -164,7 +219,10 @@ def _latex_table(table: Table) -> str:
             rows.append(r"\midrule")
         for line in lines:
             method = line.method.translate(_LATEX)
-            method = rf"\textbf{{{method}}}" if measured else method
+            if line.part:
+                method = rf"\textit{{{method} (part)}}"
+            elif measured:
+                method = rf"\textbf{{{method}}}"
             cells = [_cell(line, column, "--") for column in table.columns]
             rows.append(" & ".join([method, *cells, "measured" if measured else "published"]) + r" \\")
     head = " & ".join(["method", *(column.translate(_LATEX) for column in table.columns), "source"]) + r" \\"
@@ -197,6 +255,7 @@ def _document(table: Table) -> dict[str, Any]:
         {
             "method": line.method,
             "measured": line.measured,
+            "part": line.part,
             "source": line.source,
             "values": {column: line.values.get(column) for column in table.columns},
         }
@@ -257,16 +316,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     args = parser.parse_args(argv)
-    try:
+
+    def body() -> None:
         text = FORMATS[args.format](tables(find_scores(args.runs)))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.out:
-        atomic.write_bytes(args.out, text.encode("utf-8", "replace"))
-    else:
-        print(text, end="")
-    return 0
+        if args.out:
+            atomic.write_bytes(args.out, text.encode("utf-8", "replace"))
+        else:
+            print(text, end="")
+
+    return run_command(body)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """The result table: what stands in a cell, what is marked measured, what is refused."""
 
+import dataclasses
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 
 from eval import jf, published, revos, table
 from eval.results import write
+from veason.doctor.published import Size
 from veason.types import VideoSample
 
 
@@ -19,8 +23,9 @@ def shifted(mask):
 
 
 @pytest.fixture
-def runs(world, tmp_path):
-    """Two scored run folders, `good` and `worse`."""
+def runs(world, tmp_path, monkeypatch):
+    """Two scored run folders, `good` and `worse`; nobody says how large the world's split is."""
+    monkeypatch.setattr(table, "SPLITS", {})
     for name, say in (("good", same), ("worse", shifted)):
         world.predict(tmp_path / name / "Annotations", say)
         write(revos.evaluate(world.root, tmp_path / name), tmp_path / name / "scores")
@@ -120,8 +125,96 @@ def test_missing_predictions_are_said_and_two_ways_to_count_them_do_not_mix(worl
 def test_places_without_scores_and_names_given_twice(runs, tmp_path, capsys):
     assert run(tmp_path / "nowhere") == 2
     assert "holds no results.json" in capsys.readouterr().err
+
+
+def advised(text):
+    """The arguments of the commands that an error message gives."""
+    return [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m eval.table ")]
+
+
+def test_names_given_twice_are_refused_with_a_command_that_works(runs, capsys):
     assert run(f"a={runs / 'good'}", f"a={runs / 'worse'}") == 2
-    assert "same name" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 scores on revos are called 'a'" in said
+    (command,) = advised(said)
+    assert run(*command) == 0
+    out = capsys.readouterr().out
+    assert "| **a-1** |" in out
+    assert "| **a-2** |" in out
+
+
+def test_two_protocols_of_one_run_are_refused_with_commands_that_work(tmp_path, capsys):
+    """As `eval.refdavis` leaves them: a folder for each protocol below the scores of one run."""
+    for name in ("binary", "unsupervised"):
+        protocol = jf.Protocol("Ref-DAVIS17", f"refdavis-{name}", "all")
+        jf.write(dataclasses.replace(results_of("refdavis", [50.0]), protocol=protocol), tmp_path / "run/scores" / name)
+    assert run(f"3B={tmp_path / 'run'}") == 2
+    said = capsys.readouterr().err
+    assert "refdavis-binary, refdavis-unsupervised" in said
+    assert len(advised(said)) == 2
+    for command in advised(said):
+        assert run(*command) == 0
+        assert "| **3B** | 50.0 |" in capsys.readouterr().out
+
+
+def test_every_pair_of_rows_is_compared(world, runs, capsys):
+    """`zero` and `skip` each agree with a run that misses nothing, and not with each other: refused in any order."""
+    for name, missing in (("good", "zero"), ("worse", "skip")):
+        shutil.rmtree(runs / name / "Annotations/MOSE/b/0")
+        write(revos.evaluate(world.root, runs / name, missing=missing), runs / name / "scores")
+    world.predict(runs / "whole/Annotations", same)
+    write(revos.evaluate(world.root, runs / "whole"), runs / "whole/scores")
+    assert run(runs / "whole", runs / "good") == 0
+    assert run(runs / "whole", runs / "worse") == 0
+    capsys.readouterr()
+    assert run(runs / "whole", runs / "good", runs / "worse") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "missing predictions: zero (good), skip (worse)" in said.err
+
+
+def test_the_rules_are_those_of_all_rows(world, runs, capsys):
+    shutil.rmtree(runs / "worse/Annotations/MOSE/b/0")
+    write(revos.evaluate(world.root, runs / "worse"), runs / "worse/scores")
+    assert run(runs / "good", runs / "worse") == 0
+    assert "missing predictions zero" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_part_of_a_split_is_not_set_in_bold_beside_published_rows(world, runs, monkeypatch, capsys):
+    """Two videos with 6 expressions, where the published split has 416 videos; in every format."""
+    monkeypatch.setattr(table, "SPLITS", {("revos", "valid"): Size(416)})
+    assert run(f"mine={runs / 'good'}") == 0
+    out = capsys.readouterr().out
+    assert "| *mine (part)* | 100.0 | 100.0 | 100.0 | " in out
+    assert "expressions; a part: 2 videos, the published split has 416 |" in out
+    assert "A row marked as a part" in out
+    assert "**mine**" not in out
+    assert run(f"mine={runs / 'good'}", "--format", "latex") == 0
+    out = capsys.readouterr().out
+    assert r"\textit{mine (part)} & 100.0" in out
+    assert r"\textbf" not in out
+    assert run(f"mine={runs / 'good'}", "--format", "json") == 0
+    (content,) = json.loads(capsys.readouterr().out)
+    assert content["rows"][-1]["part"] is True
+    monkeypatch.setattr(table, "SPLITS", {("revos", "valid"): Size(2, 6)})
+    assert run(f"mine={runs / 'good'}") == 0
+    assert "| **mine** |" in capsys.readouterr().out
+
+
+def test_rows_of_another_split_than_the_published_ones_say_so(runs, capsys):
+    change(runs / "good/scores/results.json", split="train")
+    assert run(runs / "good") == 0
+    assert "The published rows are of the split valid, the measured ones of train." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"<!DOCTYPE html><html>", "a web page")],
+)
+def test_a_file_of_something_else_is_named(tmp_path, capsys, content, words):
+    (tmp_path / "results.json").write_bytes(content)
+    assert run(tmp_path) == 2
+    assert words in capsys.readouterr().err
 
 
 def results_of(dataset, jf_values):
