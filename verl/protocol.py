@@ -87,13 +87,6 @@ class Batch:
         """Consecutive batches of at most `size` rows."""
         return [self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
 
-    def repeat(self, times: int) -> Batch:
-        """Every row `times` times, copies next to each other."""
-        return self._each(
-            lambda tensor: tensor.repeat_interleave(times, dim=0),
-            lambda items: [item for item in items for _ in range(times)],
-        )
-
     def with_tensors(self, **tensors: Tensor) -> Batch:
         """This batch with more (or other) tensors."""
         return Batch({**self.tensors, **tensors}, self.lists)
@@ -101,24 +94,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         return Batch({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lists)
 
-    @classmethod
-    def concat(cls, batches: Sequence[Batch]) -> Batch:
-        """All rows of some batches with the same names; tensors are right-padded with 0 to the widest."""
-        if not batches:
-            return cls()
-        tensors = {name: _stack([batch.tensors[name] for batch in batches]) for name in batches[0].tensors}
-        return cls(tensors, {name: [x for b in batches for x in b.lists[name]] for name in batches[0].lists})
-
     def _each(self, on_tensor: Callable[[Tensor], Tensor], on_list: Callable[[list], list]) -> Batch:
         return Batch(
             {name: on_tensor(tensor) for name, tensor in self.tensors.items()},
             {name: on_list(items) for name, items in self.lists.items()},
         )
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    if tensors[0].dim() < 2:
-        return torch.cat(list(tensors))
-    width = max(tensor.shape[1] for tensor in tensors)
-    padded = [torch.nn.functional.pad(t, (0, width - t.shape[1])) if t.dim() == 2 else t for t in tensors]
-    return torch.cat(padded)

@@ -11,11 +11,18 @@ from typing import Any
 class Worker:
     """A rank that joins a gloo group when asked to; torch is only loaded then, to start fast."""
 
-    def __init__(self, base: int = 0, *, fail_on: int | None = None) -> None:
+    def __init__(self, base: int = 0, *, fail_on: int | None = None, unfit_on: int | None = None) -> None:
         self.rank = int(os.environ["RANK"])
         self.base = base
         if self.rank == fail_on:
             raise ValueError(f"rank {self.rank} cannot be built")
+        if self.rank == unfit_on:
+            from verl.config import ConfigError
+
+            raise ConfigError(f"no weights for rank {self.rank}")
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def environment(self, *names: str) -> list[str | None]:
         return [os.environ.get(name) for name in names]

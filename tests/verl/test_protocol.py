@@ -15,16 +15,6 @@ def test_rows_stay_together():
     assert chosen["x"].tolist() == [[4, 5], [0, 1]]
     assert (chosen["y"].tolist(), chosen["name"]) == ([3.0, 1.0], ["c", "a"])
     assert [part["name"] for part in batch().split(2)] == [["a", "b"], ["c"]]
-    assert batch().repeat(2)["name"] == ["a", "a", "b", "b", "c", "c"]
-    assert batch().repeat(2)["y"].tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
-
-
-def test_concat_pads_to_the_widest():
-    wide = Batch({"x": torch.ones(1, 3, dtype=torch.long), "y": torch.tensor([9.0])}, {"name": ["d"]})
-    joined = Batch.concat([batch(), wide])
-    assert joined["x"].tolist() == [[0, 1, 0], [2, 3, 0], [4, 5, 0], [1, 1, 1]]
-    assert joined["name"] == ["a", "b", "c", "d"]
-    assert len(Batch.concat([])) == 0
 
 
 def test_rows_that_disagree_are_an_error():

@@ -13,7 +13,7 @@ class WorkerError(RuntimeError):
 
 
 class WorkerLost(RuntimeError):
-    """A worker's process or node is gone, or its peers cannot reach it. A new group may fare better."""
+    """A worker's process or node is gone, hangs, or cannot be reached by its peers. A new group may fare better."""
 
     def __init__(self, rank: int, task: str, cause: str) -> None:
         super().__init__(f"rank {rank} was lost in {task}: {cause}")

@@ -6,6 +6,7 @@ MASTER_PORT in its environment, as torch.distributed wants them.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 
+from verl.config import ConfigError
 from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
 from verl.single_controller.placement import SHARE, Placement
 
@@ -38,6 +40,8 @@ class _Failed:
     text: str
     peer_gone: bool
     """The worker complains about another one."""
+    message: str = ""
+    """Of an exception that the user can put right, which needs no traceback: all there is to say."""
 
 
 class _Host:
@@ -71,8 +75,8 @@ class WorkerGroup:
     """`len(placement)` workers of one class, one per bundle of `placement`.
 
     All are built with the same `args` and `kwargs`. A method that raises on any rank stops the whole group: the
-    others may be waiting for that rank in a collective, for ever. Then `WorkerError` (it raised) or `WorkerLost` (it
-    died) reaches the caller, once, and the group is of no more use.
+    others may be waiting for that rank in a collective, for ever. Then `WorkerError` (it raised), `ConfigError` (it
+    raised one) or `WorkerLost` (it died, or hangs) reaches the caller, once, and the group is of no more use.
     """
 
     def __init__(
@@ -82,11 +86,13 @@ class WorkerGroup:
         placement: Placement,
         gpu_share: float = 1.0,
         environment: Mapping[str, str] | None = None,
+        stuck_after: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """`gpu_share`: of its bundle's GPU that a rank asks for; below 1 leaves room for reward workers on it.
-        `environment`: variables that the processes start with."""
-        self._name, self._alive = worker_class.__name__, True
+        `environment`: variables that the processes start with. `stuck_after`: seconds after which a call, or the
+        building, that has not ended on some ranks counts as their loss; 0: never."""
+        self._name, self._alive, self._stuck_after = worker_class.__name__, True, stuck_after
         host = ray.remote(
             num_cpus=SHARE,
             num_gpus=gpu_share if placement.gpu else 0,
@@ -122,11 +128,6 @@ class WorkerGroup:
         pairs = zip(self._running(method), rows, strict=True)
         return self._gather(method, [host.run.remote(method, (row, kwargs)) for host, row in pairs])
 
-    def call_rank(self, rank: int, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a method on one rank alone."""
-        host = self._running(method)[rank]
-        return self._gather(method, [host.run.remote(method, (args, kwargs))], first_rank=rank)[0]
-
     def shutdown(self) -> None:
         """End all processes, whatever they are doing."""
         self._alive = False
@@ -160,20 +161,27 @@ class WorkerGroup:
             raise WorkerLost(0, task, "its group was shut down before")
         return self._hosts
 
-    def _gather(self, task: str, refs: list[ray.ObjectRef], *, first_rank: int = 0) -> list[Any]:
-        """The results of `refs`, in order, as soon as all are there; or the reason, soon after the first failure."""
-        rank_of = {ref: first_rank + position for position, ref in enumerate(refs)}
+    def _gather(self, task: str, refs: list[ray.ObjectRef]) -> list[Any]:
+        """The results of `refs`, one per rank, as soon as all are there; or the reason, soon after the first failure,
+        or when some have not come after `stuck_after`."""
+        rank_of = {ref: rank for rank, ref in enumerate(refs)}
         pending, results, failures, lost = list(refs), {}, {}, {}
-        deadline = None
-        while pending and not lost and (deadline is None or time.monotonic() < deadline):
-            wait_s = None if deadline is None else max(deadline - time.monotonic(), 0)
+        stuck_at = time.monotonic() + self._stuck_after if self._stuck_after > 0 else math.inf
+        deadline = math.inf
+        while pending and not lost and time.monotonic() < deadline:
+            until = min(deadline, stuck_at)
+            wait_s = None if until == math.inf else max(until - time.monotonic(), 0)
             done, pending = ray.wait(pending, timeout=wait_s)
             for ref in done:
                 _sort(ref, rank_of[ref], results, failures, lost)
-            if failures and deadline is None:
-                deadline = time.monotonic() + GRACE_S
+            if failures:
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            elif pending and time.monotonic() >= stuck_at:
+                late = sorted(rank_of[ref] for ref in pending)
+                words = f"rank(s) {', '.join(map(str, late))} had not finished after {self._stuck_after:g} s"
+                lost[late[0]] = f"{words} (trainer.stuck_after)"
         if not failures and not lost:
-            return [results[first_rank + position] for position in range(len(refs))]
+            return [results[rank] for rank in range(len(refs))]
         self.shutdown()
         raise _reason(task, failures, lost)
 
@@ -190,12 +198,14 @@ def _sort(ref: ray.ObjectRef, rank: int, results: dict, failures: dict, lost: di
         (failures if isinstance(value, _Failed) else results)[rank] = value
 
 
-def _reason(task: str, failures: dict[int, _Failed], lost: dict[int, str]) -> WorkerError | WorkerLost:
+def _reason(task: str, failures: dict[int, _Failed], lost: dict[int, str]) -> WorkerError | WorkerLost | ConfigError:
     """The one exception for all that happened: a death explains every complaint about a peer, an exception of a
     worker's own explains them, too."""
     own = {rank: failed for rank, failed in failures.items() if not failed.peer_gone}
     if own and not lost:
-        rank = next(iter(own))
+        rank = next((rank for rank, failed in own.items() if failed.message), next(iter(own)))
+        if own[rank].message:
+            return ConfigError(own[rank].message)
         return WorkerError(rank, task, own[rank].text)
     if lost:
         rank = next(iter(lost))
@@ -209,7 +219,8 @@ def _guarded(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:
-        return _Failed(_traceback_text(error), _peer_gone(error))
+        message = str(error) if isinstance(error, ConfigError) else ""
+        return _Failed(_traceback_text(error), _peer_gone(error), message)
 
 
 def _traceback_text(error: Exception) -> str:

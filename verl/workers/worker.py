@@ -23,7 +23,7 @@ from verl.protocol import Batch, Prompt, Rollout
 from verl.utils import device, seeding
 from verl.workers import checkpoint
 from verl.workers.actor import Actor, updates_per_step
-from verl.workers.rollout import open_engine
+from verl.workers.rollout import open_engine, samplings
 from verl.workers.rollout.base import Sampling
 
 
@@ -35,7 +35,10 @@ class Worker:
         are the RL steps of the whole run."""
         self.config = config
         model_path = config.worker.actor.model.model_path
-        device.join(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), init_method="env://")
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        # whoever waits for a rank that hangs gives up later than the driver, which knows how to go on
+        limit_s = max(1800.0, 2 * config.trainer.stuck_after)
+        device.join(rank=rank, world_size=ranks, init_method="env://", timeout_s=limit_s)
         seeding.seed_all(config.data.seed)
         disable_progress_bar()  # one "Loading weights" a rank says nothing
         self.processor = load_processor(model_path)
@@ -47,6 +50,7 @@ class Worker:
         self.engine = open_engine(
             model_path, config=_with_room(config), device=self.actor.device, dtype=self.actor.compute_dtype
         )
+        self.samplings = samplings(config)
         self._batch = Batch()
         self.sync_weights()
 
@@ -62,23 +66,16 @@ class Worker:
 
     def generate(self, prompts: Sequence[Prompt], *, step: int) -> list[Rollout]:
         """Draw a group of replies to each of this rank's prompts and keep them for the rest of the step."""
-        rollout = self.config.worker.rollout
-        sampling = Sampling(
-            max_tokens=self.config.data.max_response_length,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-        )
-        self._batch, rollouts = self._draw(prompts, n=rollout.n, sampling=sampling, step=step)
+        n, sampling = self.config.worker.rollout.n, self.samplings["training"]
+        self._batch, rollouts = self._draw(prompts, n=n, sampling=sampling, step=step)
         self.engine.sleep()
         self.actor.reload()
         return rollouts
 
     def validate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
         """One greedy reply to each of this rank's prompts; nothing is kept."""
-        sampling = Sampling(max_tokens=self.config.data.max_response_length, temperature=0.0)
         self.engine.wake()
-        return self._draw(prompts, n=1, sampling=sampling, step=0)[1]
+        return self._draw(prompts, n=1, sampling=self.samplings["validation"], step=0)[1]
 
     def _draw(self, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, step: int) -> tuple[Batch, list[Rollout]]:
         inputs = [self._process(prompt) for prompt in prompts]
@@ -131,8 +128,9 @@ class Worker:
         sums = {name: sum(stats[name] for stats in done) for name in ("skipped", "empty")}
         return {**told, **sums, "memory_gib": device.peak_memory_gib(self.actor.device)}
 
-    def save(self, folder: Path, progress: dict[str, Any]) -> None:
-        checkpoint.save(folder, self.actor, progress)
+    def save(self, folder: Path, progress: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
+        """`asked`: how the policy wants to be asked, as the task says it; kept for whoever exports the checkpoint."""
+        checkpoint.save(folder, self.actor, progress, asked=asked or {})
 
     def load(self, folder: Path) -> None:
         checkpoint.load(folder, self.actor)
