@@ -6,17 +6,19 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from grpo_reward import matching, terms
 from grpo_reward.target import Target
-from veason import answer, masks
+from veason import answer, files, masks
 from veason import boxes as geometry
 from veason.answer import RELEASED as RELEASED_RULES
 from veason.answer import STRICT as STRICT_RULES
 from veason.answer import Rules
+from veason.errors import DataError
 from veason.family import BY_MODEL_TYPE
 from veason.trackers import open_tracker
 from veason.trackers.base import Tracker
@@ -83,6 +85,7 @@ class KeyframeReward:
         if self.tracks and tracker is None:
             raise ValueError("the consistency term needs a tracker; without one, set weights.consistency to 0")
         self._encoded: tuple[Any, Any] | None = None
+        self._decoded: tuple[Target, list[np.ndarray]] | None = None
 
     @property
     def tracks(self) -> bool:
@@ -134,8 +137,13 @@ class KeyframeReward:
         finite = [box for box in boxes if all(map(math.isfinite, box))]  # as an object that is nowhere
         encoded = self._encode(images, target)
         track = self.tracker.track(encoded, keyframe=position, boxes=finite)
-        true = [masks.decode(rle, target.size) for rle in target.masks]  # T x (h, w) bool
-        return terms.consistency_term(list(track.unions()), true)
+        return terms.consistency_term(list(track.unions()), self._true_masks(target))
+
+    def _true_masks(self, target: Target) -> list[np.ndarray]:
+        """T x (h, w) bool, decoded once for all replies to a prompt; kept until another target is asked for."""
+        if self._decoded is None or self._decoded[0].masks != target.masks:
+            self._decoded = (target, [masks.decode(rle, target.size) for rle in target.masks])
+        return self._decoded[1]
 
     def _encode(self, images: Sequence[np.ndarray], target: Target) -> Any:
         """The tracker's view of the shown frames; kept for as long as the same list is asked for."""
@@ -189,13 +197,14 @@ def _boxes(reply: Reply, target: Target, preset: Preset) -> tuple[Box, ...]:
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every term, 1 where not named; ValueError for an unknown term or a weight that is no number."""
+    """The weight of every term, 1 where not named; ValueError for an unknown term, or a weight that is negative or
+    no number."""
     unknown = weights.keys() - set(TERMS)
     if unknown:
         raise _unknown("reward term", unknown, set(TERMS))
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"weights.{name} is {weight}, expected a finite number")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weights.{name} is {weight}, expected a finite number of 0 or more")
     return {name: float(weights.get(name, 1.0)) for name in TERMS}
 
 
@@ -204,24 +213,61 @@ def build(config: RewardConfig) -> KeyframeReward:
 
     `options` are switches by name, such as ``zero_boxes: false`` over the preset `released`.
     """
-    if config.preset not in PRESETS:
-        raise _unknown("reward preset", {config.preset}, set(PRESETS))
-    preset = PRESETS[config.preset].switch(**{name: _value(name, text) for name, text in config.options.items()})
-    weights = check_weights(config.weights)
+    preset, weights = _preset(config), check_weights(config.weights)
     return KeyframeReward(preset, weights=weights, tracker=_open(config) if weights["consistency"] else None)
 
 
-def _open(config: RewardConfig) -> Tracker:
+def check(config: RewardConfig) -> None:
+    """ValueError for settings that `build` would fail with, or would not read; `verl` asks before a run starts.
+
+    SAM2 is built with its weights on the CPU, and dropped: nothing less shows that the two fit.
+    """
+    _preset(config)
+    weights = check_weights(config.weights)
+    if not any(weights.values()):
+        raise ValueError("every weight of worker.reward.weights is 0: all replies would be worth the same")
+    if weights["consistency"] == 0:
+        return  # an ablation is one line over settings that may name a tracker
+    default = RewardConfig()
+    unread = [name for name in ("sam2_checkpoint", "sam2_config") if getattr(config, name) != getattr(default, name)]
+    if config.tracker != "sam2" and unread:
+        raise ValueError(
+            f"worker.reward.{unread[0]} is {getattr(config, unread[0])!r}, which the tracker {config.tracker} never "
+            "reads: take worker.reward.tracker=sam2, or leave it out"
+        )
+    _open(config, device="cpu")
+
+
+build.check = check  # type: ignore[attr-defined]
+
+
+def _preset(config: RewardConfig) -> Preset:
+    if config.preset not in PRESETS:
+        raise _unknown("reward preset", {config.preset}, set(PRESETS))
+    unknown = config.options.keys() - ((_names(Preset) | _names(Rules)) - {"rules"})
+    if unknown:
+        raise _unknown("reward switch", unknown, _names(Preset) | _names(Rules))
+    return PRESETS[config.preset].switch(**{name: _value(name, text) for name, text in config.options.items()})
+
+
+def _open(config: RewardConfig, *, device: str | None = None) -> Tracker:
+    """device: of SAM2; None is CUDA where there is one."""
     if config.sam2_mode != "video":
         raise ValueError(f"sam2_mode is {config.sam2_mode!r}; the consistency term tracks through a video: 'video'")
     if config.tracker != "sam2":
         return open_tracker(config.tracker)
+    path = Path(config.sam2_checkpoint)
     if not config.sam2_checkpoint:
         raise ValueError(
             "worker.reward.sam2_checkpoint is empty: give the SAM2 weights, another worker.reward.tracker (grabcut "
             "needs none), or set worker.reward.weights.consistency=0"
         )
-    return open_tracker("sam2", config=config.sam2_config, checkpoint=config.sam2_checkpoint)
+    files.check_regular(path, hint="worker.reward.sam2_checkpoint is the file of SAM2's weights")
+    head = files.read_head(path)
+    foreign = None if head.startswith(b"PK") else files.foreign_content(head)  # torch's files are zip archives
+    if foreign is not None:
+        raise DataError(f"{path}: {foreign}")
+    return open_tracker("sam2", config=config.sam2_config, checkpoint=path, device=device)
 
 
 def _value(name: str, text: str | bool) -> bool | str | int:
@@ -231,6 +277,8 @@ def _value(name: str, text: str | bool) -> bool | str | int:
             raise ValueError(f"reward switch block is {text!r}, expected one of {', '.join(answer.BLOCKS)}")
         return text
     if name == "max_depth":
+        if not str(text).isdecimal() or int(text) < 1:
+            raise ValueError(f"reward switch max_depth is {text!r}, expected a whole number of 1 or more")
         return int(text)
     if str(text).lower() not in ("true", "false"):
         raise ValueError(f"reward switch {name} is {text!r}, expected true or false")

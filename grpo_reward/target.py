@@ -57,6 +57,15 @@ class Target:
             family=family,
         )
 
+    def describe(self) -> str:
+        """The truth in a line, for a person: per shown frame its share of the largest area, and its boxes."""
+        largest = max(self.areas) or 1
+        shown = []
+        for frame_id, area, boxes in zip(self.frame_ids, self.areas, self.boxes, strict=True):
+            sides = ", ".join(f"[{', '.join(f'{side:.1f}' for side in box)}]" for box in boxes if box is not None)
+            shown.append(f"{frame_id}: {area / largest:.2f} {sides or 'absent'}")
+        return f"truth: {'; '.join(shown)}"
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

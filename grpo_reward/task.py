@@ -8,15 +8,23 @@ is in no frame, one ``video/exp_id`` a line: what ``data.exclude`` reads.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
+from grpo_reward import scored
 from grpo_reward.target import Target
-from veason import frames, prompt, targets
+from veason import files, frames, prompt, targets
+from veason.asked import NAME as ASKED_NAME
+from veason.asked import Asked, differences
+from veason.asked import read as read_asked
 from veason.datasets import NAMES, mixture, open_dataset
 from veason.datasets.base import Dataset
 from veason.datasets.mixture import Mixture, named_key, unique_key
@@ -26,9 +34,22 @@ from veason.family import QWEN2_5_VL, Family
 from veason.types import Clip, VideoSample
 from verl.config import DataConfig
 from verl.protocol import Prompt
+from verl.trainer.data import Outline, PromptError
 
 ABSENT = 2
 """Type of the expressions without a target, which the released training leaves out."""
+
+
+class TaskError(DataError, PromptError):
+    """A `DataError` as `verl` knows it: what the user can put right, told in one line."""
+
+
+@contextmanager
+def _told_to_the_trainer() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise TaskError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
 
 
 class KeyframeTask:
@@ -48,10 +69,13 @@ class KeyframeTask:
         exclude: frozenset[str] = frozenset(),
         template: str | None = None,
         family: Family = QWEN2_5_VL,
+        record: Asked | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         """policy, n: of `frames.sample_clip`. side: of the square frames, in pixels.
 
         exclude: keys of samples, ``video/exp_id`` or, as it must be in a mixture, ``name/video/exp_id``.
+        record: how a checkpoint of the run wants to be asked. remarks: what a user should know of the data.
         DataError for a side that the family's processor would change, or where no sample is left.
         """
         _check_exclude(dataset, exclude)
@@ -64,29 +88,91 @@ class KeyframeTask:
         ]
         if not self._numbers:
             raise DataError(f"{_meta_files(dataset)}: no sample is left of {len(dataset)}; too much is excluded")
+        self.excluded, self.record, self.remarks = exclude, record, list(remarks)
         self._reading = Lock()
 
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def sample(self, index: int) -> VideoSample:
+        """What prompt number `index` asks."""
+        return self.dataset[self._numbers[index]]
+
     def get(self, index: int, *, epoch: int) -> Prompt:
-        """Prompt number `index` as `epoch` shows it; frames at model size. DataError if its target is in no frame."""
-        sample = self.dataset[self._numbers[index]]
-        tracks = self._tracks(sample)
-        clip = self._clip(sample, tracks, Random(f"{self.seed}/{epoch}/{index}"))
-        video = frames.VideoFrames(sample)
-        return Prompt(
-            uid=unique_key(self.dataset, sample),
-            messages=self._messages(sample, clip),
-            images=[frames.resize(video[t], clip.size) for t in clip.frame_ids],
-            target=Target.of_tracks(tracks, clip, size=sample.size, family=self.family.name),
+        """Prompt number `index` as `epoch` shows it; frames at model size. TaskError if its target is in no frame, or
+        a file of it cannot be read."""
+        sample = self.sample(index)
+        with _told_to_the_trainer():
+            tracks = self._tracks(sample)
+            clip = self._clip(sample, tracks, Random(f"{self.seed}/{epoch}/{index}"))
+            video = frames.VideoFrames(sample)
+            target = Target.of_tracks(tracks, clip, size=sample.size, family=self.family.name)
+            return Prompt(
+                uid=unique_key(self.dataset, sample),
+                messages=self._messages(sample, clip),
+                images=[frames.resize(video[t], clip.size) for t in clip.frame_ids],
+                target=target,
+                note=f"asked: {sample.expression}\n{target.describe()}",
+            )
+
+    def outline(self, index: int) -> Outline:
+        """Prompt number `index` without pixels and masks, with as many frames as it may show in any epoch."""
+        sample = self.sample(index)
+        longest = frames.linspace if self.policy == "linspace" else _longest_grid
+        with _told_to_the_trainer():
+            clip = Clip(frame_ids=longest(len(sample), self.n), size=self.size)
+            messages = self._messages(sample, clip)
+        return Outline(
+            key=unique_key(self.dataset, sample),
+            group=f"{sample.dataset}/{sample.video}",
+            kind=f"{sample.dataset} {sample.type_id}",
+            messages=messages,
+            image_sizes=(self.size,) * len(clip),
         )
 
-    def check_truth(self) -> None:
-        """DataError where one of the data sets has no ground truth: now, and not once the models are loaded."""
+    def fingerprint(self) -> dict[str, str]:
+        """Of each annotation file that prompts are read from, by role: its size, time of change and head; the samples
+        that are left out, and the prompt's wording."""
+        with _told_to_the_trainer():
+            found = {role: files.fingerprint(path) for role, path in self.dataset.files.items() if path.is_file()}
+        return {
+            **{role: f"{f['bytes']} bytes, {f['mtime_ns']} ns, {f['head']}" for role, f in found.items()},
+            "exclude": _digest("\n".join(sorted(self.excluded))),
+            "prompt template": _digest(self.template or prompt.load_template()),
+        }
+
+    def asked(self) -> dict[str, Any]:
+        """The record of ``veason.json`` for the checkpoints of the run: frames as validation shows them."""
+        return {} if self.record is None else {**asdict(self.record), "size": list(self.record.size)}
+
+    def notes(self, model_path: str) -> list[str]:
+        """What a user should know of the data; and which settings the checkpoint was not trained with, if it says.
+
+        TaskError for a checkpoint that speaks its boxes in another space.
+        """
+        with _told_to_the_trainer():
+            trained = read_asked(model_path)
+            if trained is None or self.record is None:
+                return self.remarks
+            path = Path(model_path) / ASKED_NAME
+            if trained.family != self.family.name:
+                raise DataError(f"{path}: its family is {trained.family}, the task's {self.family.name}: other boxes")
+            now = {**asdict(self.record), "frames": self.n}
+            return [*self.remarks, *(f"{path}: {difference}" for difference in differences(trained, **now))]
+
+    def check_files(self) -> None:
+        """DataError where one of the data sets has no ground truth, or a video no pictures: now, and not once the
+        models are loaded."""
         first = {self.dataset[number].dataset: number for number in reversed(self._numbers)}
         for number in first.values():
             self._tracks(self.dataset[number])
+        videos = {(s.dataset, s.video): s for s in (self.dataset[number] for number in self._numbers)}
+        without = [s.frame_path(0) for s in videos.values() if not s.frame_path(0).is_file()]
+        if without:
+            raise DataError(
+                f"{without[0]}: no such picture; {len(without):,} of {len(videos):,} videos have none there. Fetch "
+                "them, or leave their samples out with data.exclude"
+            )
 
     def _tracks(self, sample: VideoSample) -> targets.Tracks:
         """One thread at a time: readers keep the tracks of the last video and do not expect another thread."""
@@ -113,11 +199,29 @@ class KeyframeTask:
         return turns
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _longest_grid(length: int, n: int) -> tuple[int, ...]:
+    """Of the grids that `frames.train_grid` has for a video, the one of most frames; of those the latest, whose ids
+    have most digits."""
+    step = math.ceil(length / (n - 1))
+    most = math.ceil(length / step)
+    return frames.train_grid(length, n, keyframe=min(step, length - (most - 1) * step) - 1)
+
+
 def build(config: DataConfig, *, split: Literal["train", "val"]) -> KeyframeTask:
     """The task that a run's `data` describes: `train_grid` for training, `linspace` for validation.
 
-    `train_meta` replaces the training expressions, `exclude` holds for both; the validation's length is the trainer's.
+    `train_meta` replaces the training expressions, `exclude` holds for both; which samples are validated on is the
+    trainer's choice. TaskError for whatever the user can put right, samples that a benchmark scores among it.
     """
+    with _told_to_the_trainer():
+        return _build(config, training=split == "train")
+
+
+def _build(config: DataConfig, *, training: bool) -> KeyframeTask:
     if config.keyframe_resize != config.reference_image_resize:
         raise DataError(
             f"data.keyframe_resize is {config.keyframe_resize}, data.reference_image_resize "
@@ -125,27 +229,58 @@ def build(config: DataConfig, *, split: Literal["train", "val"]) -> KeyframeTask
         )
     if not config.train_files:
         raise DataError("data.train_files is empty: give the folder that holds mask_dict.json, or data sets by name")
-    training = split == "train"
+    if config.sampled_frames < 2:
+        raise DataError(f"data.sampled_frames is {config.sampled_frames}: training's grid of frames needs 2 or more")
+    exclude = read_exclude(Path(config.exclude)) if config.exclude else frozenset()
+    template = prompt.load_template(_regular(config.prompt_template)) if config.prompt_template else None
+    dataset, remarks = _open_training(config) if training else (_open_validation(config), [])
+    if (
+        training
+        and exclude
+        and exclude.isdisjoint(key for s in dataset for key in (unique_key(dataset, s), named_key(s)))
+    ):
+        remarks.append(f"data.exclude={config.exclude}: none of its {len(exclude):,} lines is a sample to train on")
+    side = config.keyframe_resize
     task = KeyframeTask(
-        _open_training(config) if training else _open_validation(config),
+        dataset,
         policy="train_grid" if training else "linspace",
-        n=config.sampled_frames,
-        side=config.keyframe_resize,
+        n=config.sampled_frames if training else config.val_frames,
+        side=side,
         seed=config.seed,
-        exclude=read_exclude(Path(config.exclude)) if config.exclude else frozenset(),
-        template=prompt.load_template(Path(config.prompt_template)) if config.prompt_template else None,
+        exclude=exclude,
+        template=template,
+        record=Asked(config.val_frames, (side, side), QWEN2_5_VL.name, template, config.max_response_length),
+        remarks=remarks,
     )
-    task.check_truth()
+    task.check_files()
     return task
 
 
-def _open_training(config: DataConfig) -> Dataset:
-    meta, parts = config.train_meta or None, mixture.parse_parts(config.train_files)
-    if not parts:
-        return open_dataset("revos", config.train_files, split=config.train_split, meta=meta)
-    _check_default("train_split", config.train_split, DataConfig.train_split)
-    mixture.check_trainable(parts)
-    return mixture.open_parts(parts, split=mixture.TRAINING, meta=meta)
+def _open_training(config: DataConfig) -> tuple[Dataset, list[str]]:
+    """The data set to train on, and what is to be said of it. DataError if a benchmark scores some of it, unless that
+    is asked for."""
+    meta, parts = config.train_meta, mixture.parse_parts(config.train_files)
+    if parts:
+        _check_default("train_split", config.train_split, DataConfig.train_split)
+    reason = scored.scored_by_name(parts, split=config.train_split, meta=meta)
+    if reason is None or config.allow_scored_split:
+        if parts:
+            dataset = mixture.open_parts(parts, split=mixture.TRAINING, meta=meta or None)
+        else:
+            dataset = open_dataset("revos", config.train_files, split=config.train_split, meta=meta or None)
+            parts = (mixture.Part("revos", config.train_files),)
+        source = f"data.train_meta={meta}" if meta else f"data.train_files={config.train_files}"
+        reason = reason or scored.scored_by_content(dataset, parts, source=source)
+        if reason is None:
+            return dataset, []
+        if config.allow_scored_split:
+            return dataset, [f"{reason}. data.allow_scored_split=true does it all the same: its scores mean nothing"]
+    raise DataError(f"{reason}; data.allow_scored_split=true does it all the same")
+
+
+def _regular(path: str) -> Path:
+    files.check_regular(Path(path), hint="data.prompt_template is a text file")
+    return Path(path)
 
 
 def _open_validation(config: DataConfig) -> Dataset:

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the run scripts: turns MODEL_PATH, REVOS_ROOT, SAM2_CHECKPOINT and OUTPUT into settings, in the array PATHS.
+# What is missing or does not exist is collected in MISSING, and told all at once.
 
 # given KEY ARGUMENT…: whether KEY=… is among the arguments
 given() {
@@ -11,49 +12,55 @@ given() {
     return 1
 }
 
-# take KEY VARIABLE MEANING ARGUMENT…: KEY from the environment, unless an argument gives it
+# take KEY VARIABLE MEANING ARGUMENT…: KEY from the environment, unless an argument gives it; `stop_if_missing` ends it
 take() {
     local key=$1 variable=$2 meaning=$3
     shift 3
     given "$key" "$@" && return 0
     local value=${!variable:-}
     if [[ -z $value ]]; then
-        echo "error: set $variable to $meaning, or give $key=…" >&2
-        exit 2
-    fi
-    if [[ $variable != OUTPUT && ! -e $value ]]; then
-        echo "error: $variable=$value does not exist: set it to $meaning, or give $key=…" >&2
-        exit 2
+        MISSING+=("set $variable to $meaning, or give $key=…")
+    elif [[ $variable != OUTPUT && ! -e $value ]]; then
+        MISSING+=("$variable=$value does not exist: set it to $meaning, or give $key=…")
     fi
     PATHS+=("$key=$value")
 }
 
-# needs_sam2 ARGUMENT…: false where the consistency term is off or another tracker serves it
-needs_sam2() {
-    local argument
-    for argument in "$@"; do
-        case $argument in
-            worker.reward.weights.consistency=0 | worker.reward.weights.consistency=0.0) return 1 ;;
-            worker.reward.tracker=sam2) ;;
-            worker.reward.tracker=*) return 1 ;;
-        esac
-    done
-    return 0
+# stop_if_missing: end with 2 and a line for each path that `take` did not find
+stop_if_missing() {
+    ((${#MISSING[@]} == 0)) && return 0
+    printf 'error: %s\n' "${MISSING[@]}" >&2
+    exit 2
 }
 
+# needs_sam2 ARGUMENT…: false where the consistency term is off or another tracker serves it; later arguments win
+needs_sam2() {
+    local argument weight=1 tracker=sam2
+    for argument in "$@"; do
+        case $argument in
+            worker.reward.weights.consistency=*) weight=${argument#*=} ;;
+            worker.reward.tracker=*) tracker=${argument#*=} ;;
+        esac
+    done
+    [[ ! $weight =~ ^0+(\.0*)?$ && $tracker == sam2 ]]
+}
+
+# resolve_paths ARGUMENT…: PATHS, complete; MODEL_VARIABLE names the variable of the model's folder (MODEL_PATH)
 resolve_paths() {
-    PATHS=()
-    take worker.actor.model.model_path MODEL_PATH "the folder of the checkpoint to start from" "$@"
+    PATHS=() MISSING=()
+    take worker.actor.model.model_path "${MODEL_VARIABLE:-MODEL_PATH}" "the folder of the checkpoint to start from" "$@"
     take data.train_files REVOS_ROOT "the root of ReVOS (the folder of meta_expressions_train_.json)" "$@"
     if needs_sam2 "$@"; then
         take worker.reward.sam2_checkpoint SAM2_CHECKPOINT "SAM2's weights, such as sam2.1_hiera_large.pt" "$@"
     fi
     take trainer.save_checkpoint_path OUTPUT "the folder to write checkpoints, metrics and rollouts to" "$@"
+    stop_if_missing
 }
 
-# launch SIZE GPUS ARGUMENT…: train the 3b or 7b policy as the paper does; later arguments override earlier ones
+# launch SIZE GPUS ARGUMENT…: train the 3b or 7b policy as the paper does; later arguments override earlier ones.
+# CHECK_ONLY=1: see that all settings are there and agree, and train nothing.
 launch() {
-    local size=$1 gpus=$2 here
+    local size=$1 gpus=$2 here module=verl.trainer.main
     shift 2
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     resolve_paths "$@"
@@ -63,7 +70,10 @@ launch() {
     export MKL_SERVICE_FORCE_INTEL=1
     export RAY_memory_monitor_refresh_ms=0
 
-    exec "${PYTHON:-python3}" -m verl.trainer.main \
+    if [[ -n ${CHECK_ONLY:-} ]]; then
+        module=verl.config
+    fi
+    exec "${PYTHON:-python3}" -m "$module" \
         config="$here/video_seg_zero_${size}_keyframe_sam_sft_mod.yaml" \
         worker.actor.kl_loss_coef=5.0e-3 \
         worker.actor.optim.lr=1.0e-6 \

@@ -1,4 +1,3 @@
 #!/usr/bin/env bash
 # Ablation: GRPO from the base model, no SFT before it. BASE_MODEL_PATH takes MODEL_PATH's place; else as the other ones.
-: "${BASE_MODEL_PATH:?set it to the folder of Qwen2.5-VL as published, before any SFT}"
-exec env MODEL_PATH="$BASE_MODEL_PATH" bash "$(dirname "${BASH_SOURCE[0]}")/run_qwen2_5_${MODEL_SIZE:-3b}_revos_keyframe_sam_sft_mod.sh" "$@"
+exec env MODEL_VARIABLE=BASE_MODEL_PATH bash "$(dirname "${BASH_SOURCE[0]}")/run_qwen2_5_${MODEL_SIZE:-3b}_revos_keyframe_sam_sft_mod.sh" "$@"

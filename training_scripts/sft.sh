@@ -40,10 +40,11 @@ sft() {
     local name=$1 dtype=$2 here model output python=${PYTHON:-python3}
     shift 2
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-    PATHS=()
+    PATHS=() MISSING=()
     take model_name_or_path MODEL_PATH "the folder of the checkpoint to start from, Qwen2.5-VL as published" "$@"
     take dataset_dir SFT_DATA "the folder that training_data_construction.build_sft wrote" "$@"
     take output_dir OUTPUT "the folder to write adapter/ and merged/ to" "$@"
+    stop_if_missing
     model=$(setting model_name_or_path "${PATHS[@]}" "$@")
     output=$(setting output_dir "${PATHS[@]}" "$@")
     refuse_spaces "${PATHS[@]}" "$@"

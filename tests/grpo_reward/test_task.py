@@ -77,7 +77,9 @@ def test_validation_shows_evenly_spaced_frames(config):
     prompt = validation.get(0, epoch=0)
     sample = validation.dataset[validation._numbers[0]]
     assert validation.dataset.split == "valid"
-    assert prompt.target.frame_ids == frames.linspace(len(sample), 6)
+    assert prompt.target.frame_ids == frames.linspace(len(sample), 8)  # as inference, not the 6 of training
+    fewer = task.build(replace(config, val_frames=3), split="val")
+    assert fewer.get(0, epoch=0).target.frame_ids == frames.linspace(len(sample), 3)
     assert validation.get(0, epoch=5).target == prompt.target
 
 
@@ -113,7 +115,8 @@ def test_a_target_that_is_in_no_frame_is_named(hand_made, capsys):
     hand_made.mask_dict["9000000001"] = [None] * 4
     hand_made.mask_dict["9000000002"] = [None] * 4
     root = hand_made.write()
-    config = DataConfig(train_files=str(root), train_split="valid", keyframe_resize=56, reference_image_resize=56)
+    config = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True)
+    config = replace(config, keyframe_resize=56, reference_image_resize=56)
     with pytest.raises(DataError, match=r"UVO/-a_b/0: the target is in no frame.*data\.exclude"):
         task.build(config, split="train").get(0, epoch=0)
     task.main([str(root), "--split", "valid"])
@@ -172,7 +175,7 @@ def test_validation_on_a_mix_takes_the_splits_that_are_scored_offline(mixed):
     assert validation.dataset.split == "revos valid + refdavis valid"
     last = validation.get(len(validation) - 1, epoch=0)
     assert last.uid.startswith("refdavis/")
-    assert last.target.frame_ids == frames.linspace(len(validation.dataset[validation._numbers[-1]]), 6)
+    assert last.target.frame_ids == frames.linspace(len(validation.dataset[validation._numbers[-1]]), 8)
 
 
 def test_one_benchmark_by_name_keeps_its_keys(config, forms, training):

@@ -41,7 +41,7 @@ def test_an_unknown_module_or_attribute_is_named():
         plugins.find("jsonn:loads", group="verl.tests")
     with pytest.raises(ValueError, match=r"'json\.no\.deeper:loads': there is no module 'json\.no'"):
         plugins.find("json.no.deeper:loads", group="verl.tests")
-    with pytest.raises(ValueError, match=r"json has no 'lods'; it has .*loads"):
+    with pytest.raises(ValueError, match=r"json has no 'lods' \(did you mean loads\?\); it has .*loads"):
         plugins.find("json:lods", group="verl.tests")
 
 
@@ -50,3 +50,10 @@ def test_an_error_inside_the_plug_in_is_its_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_installed"):
         plugins.find("needs_more:reward", group="verl.tests")
+
+
+def test_what_builds_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"'json:__version__' is str, expected a function or class"):
+        plugins.find("json:__version__", group="verl.tests")
+    with pytest.raises(ValueError, match=r"'\.json:loads': '\.json' is no module's name"):
+        plugins.find(".json:loads", group="verl.tests")

@@ -10,14 +10,18 @@ from typing import Any
 
 
 def find(name: str, *, group: str) -> Any:
-    """What `name` stands for, imported. ValueError if there is no such thing; an error inside the plug-in's own module
-    is passed on as it is."""
+    """The function or class that `name` stands for, imported. ValueError if there is no such thing; an error inside the
+    plug-in's own module is passed on as it is."""
     if ":" in name:
-        return _attribute(name, *name.split(":", 1))
-    known = _registered(group)
-    if name not in known:
-        raise ValueError(_unknown(name, known, group=group))
-    return known[name].load()
+        found = _attribute(name, *name.split(":", 1))
+    else:
+        known = _registered(group)
+        if name not in known:
+            raise ValueError(_unknown(name, known, group=group))
+        found = known[name].load()
+    if not callable(found):
+        raise ValueError(f"plug-in {name!r} is {type(found).__name__}, expected a function or class that builds it")
+    return found
 
 
 def _unknown(name: str, known: Mapping[str, Any], *, group: str) -> str:
@@ -35,6 +39,8 @@ def _registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _attribute(name: str, module_name: str, path: str) -> Any:
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"plug-in {name!r}: {module_name!r} is no module's name; expected package.module:attribute")
     try:
         found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -43,7 +49,9 @@ def _attribute(name: str, module_name: str, path: str) -> Any:
         raise ValueError(f"plug-in {name!r}: there is no module {error.name!r} on the Python path") from error
     for part in path.split("."):
         if not hasattr(found, part):
-            there = ", ".join(key for key in vars(found) if not key.startswith("_"))
-            raise ValueError(f"plug-in {name!r}: {module_name} has no {part!r}; it has {there}")
+            there = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+            near = get_close_matches(part, there, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"plug-in {name!r}: {module_name} has no {part!r}{meant}; it has {', '.join(there)}")
         found = getattr(found, part)
     return found
