@@ -1,7 +1,8 @@
 """What has been paid for: every answer on disk the moment it comes, and the files made from them.
 
-``OUTPUT.journal.jsonl`` is the truth: its first line holds the run's settings, then one line an answer. ``OUTPUT`` (the
-records, in the order of the samples) and ``OUTPUT.rejects.jsonl`` are made from it and can be made again.
+``OUTPUT.journal.jsonl`` is the truth: its first line holds the run's settings and what its inputs were, then one line
+an answer. ``OUTPUT`` (the records, in the order of the samples) and ``OUTPUT.rejects.jsonl`` are made from it and can
+be made again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from training_data_construction.records import CotRecord
 from veason import atomic
 from veason.completion import Completion
 from veason.errors import DataError
+from veason.safe_text import printable
 
 
 @dataclass
@@ -57,13 +59,28 @@ class Outcome:
 class CotJournal:
     """The journal of one output file. Use as a context manager: it holds the file's lock meanwhile."""
 
-    def __init__(self, output: Path, *, settings: dict[str, Any], resume: bool = True) -> None:
-        """settings: everything that decides the answers; those of an earlier run must be the same."""
+    def __init__(
+        self,
+        output: Path,
+        *,
+        settings: dict[str, Any],
+        inputs: dict[str, str] | None = None,
+        accept_changes: bool = False,
+        resume: bool = True,
+    ) -> None:
+        """settings: everything that decides the answers; those of an earlier run must be the same.
+
+        inputs: a fingerprint of each file or folder that is read, by a name for people. Those that an earlier run
+        knows must be the same, unless `accept_changes`; others are added.
+        """
         self.output, self._settings, self._resume = output, json.loads(json.dumps(settings)), resume
+        self._inputs, self._accept = dict(inputs or {}), accept_changes
         self.path = output.with_name(f"{output.name}.journal.jsonl")
         self.rejects_path = output.with_name(f"{output.name}.rejects.jsonl")
         self.settled: set[str] = set()
         """Keys of samples with a record, or known to have no target."""
+        self.records = 0
+        """Fit answers."""
         self.rejections: Counter[str] = Counter()
         """Unfit answers by key."""
         self.tally = Tally()
@@ -89,13 +106,15 @@ class CotJournal:
 
     def _take_up(self) -> None:
         """Read what earlier runs left; the settings line comes first. Settings without an answer bind nobody."""
+        for path in (self.output, self.rejects_path):
+            atomic.remove_leftovers(path)
         lines = self._lines()
         first, second = next(lines, None), next(lines, None)
         if first is not None and "settings" not in first:
             raise DataError(f"{self.path}:1: no settings; this is no journal of ours, choose another --output_json")
         if second is None:
             os.truncate(self.path, 0)
-            self._journal.append({"settings": self._settings})
+            self._journal.append({"settings": self._settings} | ({"inputs": self._inputs} if self._inputs else {}))
             return
         if not self._resume:
             raise DataError(
@@ -103,8 +122,13 @@ class CotJournal:
                 "away or choose another --output_json (nothing paid for is ever deleted)"
             )
         self._check_settings(first["settings"])
-        for line in itertools.chain([second], lines):
-            self._take(line)
+        known: dict[str, str] = {}
+        for line in itertools.chain([first, second], lines):
+            if isinstance(line.get("inputs"), dict):
+                known |= line["inputs"]
+            elif line is not first:
+                self._take(line)
+        self._check_inputs(known)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
@@ -122,6 +146,19 @@ class CotJournal:
                 "choose another --output_json"
             )
 
+    def _check_inputs(self, known: dict[str, str]) -> None:
+        """The inputs are those of the answers that are there, as far as these say; what is new is noted."""
+        changed = [name for name, value in self._inputs.items() if known.get(name, value) != value]
+        if changed and not self._accept:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise DataError(
+                f"{self.path}: holds answers about other data: {', '.join(changed[:3])}{more} changed since; put back "
+                "what was there, choose another --output_json, or give --accept-changed-inputs if nothing but the "
+                "files' times differ (as after a copy)"
+            )
+        if new := {name: value for name, value in self._inputs.items() if known.get(name) != value}:
+            self._journal.append({"inputs": new})
+
     def _take(self, line: dict[str, Any]) -> None:
         try:
             if line["kind"] == "no_target":
@@ -130,10 +167,11 @@ class CotJournal:
             self.tally.add(line)
             if line["kind"] == "record":
                 self.settled.add(line["key"])
+                self.records += 1
             else:
                 self.rejections[line["key"]] += 1
         except (KeyError, TypeError) as error:
-            raise DataError(f"{self.path}: a line of another kind ({error!r}): {str(line)[:120]}") from error
+            raise DataError(f"{self.path}: a line of another kind ({error!r}): {printable(line, limit=120)}") from error
 
     def accept(self, record: CotRecord, reply: Completion, *, template: str | None) -> None:
         """Keep a fit answer."""
@@ -141,7 +179,7 @@ class CotJournal:
 
     def reject(self, key: str, reply: Completion, reason: str) -> None:
         """Keep an unfit answer: it was paid for, and its text says what to change."""
-        self._append("rejected", key, reply, reason=reason, text=reply.text[:MAX_CHARS])
+        self._append("rejected", key, reply, reason=reason, text=(reply.text or reply.reasoning)[:MAX_CHARS])
 
     def skip(self, key: str) -> None:
         """Keep that a sample's target is in no frame."""

@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterator
 
 from veason.completion import Completion
+from veason.prompt import MARKS, REPLY_TAGS
 
 MAX_CHARS = 8000
 """About twice what the policy may say in its 1024 tokens."""
 
 REASONS = {
     "empty": "the reply is empty",
+    "only_thinking": "the reply is nothing but the teacher's own thinking; raise --max-tokens, or start the server "
+    "without its reasoning parser (vLLM: without --reasoning-parser)",
     "cut_off": "the reply was cut off: raise --max-tokens",
     "filtered": "the server withheld the reply",
     "too_long": f"the reply is longer than {MAX_CHARS} characters",
@@ -25,8 +28,6 @@ REASONS = {
     "other_keyframe": "the reply calls another frame the keyframe",
 }
 """Every reason by code, in the order in which they are looked for."""
-
-_TAGS = re.compile(r"</?\s*(?:think|answer)\s*>|<(?:image|video)>|<\|[a-z_]+\|>", re.IGNORECASE)
 
 _AROUND = (
     r"(?:drawn|overlaid|around|surrounding|surrounds|enclosing|encloses|highlighting|indicating|outlining|marking)"
@@ -80,10 +81,10 @@ def rejection(reply: Completion, *, expression: str, keyframe: int) -> str | Non
     if reply.finish_reason == "content_filter":
         return "filtered"
     if not text.strip():
-        return "empty"
+        return "only_thinking" if reply.reasoning.strip() else "empty"
     if len(text) > MAX_CHARS:
         return "too_long"
-    if _TAGS.search(text):
+    if REPLY_TAGS.search(text) or MARKS.search(text):
         return "tags"
     text = " ".join(text.replace("*", "").split())  # one space between words, no emphasis: fewer cases below
     if mentions_boxes(text, expression):

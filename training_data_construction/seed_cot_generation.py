@@ -10,14 +10,17 @@ Any OpenAI-compatible server will do; the key is OPENAI_API_KEY, the address --b
 (OUTPUT.journal.jsonl: every answer, the moment it came) and OUTPUT.rejects.jsonl (who has no record, and why). A run
 that was stopped, killed or left with failures goes on with the same command and asks only for what is missing; a higher
 --max-retries asks again for what was rejected.
+
+Exit codes: 0 all settled, 1 some samples got no answer or no answer at all was fit, 2 stopped by what the user can put
+right, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import hashlib
+import io
 import os
 import sys
 from collections import Counter
@@ -31,12 +34,13 @@ from training_data_construction import cot_pictures, cot_prompts, cot_requests, 
 from training_data_construction.cot_journal import CotJournal, Outcome
 from training_data_construction.cot_replies import REASONS
 from training_data_construction.cot_tasks import Rules
-from veason import prompt
+from veason import atomic, command, prompt
 from veason.datasets.base import sha256
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
 from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL
+from veason.files import folder_fingerprint
 
 DEFAULT_MODEL = "doubao-1-5-thinking-vision-pro"
 """The paper's teacher."""
@@ -114,6 +118,10 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         "--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with an earlier run (default); --no-resume refuses to where there is one",
     )  # fmt: skip
+    group.add_argument(
+        "--accept-changed-inputs", action="store_true",
+        help="go on although masks or frames changed since the first answers, as their times do in a copy",
+    )  # fmt: skip
     group.add_argument("--dry-run", action="store_true", help="write the first request beside the output, send nothing")
 
 
@@ -156,7 +164,13 @@ def main(argv: list[str] | None = None) -> int:
         _write_dry_run(dataset, numbers, rules, args.output_json)
         return 0
     print(f"{args.meta_json}: {len(numbers)} of {len(dataset)} expressions ({_listed(left_out) or 'none left out'})")
-    with CotJournal(args.output_json, settings=_settings(args, exclude), resume=args.resume) as journal:
+    with CotJournal(
+        args.output_json,
+        settings=_settings(args, exclude),
+        inputs=_inputs(dataset, numbers),
+        accept_changes=args.accept_changed_inputs,
+        resume=args.resume,
+    ) as journal:
         return _generate(args, dataset, numbers, rules, journal)
 
 
@@ -178,6 +192,17 @@ def _settings(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, An
     }
 
 
+def _inputs(dataset: ReVOS, numbers: list[int]) -> dict[str, str]:
+    """A fingerprint of the masks by content, and of the frames of each asked video by name, size and time."""
+    videos = {dataset[number].video: dataset[number] for number in reversed(numbers)}
+    inputs = {"the masks": sha256(dataset.files["masks"])[:16]}
+    for video, sample in sorted(videos.items()):
+        paths = (sample.frame_path(t) for t in range(len(sample)))
+        found = folder_fingerprint(path for path in paths if path.is_file())  # one that is missing is told when shown
+        inputs[f"the frames of {video}"] = found["names_and_times"]
+    return inputs
+
+
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -192,10 +217,13 @@ def _generate(args: argparse.Namespace, dataset: ReVOS, numbers: list[int], rule
     ]
     failures: list[tuple[str, str]] = []
     if missing:
-        failures = asyncio.run(_ask(args, dataset, missing, rules, journal, total=len(numbers)))
+        try:
+            failures = asyncio.run(_ask(args, dataset, missing, rules, journal, total=len(numbers)))
+        except asyncio.CancelledError:  # a second Ctrl-C
+            raise KeyboardInterrupt from None
     outcome = journal.assemble(keys, failures=failures)
     _report(args, journal, outcome)
-    return 1 if outcome.missing else 0
+    return 1 if outcome.missing or (outcome.rejected and not outcome.records) else 0
 
 
 async def _ask(
@@ -244,6 +272,8 @@ def _report(args: argparse.Namespace, journal: CotJournal, outcome: Outcome) -> 
         print(f"{count:8d}  rejected: {REASONS[reason]}")
     if outcome.missing:
         print(f"{outcome.missing:8d}  got no answer; run the same command again")
+    if outcome.rejected and not outcome.records:
+        print("          no answer was fit: something is wrong with the teacher or with what it is asked")
     if outcome.rejected or outcome.missing:
         print(f"          see {journal.rejects_path}")
     tally, cost = journal.tally, ""
@@ -263,9 +293,11 @@ def _write_dry_run(dataset: ReVOS, numbers: list[int], rules: Rules, output: Pat
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     texts = [part.get("text", "<picture>") for part in parts]
     picture, text = (output.with_name(f"{output.name}.dry_run.{suffix}") for suffix in ("png", "txt"))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    cot_pictures.contact_sheet(urls, texts[: 2 * len(urls) : 2]).save(picture)
-    text.write_text("\n\n".join([request.messages[0]["content"], *texts]) + "\n", encoding="utf-8")
+    sheet = io.BytesIO()
+    cot_pictures.contact_sheet(urls, texts[: 2 * len(urls) : 2]).save(sheet, format="PNG")
+    atomic.write_bytes(picture, sheet.getvalue())
+    told = "\n\n".join([request.messages[0]["content"], *texts]) + "\n"
+    atomic.write_bytes(text, told.encode("utf-8", "replace"))
     print(f"{request.key}: keyframe {request.task.answer.keyframe}, {len(urls)} frames; nothing was sent")
     print(f"wrote     {picture}\nwrote     {text}")
 
@@ -274,23 +306,5 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def run_command() -> int:
-    """Exit codes: 0 all settled, 1 some samples got no answer, 2 stopped by what the user can put right."""
-    try:
-        return main()
-    except DataError as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"error: no space left ({error.filename or error}); free some and run the same command again",
-            file=sys.stderr,
-        )
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run_command())
+    sys.exit(command.run_command(main))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import json
 import os
 import tempfile
@@ -24,7 +25,10 @@ _TAIL = 1 << 16  # bytes of a journal read at a time, from its end
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file piece by piece under a temporary name in its folder, then rename it into place."""
+    """Write a file piece by piece under a temporary name in its folder, then rename it into place.
+
+    An error of the disk names the file, which a failed write alone does not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -32,9 +36,17 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
             file.writelines(parts)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` left; the caller's lock keeps living writers out."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}"):
+        left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -23,7 +23,14 @@ IMAGE = "<image>"
 
 _DEFAULT_TEMPLATE = Path(__file__).with_name("prompt_template.txt")
 _FIELDS = {"frames", "expression", "width", "height"}
-_CONTROL = re.compile(r"<image>|<video>|<\|[a-z_]+\|>", re.IGNORECASE)
+
+MARKS = re.compile(r"<(?:image|video|audio)>|<\|[^<>|]{0,64}\|>", re.IGNORECASE)
+"""What a processor, LLaMA-Factory or the tokenizer would take for a picture, a sound or a control token.
+
+No expression, template or chain of thought may hold one: this is the one list for all of them.
+"""
+REPLY_TAGS = re.compile(r"</?\s{0,9}(?:think|answer)\s{0,9}>", re.IGNORECASE)
+"""Tags of the reply format, which no chain of thought may hold, however they are spelt."""
 
 
 @cache
@@ -44,6 +51,8 @@ def check_template(text: str, path: str) -> str:
     ``$width`` and ``$height`` (model pixels) are optional; a dollar sign is written ``$$``. A DataError names `path`.
     """
     text = text.strip()
+    if mark := MARKS.search(text):
+        raise DataError(f"{path}: the template holds the control mark {mark[0]!r} of the model; take it out")
     template = Template(text)
     fields = set(template.get_identifiers()) if template.is_valid() else None
     if fields is None or not fields <= _FIELDS:
@@ -58,10 +67,12 @@ def check_template(text: str, path: str) -> str:
 def normalise(expression: str) -> str:
     """The expression as it stands in the prompt: lower case, without white space around or a final full stop.
 
-    Control marks (``<image>``, ``<|im_end|>``) would become tokens of the model: a DataError.
+    Control marks (`MARKS`) would become tokens of the model: a DataError.
     """
-    if _CONTROL.search(expression):
-        raise DataError(f"the expression {expression[:80]!r} holds a control mark of the model; correct the data set")
+    if mark := MARKS.search(expression):
+        raise DataError(
+            f"the expression {expression[:80]!r} holds the control mark {mark[0]!r} of the model; correct the data set"
+        )
     return expression.strip().rstrip(".").strip().lower()
 
 

@@ -27,8 +27,8 @@ def output(tmp_path):
     return tmp_path / "deep" / "cot.json"
 
 
-def open_journal(output, **changes):
-    return CotJournal(output, settings={**SETTINGS, **changes})
+def open_journal(output, *, inputs=None, **changes):
+    return CotJournal(output, settings={**SETTINGS, **changes}, inputs=inputs)
 
 
 def test_everything_is_taken_up_again(output):
@@ -160,3 +160,26 @@ def test_another_file_is_not_taken_for_a_journal(output):
     output.with_name("cot.json.journal.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(DataError, match="no journal of ours"):
         open_journal(output).__enter__()
+
+
+def test_what_a_killed_run_left_is_removed(output):
+    output.parent.mkdir()
+    for name in (".cot.json.abcdef_1", ".cot.json.rejects.jsonl.abcdef_1", "other"):
+        (output.parent / name).touch()
+    with open_journal(output):
+        pass
+    assert sorted(p.name for p in output.parent.iterdir()) == ["cot.json.journal.jsonl", "other"]
+
+
+def test_inputs_are_noted_as_they_come_and_compared(output):
+    with open_journal(output, inputs={"a": "1"}) as journal:
+        journal.skip("a/1")
+    with open_journal(output, inputs={"a": "1", "b": "2"}):
+        pass
+    with pytest.raises(DataError, match="other data: b changed since"):
+        open_journal(output, inputs={"b": "3"}).__enter__()
+    with open_journal(output, inputs={"a": "1"}) as journal:
+        assert journal.settled == {"a/1"}
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert lines[0] == {"settings": SETTINGS, "inputs": {"a": "1"}}
+    assert lines[2:] == [{"inputs": {"b": "2"}}]

@@ -144,6 +144,118 @@ def test_an_unfit_reply_is_asked_again_with_another_seed(make_job):
     assert job.rejects() == []
 
 
+def test_a_teachers_own_thinking_is_left_out(make_job):
+    thoughts = ["I look.\n</think>\n\n", "<think>A</think> or <think>B</think>", "<thinking>I look.</thinking>"]
+    job = make_job(4)
+    server = ChatServer(lambda asked: Act(completion(thoughts[asked.arrival % 3] + TEXT)))
+    with server.serve() as url:
+        assert job.run(url, "--concurrency", 1) == 0
+    assert [record["CoT"] for record in job.records()] == [TEXT] * 4
+    assert len(server.asked) == 4
+    assert job.rejects() == []
+
+
+@pytest.mark.parametrize(("act", "reason"), [
+    (Act(completion("It is <answer>there</answer>.")), "holds tags of the reply format"),
+    (Act(completion("I look.</think>")), "nothing but the teacher's own thinking; .*reasoning parser"),
+    (Act(json.dumps({"choices": [{"message": {"content": None, "reasoning": "I look."}}]}).encode()),
+     "nothing but the teacher's own thinking; .*reasoning parser"),
+    (Act(completion("")), "the reply is empty"),
+])  # fmt: skip
+def test_answers_unfit_for_one_reason_from_the_first_on_stop_the_run(make_job, act, reason):
+    job, server = make_job(40), ChatServer(lambda asked: act)
+    with server.serve() as url, pytest.raises(DataError, match=f"first 20 answers are all unfit.*{reason}"):
+        job.run(url, "--concurrency", 1, "--max-retries", 3)
+    assert len(server.asked) == 20
+    assert len(job.journal()) == 1 + 20  # paid for, and kept
+    good = ChatServer()
+    with good.serve() as url:
+        assert job.run(url, "--concurrency", 1, "--max-retries", 4) == 0  # the server was put right
+    assert len(job.records()) == 40
+
+
+def test_a_run_without_any_fit_answer_says_so(make_job, capsys):
+    job = make_job(3)
+    with ChatServer(lambda asked: Act(completion("The red box shows it."))).serve() as url:
+        assert job.run(url, "--max-retries", 1) == 1
+    assert "no answer was fit" in capsys.readouterr().out
+    assert job.records() == []
+
+
+def test_other_masks_or_frames_under_the_same_path_are_other_data(make_job, hand_made, capsys):
+    job = make_job(3)
+    with ChatServer().serve() as url:
+        assert job.run(url) == 0
+        square, dot = hand_made.mask_dict.values()
+        text = (job.root / "mask_dict.json").read_text()
+        hand_made.mask_dict = {"9000000001": square[::-1], "9000000002": dot}
+        hand_made.write()
+        assert len((job.root / "mask_dict.json").read_text()) == len(text)
+        with pytest.raises(DataError, match=r"answers about other data: the masks changed.*--accept-changed-inputs"):
+            job.run(url)
+        (job.root / "mask_dict.json").write_text(text)
+        assert job.run(url) == 0
+        frame = hand_made.frame("00005")
+        os.utime(frame, ns=(0, 10**9))  # an older one
+        with pytest.raises(DataError, match=r"other data: the frames of UVO/-a_b changed"):
+            job.run(url)
+        assert job.run(url, "--accept-changed-inputs") == 0
+        assert job.run(url) == 0  # once accepted, it is what the journal knows
+
+
+def test_a_journal_that_knows_no_inputs_is_gone_on_with(make_job):
+    job = make_job(3)
+    path = job.output.with_name("cot.json.journal.jsonl")
+    with (server := ChatServer()).serve() as url:
+        assert job.run(url, "--limit", 1) == 0
+        first, *others = path.read_text().splitlines(keepends=True)
+        path.write_text(json.dumps({"settings": json.loads(first)["settings"]}) + "\n" + "".join(others))
+        assert job.run(url) == 0
+    assert len(server.asked) == len(job.records()) == 3
+
+
+def test_no_part_of_a_key_is_kept_or_printed(make_job, monkeypatch, capsys):
+    key = "sk-abcdefghijklmnopqrstuvwx"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{key}\n")
+    body = json.dumps({"error": {"message": f"{key[:9]}... is bad, {key[:4]}****{key[-4:]}"}}).encode()
+    job, server = make_job(3), ChatServer(lambda asked: Act(body, 400))
+    with server.serve() as url:
+        assert job.run(url) == 1
+    assert server.asked[0].headers["authorization"] == f"Bearer {key}"
+    printed = capsys.readouterr()
+    texts = [printed.out, printed.err, *(path.read_text() for path in job.output.parent.glob("cot.json*"))]
+    for start in range(3, len(key) - 3):
+        assert not any(key[start : start + 4] in text for text in texts)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abcdefgh\nijklmnop")
+    with pytest.raises(DataError, match=r"^OPENAI_API_KEY: holds a line end"):
+        job.run("http://127.0.0.1:9/v1")
+
+
+def test_a_second_run_into_the_same_output_is_refused(make_job):
+    job = make_job(3)
+    caught = []
+
+    def script(asked):
+        if not caught:
+            caught.append(job.start(url, "--no-resume").communicate(timeout=120)[1])
+        return Act()
+
+    with ChatServer(script).serve() as url:
+        assert job.run(url, "--concurrency", 1, "--max-retries", 2) == 0
+    assert caught[0].startswith("error: ")
+    assert "another process is writing here" in caught[0]
+    assert "Traceback" not in caught[0]
+    assert len(job.records()) == 3
+
+
+def test_a_pipe_as_an_input_does_not_hang(make_job, tmp_path):
+    job, pipe = make_job(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for name in ("--meta_json", "--mask_dict", "--exclude", "--prompt-template"):
+        with pytest.raises(DataError, match=r"no regular file \(a pipe"):
+            job.run("http://127.0.0.1:9/v1", name, pipe)
+
+
 def test_every_record_arrives_in_bad_weather(make_job):
     def script(asked):
         rng = Random(asked.arrival)
@@ -272,7 +384,7 @@ def test_a_stop_waits_for_the_answers_on_their_way(make_job, number):
         wait_for(lambda: len(server.asked) >= 6, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 130
     assert "stopping: waiting for the answers" in errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
@@ -290,7 +402,7 @@ def test_a_second_stop_leaves_at_once(make_job):
         assert "stopping" in process.stderr.readline() + process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 130
     assert "Traceback" not in errors
 
 

@@ -19,6 +19,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["b.json"]
 
 
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.json.x1_y2z3w", ".a.json.lock", ".b.json.x1_y2z3w", "a.json", ".a.json.x1_y2z3w.png"):
+        (tmp_path / name).touch()
+    atomic.remove_leftovers(tmp_path / "a.json")
+    kept = [".a.json.lock", ".a.json.x1_y2z3w.png", ".b.json.x1_y2z3w", "a.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    def parts():
+        yield b"a"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"a\.json"):
+        atomic.write_parts(tmp_path / "a.json", parts())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_journal_goes_on_after_a_half_written_line(tmp_path):
     path = tmp_path / "lines.jsonl"
     with atomic.Journal(path) as journal:

@@ -1,5 +1,6 @@
 """One prompt: its words, its image places, and what may not get into it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,36 @@ def test_the_two_forms_are_one_prompt():
     assert joined == prompt.text("Dogs.", CLIP)
 
 
-@pytest.mark.parametrize("hostile", ["a <image> b", "<|im_end|>", "<|IMAGE_PAD|>", "<video>"])
+HOSTILE = ["a <image> b", "<|im_end|>", "<|IMAGE_PAD|>", "<video>", "<Audio>", "<|object 1|>"]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
 def test_control_marks_in_an_expression_are_refused(hostile):
     with pytest.raises(DataError, match="control mark"):
         prompt.text(hostile, CLIP)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_control_marks_in_a_template_are_refused(tmp_path, hostile):
+    path = tmp_path / "mine.txt"
+    path.write_text(f"$frames {hostile} $expression")
+    with pytest.raises(DataError, match=r"mine\.txt: the template holds the control mark"):
+        prompt.load_template(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: os.mkfifo(path), "a pipe"),
+        (lambda path: path.write_bytes(b"$frames \xff $expression"), "UTF-8"),
+    ],
+)
+def test_what_is_no_template_is_named(tmp_path, make, message):
+    make(tmp_path / "mine.txt")
+    with pytest.raises(DataError, match=rf"mine\.txt: .*{message}"):
+        prompt.load_template(tmp_path / "mine.txt")
 
 
 def test_dollars_and_braces_in_an_expression_are_text():

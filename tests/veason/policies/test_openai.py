@@ -1,7 +1,8 @@
-"""The policy behind a real HTTP server: same prompt, same pixels, any weather, and what stops it."""
+"""The policy behind a real HTTP server: same prompt, same pixels, whatever the server does, and what stops it."""
 
 import asyncio
 import base64
+import json
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from chat_server import Act, ChatServer, completion
 
 from inference.pipeline import Sampling
 from veason import chat, frames, prompt
+from veason.answer import parse_reply
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.policies.openai import OpenAIPolicy, data_url
@@ -122,6 +124,50 @@ def test_empty_and_cut_off_replies_are_the_models_own(dataset, act, text):
     with server.serve() as url:
         assert OpenAIPolicy("m", base_url=url).answer([ask_about(dataset[0])], seed=0) == [text]
     assert len(server.asked) == 1
+
+
+def thinking(content, reasoning, *, finish="stop") -> Act:
+    message = {"role": "assistant", "content": content, "reasoning_content": reasoning}
+    return Act(json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        thinking(None, "<think>Left.</think><answer>{}</answer>"),
+        thinking("<answer>{}</answer>", "Left.\n"),
+        thinking("<think>Left.</think><answer>{}</answer>", "what a service keeps to itself"),
+    ],
+)
+def test_thinking_that_the_server_split_off_is_put_back(dataset, act):
+    with ChatServer(lambda asked: act).serve() as url:
+        (reply,) = OpenAIPolicy("m", base_url=url).answer([ask_about(dataset[0])], seed=0)
+    assert parse_reply(reply).well_formed
+    assert parse_reply(reply).thinking == "Left."
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (Act(completion("")), "the server sent no text"),
+        (thinking(None, "It is at the left."), "into a field for reasoning.*without --reasoning-parser"),
+        (Act(completion("half an ans", finish="length")), "raise --max-new-tokens"),
+        (thinking(None, "It is at", finish="length"), "raise --max-new-tokens"),
+        (Act(completion("I will not", finish="content_filter")), "withheld"),
+    ],
+)
+def test_replies_that_are_unfit_for_one_reason_from_the_first_on_stop_the_run(dataset, act, message):
+    server, questions = ChatServer(lambda asked: act), [ask_about(dataset[0])] * 100
+    with server.serve() as url, pytest.raises(DataError, match=f"first 20 answers are all unfit.*{message}"):
+        OpenAIPolicy("m", base_url=url, requests=1).answer(questions, seed=0)
+    assert len(server.asked) == 20
+
+
+def test_one_usable_reply_shows_that_the_server_can(dataset):
+    server = ChatServer(lambda asked: Act(completion("")) if asked.arrival else Act())
+    with server.serve() as url:
+        replies = OpenAIPolicy("m", base_url=url, requests=1).answer([ask_about(dataset[0])] * 50, seed=0)
+    assert replies.count("") == 49
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
