@@ -16,6 +16,7 @@ CHOICES = {
     "worker.actor.loss_agg_mode": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum"),
     "worker.actor.optim.lr_scheduler": ("constant", "cosine"),
     "worker.actor.fsdp.torch_dtype": ("bfloat16", "float32"),
+    "worker.rollout.generation_defaults": ("plain", "checkpoint"),
     "worker.reward.reward_type": ("function",),
     "worker.reward.preset": ("strict", "released"),
     "trainer.logger": ("console", "jsonl", "tensorboard", "wandb"),

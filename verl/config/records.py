@@ -127,6 +127,9 @@ class ActorConfig:
 class RolloutConfig:
     name: str = "hf"
     """Engine: hf, vllm, or ``package.module:attribute``."""
+    generation_defaults: str = "plain"
+    """plain: replies are drawn as this section says, from the distribution that the actor scores. checkpoint: with the
+    repetition penalty and, where top_k is -1, the top-k that the checkpoint's ``generation_config.json`` recommends."""
     n: int = 8
     """Group size."""
     temperature: float = 1.0

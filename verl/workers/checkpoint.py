@@ -1,22 +1,32 @@
-"""Checkpoints: sharded, readable by any number of ranks, and either complete or not there.
+"""Checkpoints: sharded, readable by any number of ranks, and either complete and undamaged or refused.
 
 A checkpoint is written into a folder beside its own and renamed last; a folder counts only with its ``complete.json``::
 
     step_000050/
         .metadata, *.distcp   trained weights and optimiser moments, by torch.distributed.checkpoint
         rng_<rank>.pt         state of the random generators
-        complete.json         progress, schedule, the model's configuration
+        complete.json         progress, schedule, the model's configuration, how the policy wants to be asked; size and
+                              checksum of every other file, and its own
 
 Weights that are not trained are not stored: they are those of ``worker.actor.model.model_path``.
+
+A checksum (CRC-32: any flipped bit shows, at three times the speed of SHA-256) finds damage; it does not prove who
+wrote a file. Therefore nothing that is read can run code: tensors are loaded with ``weights_only``, and of
+``.metadata``, a pickle, only the classes of the checkpoint format are admitted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import shutil
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,17 +36,29 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from verl.config import ConfigError
 from verl.utils import fsdp, seeding
 from verl.workers.actor import Actor
 
-COMPLETE = "complete.json"
-PARTIAL = ".partial"
+COMPLETE, METADATA = "complete.json", ".metadata"
+PARTIAL, EARLIER = ".partial", ".earlier"
 MODEL, OPTIMIZER = "model.", "optimizer."
+WITHOUT_SUMS = {"progress", "schedule", "model", "ranks"}
+"""What ``complete.json`` holds of a checkpoint that was written before checksums were."""
+
+_OURS = re.compile(r"complete\.json|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt")
+"""Names of the files in a checkpoint's folder."""
+_CHUNK = 1 << 24
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; earlier ones are as they were."""
+
+
+class Damaged(ConfigError):
+    """A checkpoint is not as it was written. The message names the file, and the last checkpoint that is whole."""
 
 
 def step_folder(root: str | Path, step: int) -> Path:
@@ -55,11 +77,49 @@ def latest(root: str | Path) -> Path | None:
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """What is known of a checkpoint without its tensors: ``progress``, ``model``, ``schedule``, ``ranks``."""
-    path = Path(folder) / COMPLETE
-    if not path.exists():
-        raise ValueError(f"{folder} is no complete checkpoint: it has no {COMPLETE}")
-    return json.loads(path.read_text())
+    """What is known of a checkpoint without its tensors: ``progress``, ``asked``, ``model``, ``schedule``, ``ranks``.
+
+    Damaged where ``complete.json`` is, or a file is missing or of another size; `verify` reads the files, too.
+    """
+    folder = Path(folder)
+    if not (folder / COMPLETE).exists():
+        raise ConfigError(f"{folder} is no complete checkpoint: it has no {COMPLETE}")
+    facts, problem = _facts(folder)
+    problem = problem or next(_wrong_sizes(folder, facts), None)
+    if problem:
+        raise Damaged(_advice(folder, [problem]))
+    return facts
+
+
+def verify(folder: str | Path) -> None:
+    """Read every file of a checkpoint and compare it with its checksum. Damaged names those that differ.
+
+    Of a checkpoint that was written before there were checksums it is said on stderr that nothing can be compared.
+    """
+    folder = Path(folder)
+    facts = read(folder)
+    if "files" not in facts:
+        print(f"note: {folder} was written without checksums: damage in it would go unnoticed", file=sys.stderr)
+    problems = _wrong_sums(folder, facts, sorted(facts.get("files", {})))
+    if problems:
+        raise Damaged(_advice(folder, problems))
+
+
+def tidy(root: str | Path) -> None:
+    """Clear away what interrupted saves and deletions left under a folder: for the one process that writes there.
+
+    A checkpoint that was being replaced is given back its name. Folders that hold anything but a checkpoint's files
+    stay.
+    """
+    for earlier in sorted(Path(root).glob(f"step_*{EARLIER}")):
+        name = earlier.with_suffix("")
+        if (earlier / COMPLETE).exists() and not name.exists():
+            earlier.rename(name)
+    for left in sorted(Path(root).glob("step_*")):
+        unfinished = left.suffix in (PARTIAL, EARLIER) or (left.suffix == "" and not (left / COMPLETE).exists())
+        ours = re.fullmatch(rf"step_\d+({re.escape(PARTIAL)}|{re.escape(EARLIER)})?", left.name) and left.is_dir()
+        if unfinished and ours and all(_OURS.fullmatch(path.name) for path in left.iterdir()):
+            shutil.rmtree(left)
 
 
 def prune(root: str | Path, *, keep_last: int, keep: Collection[Path] = ()) -> None:
@@ -73,22 +133,28 @@ def prune(root: str | Path, *, keep_last: int, keep: Collection[Path] = ()) -> N
             shutil.rmtree(folder)
 
 
-def save(folder: str | Path, actor: Actor, progress: dict[str, Any]) -> None:
-    """Write a checkpoint; `progress` is any JSON. Called on all ranks; CheckpointError on all of them if one fails."""
+def save(folder: str | Path, actor: Actor, progress: dict[str, Any], *, asked: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint; `progress` is any JSON, as is `asked`: how the policy wants to be asked, for `verl.export`.
+
+    Called on all ranks; CheckpointError on all of them if one fails.
+    """
     folder = Path(folder)
     partial = folder.with_name(folder.name + PARTIAL)
     first = dist.get_rank() == 0
     facts = {
         "progress": progress,
+        "asked": asked or {},
         "schedule": actor.scheduler.state_dict(),
         "model": asdict(actor.config.model),
         "ranks": dist.get_world_size(),
     }
+    sums: dict[str, dict[str, int]] = {}
     stages: list[Callable[[], object]] = [
         lambda: first and _make_empty(partial),
         lambda: dcp.save(trained_state(actor), checkpoint_id=partial),
         lambda: _write(partial / f"rng_{dist.get_rank()}.pt", lambda file: torch.save(seeding.get_state(), file)),
-        lambda: first and _finish(partial, folder, facts),
+        lambda: sums.update(_own_sums(partial)),
+        lambda: _finish(partial, folder, facts, _of_all_ranks(sums)),
     ]
     for stage in stages:
         problems = _problems_of_all_ranks(stage)
@@ -107,14 +173,19 @@ def save(folder: str | Path, actor: Actor, progress: dict[str, Any]) -> None:
 def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
     """Bring the actor, and this rank's generators, to where a checkpoint left them; its progress. On all ranks.
 
-    On another number of ranks than it was saved with, generators stay as they are.
+    On another number of ranks than it was saved with, generators stay as they are. Damaged, on all ranks and before
+    the actor is touched, where a file is not as it was written.
     """
     folder, facts = Path(folder), read(folder)
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.keys()
+    names = sorted(facts.get("files", {}))
+    problems = _of_all_ranks(_wrong_sums(folder, facts, names[dist.get_rank() :: dist.get_world_size()]))
+    if any(problems):
+        raise Damaged(_advice(folder, [problem for of_rank in problems for problem in of_rank]))
+    stored = _Reader(folder).read_metadata().state_dict_metadata.keys()
     _check_names(folder, stored, actor)
     actor.reload()
     _prepare_moments(stored, actor)
-    dcp.load(trained_state(actor), checkpoint_id=folder)
+    dcp.load(trained_state(actor), storage_reader=_Reader(folder))
     actor.scheduler.load_state_dict(facts["schedule"])
     for group, lr in zip(actor.optimizer.param_groups, actor.scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
@@ -135,8 +206,9 @@ def trained_state(actor: Actor) -> dict[str, Tensor]:
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Trained weights of a checkpoint, whole and on the CPU, without a process group."""
-    metadata = dcp.FileSystemReader(Path(folder)).read_metadata().state_dict_metadata
+    """Trained weights of a checkpoint, whole and on the CPU, without a process group; its files are verified first."""
+    verify(folder)
+    metadata = _Reader(Path(folder)).read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.items()
@@ -144,8 +216,134 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+        dcp.load(state, storage_reader=_Reader(Path(folder)), no_dist=True)
     return {name.removeprefix(MODEL): tensor for name, tensor in state.items()}
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def _facts(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What ``complete.json`` says, and what is wrong with the file, if anything."""
+    data = (folder / COMPLETE).read_bytes()
+    sealed = re.fullmatch(rb'(.*),\n "crc32": (\d+)\n}', data, re.DOTALL)
+    if sealed and zlib.crc32(sealed[1] + b"\n}") == int(sealed[2]):
+        return json.loads(data), None
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError):
+        facts = None
+    if isinstance(facts, dict) and facts.keys() == WITHOUT_SUMS:
+        return facts, None
+    return {}, f"{COMPLETE} is not as it was written"
+
+
+def _sealed(facts: dict[str, Any]) -> bytes:
+    """The bytes of ``complete.json``, their own checksum as the last entry."""
+    text = json.dumps(facts, indent=1).encode()
+    return text[:-2] + b',\n "crc32": %d\n}' % zlib.crc32(text)
+
+
+def _wrong_sizes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    for name, wanted in facts.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != wanted["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, {wanted['bytes']} were written"
+
+
+def _wrong_sums(folder: Path, facts: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Those of the files `names` whose contents are not as they were written."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        sums = pool.map(lambda name: _file_sum(folder / name), names)
+        return [
+            f"{name} is not as it was written (its checksum differs)"
+            for name, found in zip(names, sums, strict=True)
+            if found != facts["files"][name]["crc32"]
+        ]
+
+
+def _file_sum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total = zlib.crc32(chunk, total)
+    return total
+
+
+def _advice(folder: Path, problems: Sequence[str]) -> str:
+    """One line: what is wrong with a checkpoint, and which one is whole."""
+    whole = next((path for path in reversed(complete(folder.parent)) if path != folder and _is_whole(path)), None)
+    instead = f"the last whole checkpoint is {whole}" if whole else "no other checkpoint beside it is whole"
+    return f"{folder}: {'; '.join(problems)}; {instead}; move {folder.name} away to go on without it"
+
+
+def _is_whole(folder: Path) -> bool:
+    facts, problem = _facts(folder)
+    return (
+        problem is None
+        and not any(_wrong_sizes(folder, facts))
+        and not _wrong_sums(folder, facts, sorted(facts.get("files", {})))
+    )
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads a checkpoint whose ``.metadata``, a pickle, may name nothing but the classes of the format."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / METADATA
+        try:
+            with path.open("rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+            entries = metadata.state_dict_metadata.values()
+            places = metadata.storage_data.values()
+        except OSError:
+            raise
+        except Exception as error:  # of any type: what is unpickled may be anything
+            raise Damaged(f"{path}: no metadata of a checkpoint: {type(error).__name__}: {error}") from error
+        # Anything but a tensor would be unpickled without restriction.
+        if not all(isinstance(entry, TensorStorageMetadata) for entry in entries):
+            raise Damaged(f"{path}: it names things that are no tensors, which no checkpoint of ours has")
+        if not all(_OURS.fullmatch(place.relative_path) for place in places):
+            raise Damaged(f"{path}: it names files that are none of the checkpoint's")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    ADMITTED = frozenset(
+        {("torch.distributed.checkpoint.metadata", name) for name in (
+            "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties",
+            "ChunkStorageMetadata", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING",
+        )}
+        | {("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
+        | {(module, "PosixPath") for module in ("pathlib", "pathlib._local")}
+        | {("torch", "Size")}
+    )  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.ADMITTED or (module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+
+
+# ------------------------------------------------------------------------------------------------ parts of saving
+
+
+def _own_sums(partial: Path) -> dict[str, dict[str, int]]:
+    """Size and checksum of each file that this rank has written."""
+    rank = dist.get_rank()
+    own = [*partial.glob(f"__{rank}_*.distcp"), partial / f"rng_{rank}.pt", *([partial / METADATA] * (rank == 0))]
+    return {path.name: {"bytes": path.stat().st_size, "crc32": _file_sum(path)} for path in own}
+
+
+def _of_all_ranks(value: Any) -> list[Any]:
+    """Every rank's `value`, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _check_names(folder: Path, stored: Iterable[str], actor: Actor) -> None:
@@ -176,20 +374,22 @@ def _problems_of_all_ranks(stage: Callable[[], object]) -> list[str]:
         problem = "; ".join(f"rank {rank}: {reason[0]}" for rank, reason in error.failures.items())
     except (OSError, RuntimeError) as error:  # torch's own file writer answers a full disk with RuntimeError
         problem = f"rank {dist.get_rank()}: {error}"
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return list(dict.fromkeys(filter(None, problems)))
+    return list(dict.fromkeys(filter(None, _of_all_ranks(problem))))
 
 
 def _make_empty(folder: Path) -> None:
+    tidy(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
-def _finish(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Mark a written folder as complete and give it its name."""
-    _write(partial / COMPLETE, lambda file: file.write(json.dumps(facts, indent=1).encode()))
-    earlier = folder.with_name(folder.name + ".earlier")
+def _finish(partial: Path, folder: Path, facts: dict[str, Any], sums: Sequence[dict[str, Any]]) -> None:
+    """Mark a written folder as complete and give it its name: rank 0 does. `sums`: each rank's `_own_sums`."""
+    if dist.get_rank() != 0:
+        return
+    facts = {**facts, "files": {name: of_rank[name] for of_rank in sums for name in sorted(of_rank)}}
+    _write(partial / COMPLETE, lambda file: file.write(_sealed(facts)))
+    earlier = folder.with_name(folder.name + EARLIER)
     if folder.exists():  # this step was saved before, by a run that was then resumed from an earlier one
         folder.rename(earlier)
     partial.rename(folder)
