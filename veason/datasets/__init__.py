@@ -29,16 +29,21 @@ def open_dataset(
     split: str | None = None,
     image_root: str | Path | None = None,
     meta: str | Path | None = None,
+    scoring: bool = False,
     **options: Any,
 ) -> Dataset:
     """Open one split of the benchmark `name` below `root`.
 
     `split` None is the one that is scored offline (`default_split` of the reader). `image_root` replaces the folder of
-    the videos, such as ``root/JPEGImages``; `meta` replaces the expression file (a sampled subset, say). `options` are
-    the reader's own, such as ``min_frames``.
+    the videos, such as ``root/JPEGImages``; `meta` replaces the expression file (a sampled subset, say). `scoring`: for
+    evaluators; what the published scripts do not look at (unsorted frames, an expression without text, masks beyond the
+    last frame, a new source of ReasonVOS) is listed in the data set's `warnings` instead of being an error. `options`
+    are the reader's own, such as ``min_frames``.
     """
     if name not in READERS:
         raise DataError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     module, reader = READERS[name]
     opener = getattr(importlib.import_module(module), reader)
-    return opener(root, split=split or opener.default_split, image_root=image_root, meta=meta, **options)
+    return opener(
+        root, split=split or opener.default_split, image_root=image_root, meta=meta, scoring=scoring, **options
+    )

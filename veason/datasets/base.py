@@ -23,6 +23,8 @@ class Dataset(Protocol):
     split: str
     files: dict[str, Path]
     """The annotation files this split is read from, by role (``meta``, ``masks``, ``foreground``)."""
+    warnings: list[str]
+    """What was let through because the data set was opened for scoring; empty otherwise. To be printed once."""
 
     def __len__(self) -> int: ...
 
@@ -47,6 +49,24 @@ class Dataset(Protocol):
         A None of `object_rles` says "the object is absent" in these frames and nothing in any other.
         """
         ...
+
+
+class Tolerance:
+    """What a reader lets through for scoring, since the published scripts do not look at it: counted by kind."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, None]] = {}
+
+    def note(self, kind: str, where: str) -> None:
+        """Count one entry, named by `where`, in which `kind` was found; one that was noted before counts once."""
+        self._found.setdefault(kind, {})[where] = None
+
+    def lines(self) -> list[str]:
+        """A line for each kind: the first entry, and how many more there are."""
+        return [
+            f"{next(iter(places))}: {kind}" + (f" (and {len(places) - 1} more)" if len(places) > 1 else "")
+            for kind, places in self._found.items()
+        ]
 
 
 def sha256(path: Path) -> str:

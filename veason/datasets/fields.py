@@ -1,6 +1,7 @@
 """Fields of annotation entries, parsed at the edge: each function gives a checked value or a DataError.
 
-Every error opens with `where`, the file and the entry that a person has to look at.
+Every error opens with `where`, the file and the entry that a person has to look at. With a `base.Tolerance`, which a
+reader has for scoring, what the published scripts do not look at is noted there and let through.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ def expressions(entry: dict[str, Any], where: str) -> Iterator[tuple[str, dict[s
         yield exp_id, base.check_object(expression, here), here
 
 
-def frames(entry: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Frame names of a video: at least one, strictly ascending."""
+def frames(entry: dict[str, Any], where: str, tolerance: base.Tolerance | None = None) -> tuple[str, ...]:
+    """Frame names of a video as stored: at least one, strictly ascending unless it is tolerated."""
     names = entry.get("frames")
     if not isinstance(names, list) or not names:
         raise DataError(f"{where}: frames must be a non-empty list")
     names = tuple(base.check_name(frame, f"{where}: frame {i}") for i, frame in enumerate(names))
     for before, after in itertools.pairwise(names):
         if not before < after:  # readers sort, evaluators do not: one order only if stored sorted
+            if tolerance is not None:
+                tolerance.note("frames are not sorted or not unique; they are scored as stored", where)
+                break
             raise DataError(f"{where}: frames are not sorted or not unique at {before!r}, {after!r}")
     return names
 
@@ -55,9 +59,12 @@ def size(entry: dict[str, Any], where: str) -> Size:
     return sides  # type: ignore[return-value]
 
 
-def text(entry: dict[str, Any], where: str, name: str = "exp") -> str:
-    """An expression's words, under the key `name`."""
+def text(entry: dict[str, Any], where: str, name: str = "exp", tolerance: base.Tolerance | None = None) -> str:
+    """An expression's words, under the key `name`; "" where none are tolerated."""
     words = entry.get(name)
+    if tolerance is not None and (words is None or (isinstance(words, str) and not words.strip())):
+        tolerance.note(f"{name} has no text, which scoring does not need", where)
+        return ""
     if not isinstance(words, str) or not words.strip():
         raise DataError(f"{where}: {name} must be a non-empty text, found {str(words)[:80]!r}")
     return words
@@ -74,10 +81,15 @@ def ids(entry: dict[str, Any], where: str) -> dict[str, tuple[int | str, ...]]:
     return {"obj_ids": tuple(obj_ids), "anno_ids": tuple(anno_ids)}
 
 
-def track(rles: object, sample: VideoSample, where: str) -> tuple[Rle | None, ...]:
+def track(
+    rles: object, sample: VideoSample, where: str, tolerance: base.Tolerance | None = None
+) -> tuple[Rle | None, ...]:
     """The masks of one annotation: a list with an RLE or null for each frame of the sample's video."""
     if not isinstance(rles, list):
         raise DataError(f"{where}: expected a list of masks, found {type(rles).__name__}")
+    if tolerance is not None and len(rles) > len(sample):
+        tolerance.note("more masks than frames; those beyond the last frame are left out", where)
+        rles = rles[: len(sample)]
     if len(rles) != len(sample):
         raise DataError(f"{where}: {len(rles)} masks for {len(sample)} frames; position in the list is the frame id")
     try:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from veason.datasets import fields
+from veason.datasets.base import Tolerance
 from veason.datasets.json_index import JsonIndex
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
@@ -21,12 +22,14 @@ class MaskDict:
     def _entries(self) -> JsonIndex:
         return JsonIndex(self.path)
 
-    def track(self, anno_id: int | str, sample: VideoSample) -> tuple[Rle | None, ...]:
+    def track(
+        self, anno_id: int | str, sample: VideoSample, tolerance: Tolerance | None = None
+    ) -> tuple[Rle | None, ...]:
         """The checked masks of one annotation of a sample's video."""
         where = f"{self.path}: annotation {anno_id} of {sample.key}"
         if str(anno_id) not in self._entries:
             raise DataError(f"{where} is missing; expressions and masks disagree")
-        return fields.track(self._entries[str(anno_id)], sample, where)
+        return fields.track(self._entries[str(anno_id)], sample, where, tolerance)
 
     def size(self, anno_id: int | str) -> Size | None:
         """(height, width) of an annotation's first mask; None if it has none that says so."""

@@ -2,7 +2,7 @@
 
 Layout below the root: ``<split>/JPEGImages/<video>/<frame>.jpg``, ``<split>/meta_expressions.json`` and, where there
 are masks, ``<split>/mask_dict.json``. Expressions have no types, and may name several objects: the target is their
-union.
+union. One whose ``anno_id`` is empty has no target in the video.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ class MeViS(SampleList):
         image_root: str | Path | None = None,
         meta: str | Path | None = None,
         min_frames: int = 1,
+        scoring: bool = False,
     ) -> None:
         """image_root, meta: where videos and expressions are, if not at their places below ``root/<split>``.
 
         min_frames: leave out shorter videos; 2 and 4 are usual in training, nothing is left out by default.
+        scoring: see `open_dataset`.
         """
         if split not in SPLITS:
             raise DataError(f"MeViS has no split {split!r}; it has {', '.join(SPLITS)}")
@@ -51,10 +53,10 @@ class MeViS(SampleList):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; --data-root is the folder that holds {', '.join(SPLITS)}")
         self._masks = MaskDict(files["masks"]) if split in WITH_MASKS else None
-        super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames)
+        super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames, scoring=scoring)
 
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
-        return self._ground_truth().track(anno_id, sample)
+        return self._ground_truth().track(anno_id, sample, self.tolerance)
 
     def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
         self._ground_truth()  # without masks there are no annotation ids either
@@ -75,12 +77,12 @@ class MeViS(SampleList):
     def _read(self, meta: Path) -> Iterator[VideoSample]:
         for video, entry, where in fields.videos(meta, slashes=True):
             asked = [
-                (exp_id, fields.text(expression, here), self._ids(expression, here))
+                (exp_id, fields.text(expression, here, tolerance=self.tolerance), self._ids(expression, here))
                 for exp_id, expression, here in fields.expressions(entry, where)
             ]
             if not asked:
                 continue
-            frames, folder = fields.frames(entry, where), self.image_root / video
+            frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
             anno_ids = [anno_id for *_, ids in asked for anno_id in ids["anno_ids"]]
             size = fields.size(entry, where) if "height" in entry else self._size(folder / f"{frames[0]}.jpg", anno_ids)
             for exp_id, text, ids in asked:
@@ -99,8 +101,8 @@ class MeViS(SampleList):
         if self._masks is None:  # the server's splits name no objects
             return {"obj_ids": (), "anno_ids": ()}
         ids = fields.ids(expression, where)
-        if not ids["anno_ids"]:
-            raise DataError(f"{where}: anno_id is empty; every expression of MeViS has a target")
+        if not ids["anno_ids"] and self.split == "train":
+            raise DataError(f"{where}: anno_id is empty: nothing can be learned from it; leave the expression out")
         return ids
 
     def _size(self, picture: Path, anno_ids: list[int | str]) -> Size:

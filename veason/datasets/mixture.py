@@ -96,6 +96,10 @@ class Mixture(SampleList):
         files = {f"{part.name} {role}": path for part in parts for role, path in part.files.items()}
         super().__init__(chain.from_iterable(parts), split=split, files=files)
 
+    @property
+    def warnings(self) -> list[str]:
+        return [line for part in self._parts.values() for line in part.warnings]
+
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         return self._parts[sample.dataset].track(sample, anno_id)
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veason import masks
 from veason.datasets import base, fields
-from veason.datasets.pictures import picture_size, read_indices
+from veason.datasets.pictures import picture_size
 from veason.datasets.sample_list import SampleList
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
@@ -51,8 +50,12 @@ class ReasonVOS(SampleList):
         image_root: str | Path | None = None,
         meta: str | Path | None = None,
         min_frames: int = 1,
+        scoring: bool = False,
     ) -> None:
-        """image_root, meta: where videos and expressions are, if not at their places. min_frames: see `SampleList`."""
+        """image_root, meta: where videos and expressions are, if not at their places.
+
+        min_frames, scoring: see `SampleList`.
+        """
         if split != self.default_split:
             raise DataError(f"ReasonVOS has no split {split!r}; it is one test set: --split {self.default_split}")
         self.root = Path(root)
@@ -62,13 +65,13 @@ class ReasonVOS(SampleList):
         files = {"meta": Path(meta) if meta else _find_meta(self.root)}
         self._origins: dict[str, Origin] = {}
         self._annotated: dict[str, tuple[int, ...]] = {}
-        super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames)
+        super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames, scoring=scoring)
 
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         folder = self.root / "Annotations" / str(anno_id)
         annotated = set(self.gt_frames(sample))
         return tuple(
-            _encode(folder / f"{frame}.png", sample.size) if t in annotated else None
+            self.read_target(folder / f"{frame}.png", sample.size) if t in annotated else None
             for t, frame in enumerate(sample.frames)
         )
 
@@ -95,8 +98,9 @@ class ReasonVOS(SampleList):
                 raise DataError(f"{where}: expressions must be a list, found {type(asked).__name__}")
             if not asked:
                 continue
-            frames, folder = fields.frames(entry, where), self.image_root / video
-            origins = [_origin(video, entry, e, f"{where}: expression {i} of the list") for i, e in enumerate(asked)]
+            frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
+            source = _source(entry, where, self.tolerance)
+            origins = [_origin(video, source, e, f"{where}: expression {i} of the list") for i, e in enumerate(asked)]
             _check_unique(origins, where)
             size = self._size(origins[0].annotation, frames, folder)
             for i, (expression, origin) in enumerate(zip(asked, origins, strict=True)):
@@ -104,7 +108,9 @@ class ReasonVOS(SampleList):
                     dataset=self.name,
                     video=video,
                     exp_id=str(i),
-                    expression=fields.text(expression, f"{where}: expression {i} of the list", "exp_text"),
+                    expression=fields.text(
+                        expression, f"{where}: expression {i} of the list", "exp_text", self.tolerance
+                    ),
                     frames=frames,
                     frame_dir=folder,
                     size=size,
@@ -128,11 +134,17 @@ def _find_meta(root: Path) -> Path:
     return found[0] if found else root / META_NAMES[0]
 
 
-def _origin(video: str, entry: dict[str, Any], expression: object, where: str) -> Origin:
-    expression = base.check_object(expression, where)
+def _source(entry: dict[str, Any], where: str, tolerance: base.Tolerance | None) -> str:
     source = base.check_name(entry.get("source"), f"{where}: source")
     if source not in SOURCES:
-        raise DataError(f"{where}: source must be one of {', '.join(SOURCES)}, found {source[:80]!r}")
+        if tolerance is None:
+            raise DataError(f"{where}: source must be one of {', '.join(SOURCES)}, found {source[:80]!r}")
+        tolerance.note(f"the source is none of {', '.join(SOURCES)}", f"{where}: source {source[:80]!r}")
+    return source
+
+
+def _origin(video: str, source: str, expression: object, where: str) -> Origin:
+    expression = base.check_object(expression, where)
     obj_id = base.check_name(_as_text(expression.get("obj_id")), f"{where}: obj_id")  # verbatim: "12" is one object
     return Origin(
         annotation=base.check_name(f"{source}_{video}_{obj_id}", where),
@@ -172,8 +184,3 @@ def _annotated(folder: Path, frames: tuple[str, ...]) -> tuple[int, ...]:
     if not names:
         raise DataError(f"{folder}: no mask in it; fetch the annotations again")
     return tuple(t for t, frame in enumerate(frames) if frame in names)
-
-
-def _encode(path: Path, size: Size) -> Rle | None:
-    mask = read_indices(path, size)
-    return masks.encode(mask) if mask.any() else None

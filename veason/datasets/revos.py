@@ -34,10 +34,11 @@ class ReVOS(SampleList):
         meta: str | Path | None = None,
         masks: str | Path | None = None,
         min_frames: int = 1,
+        scoring: bool = False,
     ) -> None:
         """image_root, meta, masks: where frames, expressions and masks are, if not at their places below `root`.
 
-        min_frames: see `SampleList`.
+        min_frames, scoring: see `SampleList`.
         """
         self.root = Path(root)
         self.image_root = Path(image_root) if image_root else self.root / "JPEGImages"
@@ -48,8 +49,8 @@ class ReVOS(SampleList):
         }
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; --data-root is the folder that holds mask_dict.json")
-        samples = _read_samples(files["meta"], self.image_root)
-        super().__init__(samples, split=split, files=files, min_frames=min_frames)
+        samples = self._read_samples(files["meta"])
+        super().__init__(samples, split=split, files=files, min_frames=min_frames, scoring=scoring)
         self._masks = MaskDict(files["masks"])
 
     @cached_property
@@ -57,7 +58,7 @@ class ReVOS(SampleList):
         return JsonIndex(self.files["foreground"]) if self.files["foreground"].is_file() else None
 
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
-        return self._masks.track(anno_id, sample)
+        return self._masks.track(anno_id, sample, self.tolerance)
 
     def foreground(self, video: str) -> tuple[Rle | None, ...]:
         """Per frame the union of all annotated objects of a video; from the stored file, else from the masks."""
@@ -65,24 +66,24 @@ class ReVOS(SampleList):
             return super().foreground(video)
         path = self.files["foreground"]
         entry = base.check_object(self._foreground[video], f"{path}: {video}")
-        return fields.track(entry.get("masks_rle"), self.by_video[video][0], f"{path}: masks_rle of {video}")
+        sample, where = self.by_video[video][0], f"{path}: masks_rle of {video}"
+        return fields.track(entry.get("masks_rle"), sample, where, self.tolerance)
 
-
-def _read_samples(meta: Path, image_root: Path) -> Iterator[VideoSample]:
-    for video, entry, where in fields.videos(meta, slashes=True):
-        frames, size, folder = fields.frames(entry, where), fields.size(entry, where), image_root / video
-        for exp_id, expression, here in fields.expressions(entry, where):
-            yield VideoSample(
-                dataset="revos",
-                video=video,
-                exp_id=exp_id,
-                expression=fields.text(expression, here),
-                frames=frames,
-                frame_dir=folder,
-                size=size,
-                type_id=_type_id(expression, here),
-                **fields.ids(expression, here),
-            )
+    def _read_samples(self, meta: Path) -> Iterator[VideoSample]:
+        for video, entry, where in fields.videos(meta, slashes=True):
+            frames, size = fields.frames(entry, where, self.tolerance), fields.size(entry, where)
+            for exp_id, expression, here in fields.expressions(entry, where):
+                yield VideoSample(
+                    dataset="revos",
+                    video=video,
+                    exp_id=exp_id,
+                    expression=fields.text(expression, here, tolerance=self.tolerance),
+                    frames=frames,
+                    frame_dir=self.image_root / video,
+                    size=size,
+                    type_id=_type_id(expression, here),
+                    **fields.ids(expression, here),
+                )
 
 
 def _type_id(expression: dict[str, Any], where: str) -> int:

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from veason import masks
+from veason.datasets.base import Tolerance
+from veason.datasets.pictures import read_indices
 from veason.errors import DataError
-from veason.types import Rle, VideoSample
+from veason.types import Rle, Size, VideoSample
 
 
 class SampleList(ABC):
@@ -19,12 +21,22 @@ class SampleList(ABC):
     default_split: str
 
     def __init__(
-        self, samples: Iterable[VideoSample], *, split: str, files: dict[str, Path], min_frames: int = 1
+        self,
+        samples: Iterable[VideoSample],
+        *,
+        split: str,
+        files: dict[str, Path],
+        min_frames: int = 1,
+        scoring: bool = False,
     ) -> None:
-        """files: as in `Dataset`, "meta" among them. min_frames: leave out shorter videos, as some trainings do."""
+        """files: as in `Dataset`, "meta" among them. min_frames: leave out shorter videos, as some trainings do.
+
+        scoring: see `open_dataset`; `samples` is read with `tolerance` set accordingly.
+        """
         if min_frames < 1:
             raise DataError(f"min_frames is {min_frames}; a video has at least 1 frame")
         self.split, self.files = split, files
+        self.tolerance = Tolerance() if scoring else None
         self._samples = [sample for sample in samples if len(sample) >= min_frames]
         if not self._samples:
             longer = f" of {min_frames} frames or more" if min_frames > 1 else ""
@@ -39,9 +51,19 @@ class SampleList(ABC):
     def __iter__(self) -> Iterator[VideoSample]:
         return iter(self._samples)
 
+    @property
+    def warnings(self) -> list[str]:
+        """See `Dataset.warnings`; masks are looked at when they are read, so there may be more afterwards."""
+        return [] if self.tolerance is None else self.tolerance.lines()
+
     @abstractmethod
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         """One annotation of a sample's video: T checked RLEs, None where the object is not in the frame."""
+
+    def read_target(self, path: Path, size: Size) -> Rle | None:
+        """The mask in an annotation PNG whose pixels other than 0 are the target; None if there are none."""
+        mask = read_indices(path, size, scoring=self.tolerance is not None)
+        return masks.encode(mask) if mask.any() else None
 
     def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
         """Ground truth of a sample, objects x T frames (see `Dataset.object_rles`)."""

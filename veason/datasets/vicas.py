@@ -9,8 +9,7 @@ rest, which serves training and the oracle.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,12 @@ from veason import masks
 from veason.datasets import base, fields
 from veason.datasets.sample_list import SampleList
 from veason.errors import DataError
+from veason.files import check_regular, foreign_content
 from veason.types import Rle, VideoSample
 
 PARTS = ("train", "val", "test")
 _SPLIT = re.compile(r"(v\d{1,3}\.\d{1,3})/(train|val|test)")
 _FRAME = re.compile(r"(\d{1,9})\.jpg")
-
-
-@dataclass(frozen=True)
-class _Video:
-    """What opening keeps of an annotation file."""
-
-    path: Path
-    samples: tuple[VideoSample, ...]
-    gt_frames: tuple[int, ...]
 
 
 class ViCaS(SampleList):
@@ -53,18 +44,21 @@ class ViCaS(SampleList):
         image_root: str | Path | None = None,
         meta: str | Path | None = None,
         min_frames: int = 1,
+        scoring: bool = False,
     ) -> None:
-        """split: ``<version>/<part>``. image_root, meta: folder of the videos and list of ids, if elsewhere."""
+        """split: ``<version>/<part>``. image_root, meta: folder of the videos and list of ids, if elsewhere.
+
+        min_frames, scoring: see `SampleList`.
+        """
         self.root = Path(root)
         self.version, part = _parse_split(split)
         self.image_root = Path(image_root) if image_root else self.root / "video_frames"
         files = {"meta": Path(meta) if meta else self.root / "splits" / self.version / f"{part}.json"}
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; --data-root is the folder that holds annotations and splits")
-        videos = [self._read_video(number) for number in _read_ids(files["meta"])]
-        self._gt_frames = {f"{video.path.stem}": video.gt_frames for video in videos}
-        samples = (sample for video in videos for sample in video.samples)
-        super().__init__(samples, split=split, files=files, min_frames=min_frames)
+        self._gt_frames: dict[str, tuple[int, ...]] = {}
+        samples = (sample for number in _read_ids(files["meta"]) for sample in self._read_video(number))
+        super().__init__(samples, split=split, files=files, min_frames=min_frames, scoring=scoring)
         self._last: tuple[str, dict[Any, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
 
     def annotation_file(self, video: str) -> Path:
@@ -81,25 +75,25 @@ class ViCaS(SampleList):
             last = self._last = (sample.video, _read_tracks(self.annotation_file(sample.video), sample))
         return last[1].get(anno_id) or (None,) * len(sample)
 
-    def _read_video(self, number: int) -> _Video:
+    def _read_video(self, number: int) -> list[VideoSample]:
         video = f"{number:06d}"
         path, folder = self.annotation_file(video), self.image_root / video
         content = _load(path, number)
         size = _read_size(content, path)
         annotated = {name: entry.get("is_gt") is True for name, entry in _segmentations(content, path)}
-        names = _frame_names(folder) or tuple(sorted(annotated))
+        names = _frame_names(folder) or _in_order(annotated)
         unknown = set(annotated) - set(names)
         if unknown:
             raise DataError(f"{path}: the frame {min(unknown)}.jpg is not in {folder}; fetch the frames again")
-        gt_frames = tuple(t for t, name in enumerate(names) if annotated.get(name))
-        if not gt_frames:
+        self._gt_frames[video] = tuple(t for t, name in enumerate(names) if annotated.get(name))
+        if not self._gt_frames[video]:
             raise DataError(f"{path}: no entry of segmentations has is_gt, so nothing can be scored; fetch it again")
-        samples = [
+        return [
             VideoSample(
                 dataset=self.name,
                 video=video,
                 exp_id=str(place),
-                expression=fields.text(referral, where, "prompt"),
+                expression=fields.text(referral, where, "prompt", self.tolerance),
                 frames=names,
                 frame_dir=folder,
                 size=size,
@@ -108,7 +102,6 @@ class ViCaS(SampleList):
             )
             for place, referral, where in _entries(content, path, "object_referrals")
         ]
-        return _Video(path, tuple(samples), gt_frames)
 
 
 def _parse_split(split: str) -> tuple[str, str]:
@@ -131,12 +124,13 @@ def _read_ids(path: Path) -> list[int]:
 
 
 def _load(path: Path, number: int) -> dict[str, Any]:
+    check_regular(path, hint="the split names it, so fetch the annotations again")
+    data = path.read_bytes()
     try:
-        content = orjson.loads(path.read_bytes())  # megabytes each, thousands of them
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; the split names it, so fetch the annotations again") from None
+        content = orjson.loads(data)  # megabytes each, thousands of them
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+        found = foreign_content(data[:512])
+        raise DataError(f"{path}: not JSON but {found}" if found else f"{path}: not valid JSON: {error}") from error
     content = base.check_object(content, str(path))
     if content.get("video_id") != number:
         raise DataError(f"{path}: video_id is {str(content.get('video_id'))[:80]}, the name says {number}")
@@ -154,7 +148,12 @@ def _frame_names(folder: Path) -> tuple[str, ...]:
     """Names without suffix of the pictures in a folder; none where there is no folder: scoring needs no picture."""
     if not folder.is_dir():
         return ()
-    return tuple(sorted(found[1] for path in folder.iterdir() if (found := _FRAME.fullmatch(path.name))))
+    return _in_order(found[1] for path in folder.iterdir() if (found := _FRAME.fullmatch(path.name)))
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Frame names, which are numbers, in the order of the numbers: 100000 follows 99999."""
+    return tuple(sorted(names, key=lambda name: (int(name), name)))
 
 
 def _entries(content: dict[str, Any], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any], str]]:

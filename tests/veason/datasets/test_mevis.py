@@ -98,10 +98,6 @@ def test_without_picture_and_mask_there_is_no_size(root):
         (lambda m: m["videos"]["v1"].update(expressions=[]), ["expressions: expected an object"]),
         (lambda m: m["videos"]["v1"]["expressions"]["0"].update(exp=""), ["expression '0'", "non-empty text"]),
         (lambda m: m["videos"]["v1"]["expressions"]["0"].update(anno_id=[]), ["1 obj_id but 0 anno_id"]),
-        (
-            lambda m: m["videos"]["v1"]["expressions"]["0"].update(anno_id=[], obj_id=[]),
-            ["expression '0'", "has a target"],
-        ),
         (lambda m: m["videos"]["v1"].update(height=float("nan"), width=20), ["height and width", "nan"]),
         (lambda m: m["videos"]["v1"].update(height=10**400, width=20), ["height and width"]),
         (lambda m: m.update(videos={}), ["the data set is empty"]),
@@ -114,6 +110,21 @@ def test_a_broken_file_is_named(root, edit, parts):
     assert str(root / "valid_u/meta_expressions.json") in str(error.value)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_an_expression_without_a_target_has_no_objects_and_teaches_nothing(root):
+    def without_target(meta):
+        meta["videos"]["v1"]["expressions"]["0"].update(anno_id=[], obj_id=[])
+
+    change(root, without_target)
+    dataset = open_dataset("mevis", root)
+    assert dataset[0].anno_ids == dataset.object_rles(dataset[0]) == ()
+    assert len(dataset) == 4
+    shutil.copytree(root / "valid_u", root / "train")
+    with pytest.raises(
+        DataError, match=r"train/meta_expressions\.json: .*'0': anno_id is empty: nothing can be learned"
+    ):
+        open_dataset("mevis", root, split="train")
 
 
 def test_numbers_of_thousands_of_digits_and_deep_nesting(root):

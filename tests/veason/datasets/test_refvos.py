@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import index_roots as roots
 import numpy as np
@@ -69,11 +70,113 @@ def test_a_test_file_of_another_release_is_named(youtube):
         open_dataset("refytvos", youtube)
 
 
-def test_the_servers_ground_truth_is_no_empty_target(youtube):
+def test_ground_truth_that_is_not_there_is_no_empty_target(youtube):
     dataset = open_dataset("refytvos", youtube)
     for ask in (lambda: dataset.object_rles(dataset[0]), lambda: dataset.foreground("v1")):
-        with pytest.raises(DataError, match=r"v1/0 has no obj_id: .*server.*eval\.submit"):
+        with pytest.raises(
+            DataError, match=r"v1/0 has no obj_id and .*valid.Annotations is not there.*server.*eval\.submit"
+        ):
             ask()
+
+
+# the ground truth of valid, published in March 2026
+
+
+def asked(**more):
+    return {"expressions": {"0": {"exp": "a", **more}, "1": {"exp": "b", **more}}, "frames": ["00000", "00005"]}
+
+
+def test_published_truth_as_numbers_of_objects(youtube):
+    """v1 has object 1 in both frames and 2 in the second; v2 is test's."""
+    roots.write_expressions(youtube, "valid", {"v1": asked(obj_id="1"), "v2": asked(obj_id="1")})
+    roots.write_index(youtube / "valid/Annotations/v1/00000.png", {1: small.SQUARE})
+    roots.write_index(youtube / "valid/Annotations/v1/00005.png", {1: small.SQUARE, 2: small.OTHER})
+    dataset = open_dataset("refytvos", youtube, split="valid", scoring=True)
+    assert [sample.key for sample in dataset] == ["v1/0", "v1/1"]
+    assert [areas(track) for track in dataset.object_rles(dataset[0])] == [[25, 25]]
+    assert dataset.warnings == []
+
+
+def test_published_truth_as_a_folder_for_each_expression(youtube):
+    """Neither the file of test nor obj_id is needed: the expressions beside the masks are those of the 202 videos."""
+    (youtube / "meta_expressions/valid/meta_expressions.json").unlink()
+    (youtube / "valid/meta_expressions_challenge.json").write_text(json.dumps({"videos": {"v1": asked(obj_id="1")}}))
+    for exp_id, truth in (("0", [small.SQUARE, small.NOTHING]), ("1", [small.OTHER, small.EVERYTHING])):
+        small.write_masks(youtube / "valid/Annotations/v1" / exp_id, ["00000", "00005"], truth)
+    dataset = pickle.loads(pickle.dumps(open_dataset("refytvos", youtube)))
+    assert [dataset.object_rles(sample)[0][0] for sample in dataset] == [
+        masks.encode(small.SQUARE),
+        masks.encode(small.OTHER),
+    ]
+    assert [areas(dataset.object_rles(sample)[0]) for sample in dataset] == [[25, 0], [25, 400]]
+    assert areas(dataset.foreground("v1")) == [50, 400]
+    (youtube / "valid/Annotations/v1/0/00005.png").unlink()
+    with pytest.raises(DataError, match=r"v1/0/00005\.png: no such file"):
+        dataset.object_rles(dataset[0])
+    lenient = open_dataset("refytvos", youtube, scoring=True)
+    assert areas(lenient.object_rles(lenient[0])[0]) == [25, 0]
+    assert [line.rpartition("v1/0: ")[2] for line in lenient.warnings] == [
+        "frames without a PNG; the target counts as absent there"
+    ]
+
+
+def test_half_of_the_published_truth_names_what_is_missing(youtube):
+    roots.write_index(youtube / "valid/Annotations/v1/00000.png", {1: small.SQUARE})
+    dataset = open_dataset("refytvos", youtube)
+    with pytest.raises(DataError, match=r"no ground truth of valid: v1/0 has no obj_id\. That of valid was published"):
+        dataset.object_rles(dataset[0])
+
+
+# which videos are scored: a list of names, other releases
+
+
+@pytest.mark.parametrize("place", ["", "meta_expressions", "meta_expressions/valid"])
+def test_a_list_of_names_stands_for_the_file_of_test(youtube, place):
+    (youtube / "meta_expressions/test/meta_expressions.json").unlink()
+    (youtube / place / "ryv_val.txt").write_text("v1\n\n")
+    dataset = open_dataset("refytvos", youtube)
+    assert [sample.key for sample in dataset] == ["v1/0", "v1/1"]
+    assert dataset.left_out == {"v2"}
+    assert set(dataset.files) == {"meta", "names"}
+
+
+def test_a_list_of_names_can_be_named(youtube, tmp_path):
+    (youtube / "meta_expressions/test/meta_expressions.json").unlink()
+    (tmp_path / "mine.txt").write_text("v2\n")
+    dataset = open_dataset("refytvos", youtube, meta=tmp_path / "mine.txt")
+    assert [sample.key for sample in dataset] == ["v2/0", "v2/1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("v1\nv9\n", r"ryv_val\.txt: the video 'v9' is not in .*valid"),
+        ("v1\nv2\n", r"ryv_val\.txt: the video 'v2' is in .*test.*keep one"),
+        ("../v1\n", r"ryv_val\.txt:1: the name '\.\./v1' would leave"),
+        ("version https://git-lfs.github.com/spec/v1\n", r"ryv_val\.txt: not a list of names but a Git LFS pointer"),
+    ],
+)
+def test_a_list_that_fits_no_release_is_named(youtube, text, words):
+    (youtube / "ryv_val.txt").write_text(text)
+    with pytest.raises(DataError, match=words):
+        open_dataset("refytvos", youtube)
+
+
+def test_the_release_of_2020_is_named(youtube):
+    first = {"objects": {"1": {"category": "dog", "expressions": ["a dog"], "frames": ["00000"]}}}
+    roots.write_expressions(youtube, "train", {"t1": first})
+    with pytest.raises(DataError, match=r"video 't1': .*the first release, of 2020.*fetch the expressions of 2021"):
+        open_dataset("refytvos", youtube, split="train")
+
+
+def test_expressions_alone_can_be_counted_and_nothing_else(youtube):
+    shutil.rmtree(youtube / "valid")
+    dataset = pickle.loads(pickle.dumps(open_dataset("refytvos", youtube)))
+    assert [sample.key for sample in dataset] == ["v1/0", "v1/1"]
+    with pytest.raises(
+        DataError, match=r"valid/JPEGImages/v1: no such folder, and nothing else tells the video's size"
+    ):
+        dataset[0].size  # noqa: B018 - it raises
 
 
 # Ref-DAVIS17
