@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ class OpenAIPolicy:
         self._places = asyncio.Semaphore(requests)
         self._failure: DataError | None = None
         self._unfit = UnfitFromTheStart(UNFIT)
+        self._told = False
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
 
     def choose_clip(self, sample: VideoSample) -> Clip | None:
@@ -113,6 +115,7 @@ class OpenAIPolicy:
         async with self._places:
             try:
                 reply = await self._chat.ask(messages, seed=seed)
+                self._tell_where(reply)
                 self._unfit.note(unfit(reply), reply.whole)
                 return reply.whole
             except (chat.GaveUp, DataError) as error:
@@ -120,6 +123,17 @@ class OpenAIPolicy:
                     self._chat.stop_retrying()
                     self._failure = error if isinstance(error, DataError) else self._gave_up(key, error)
                 raise self._failure from None
+
+    def _tell_where(self, reply: Completion) -> None:
+        """Say once that replies are read from the field for reasoning: whose answer is missing may look there."""
+        if reply.text.strip() or not reply.reasoning.strip() or self._told:
+            return
+        self._told = True
+        print(
+            f"{self._url}: the reply has no content, all of its text is in {reply.reasoning_field}; it is read from "
+            "there (a server without a reasoning parser would not split it off)",
+            file=sys.stderr,
+        )
 
     def _gave_up(self, key: str, error: chat.GaveUp) -> DataError:
         return DataError(

@@ -163,6 +163,13 @@ def test_replies_that_are_unfit_for_one_reason_from_the_first_on_stop_the_run(da
     assert len(server.asked) == 20
 
 
+def test_where_the_text_was_is_said_once(dataset, capsys):
+    server = ChatServer(lambda asked: thinking(None, "<think>Left.</think><answer>{}</answer>"))
+    with server.serve() as url:
+        OpenAIPolicy("m", base_url=url).answer([ask_about(dataset[0])] * 3, seed=0)
+    assert capsys.readouterr().err.count("all of its text is in reasoning_content") == 1
+
+
 def test_one_usable_reply_shows_that_the_server_can(dataset):
     server = ChatServer(lambda asked: Act(completion("")) if asked.arrival else Act())
     with server.serve() as url:
