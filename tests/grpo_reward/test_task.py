@@ -224,7 +224,7 @@ def test_samples_without_a_target_are_listed_as_a_mix_wants_them(hand_made, form
         (
             {"val_files": "refytvos={refytvos}+revos={revos}"},
             "val",
-            "ground truth of valid is on the",
+            "no ground truth of valid",
         ),
         ({"train_files": "vicas={vicas}"}, "train", "names no version"),
         ({"train_meta": "subset.json"}, "train", "another expression file is for one data set"),

@@ -92,8 +92,7 @@ def open_prompts(config: Config) -> RunPrompts:
     held_out = None
     if config.trainer.val_freq > 0 or config.trainer.val_before_train:
         held_out, overlong["val"], more = _open(config, opener, "val")
-        notes = list(dict.fromkeys([*notes, *more]))
-        _check_same(config, held_out)
+        notes = list(dict.fromkeys([*notes, *more, *_compare(config, held_out)]))
     batch = config.data.rollout_batch_size
     if len(train) < batch:
         raise ConfigError(f"data.rollout_batch_size={batch}: there are only {len(train)} prompts to train on")
@@ -137,18 +136,26 @@ def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> t
     return subset, left_out, notes
 
 
-def _check_same(config: Config, held_out: PromptSubset) -> None:
-    """ConfigError where the run that is resumed validated on other prompts: scores of one run must compare."""
+def _compare(config: Config, held_out: PromptSubset) -> list[str]:
+    """What differs from the validation of the run that is resumed: scores of one run must compare. ConfigError, unless
+    a change of the data was asked for."""
     resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
-    if resume == "never" or (resume == "auto" and checkpoint.latest(folder) is None):
-        return
-    path = (folder if resume == "auto" else Path(resume).parent) / VAL_KEYS
-    if held_out.keys is None or not path.is_file():
-        return
+    if checkpoint.latest(folder) is None:
+        folder = folder if resume in ("auto", "never") else Path(resume).parent
+    path = folder / VAL_KEYS
+    if checkpoint.latest(folder) is None or held_out.keys is None or not path.is_file():
+        return []
     before = path.read_text(encoding="utf-8").splitlines()
-    if before != held_out.keys:
-        raise ConfigError(
-            f"{path}: the run that is resumed validated on these {len(before)} samples, it would now be "
-            f"{len(held_out.keys)} of which {len(set(before) & set(held_out.keys))} are the same: keep data.val_limit, "
-            "data.seed and the validation data, or remove the file to go on with scores that do not compare"
-        )
+    if before == held_out.keys:
+        return []
+    same = len(set(before) & set(held_out.keys))
+    told = (
+        f"{path}: the run that is resumed validated on these {len(before)} samples, it would now be on "
+        f"{len(held_out.keys)}, {same} of them the same"
+    )
+    if any(key.startswith("data.") for key in config.trainer.accept_changes):
+        return [f"{told}: scores from here on do not compare with those before"]
+    raise ConfigError(
+        f"{told}; keep data.val_limit, data.seed, the validation data and the limit on the prompt's length, or accept "
+        "that scores do not compare with trainer.accept_changes=[data.val_limit]"
+    )
