@@ -19,6 +19,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m inference.segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("video", type=Path, help="a video file, or a folder of pictures in name order")
+    parser.add_argument("video", type=Path, help="a video file, or a folder of pictures in the order of their numbers")
     parser.add_argument("sentence", help="what to segment")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="where to write; results of before are replaced"
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     _check(args)
     options.settle(args)
     sampling = options.build_sampling(args)
-    sample, pictures, rate = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
+    sample, pictures, playback = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
     with _own_folder(args.output):
         policy, tracker = _build_policy(args, sample), _WithBars(options.build_tracker(args))
         policy.family.check_size(sampling.size)
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             open_frames=lambda _: pictures,
             reading=args.reading,
         )
-        written = write(args.output, finished.prediction, pictures, rate=rate)
+        written = write(args.output, finished.prediction, pictures, playback)
     _report(finished.prediction, stride=args.stride)
     for path in written:
         print(f"wrote     {path}")
@@ -165,22 +166,29 @@ class _WithBar(Sequence[np.ndarray]):
         return frame
 
 
+@dataclass(frozen=True)
+class Playback:
+    """How frames are to be shown, as `veason.video.encode` takes it."""
+
+    rate: Fraction
+    times: tuple[Fraction, ...] | None = None
+    pixel_aspect: Fraction = Fraction(1)
+
+
 def open_video(
     path: Path, sentence: str, *, stride: int = 1, limit: int | None = None
-) -> tuple[VideoSample, Sequence[np.ndarray], Fraction]:
-    """(the sample, its frames, frames per second) of a video file or a folder of pictures."""
-    common = {"dataset": "video", "exp_id": "0", "expression": sentence}
+) -> tuple[VideoSample, Sequence[np.ndarray], Playback]:
+    """(the sample, its frames, how they play) of a video file or a folder of pictures."""
+    common = {"dataset": "video", "exp_id": "0", "expression": sentence, "frame_dir": path}
     if path.is_dir():
-        pictures = frames.FolderFrames(path, stride=stride, limit=limit)
-        sample = VideoSample(
-            **common, video=path.resolve().name, frames=pictures.names, frame_dir=path, size=pictures.size
-        )
-        return sample, pictures, _FOLDER_RATE
+        found = frames.FolderFrames(path, stride=stride, limit=limit)
+        name = path.resolve().name
+        sample = VideoSample(**common, video=name, frames=found.names, size=found.size, suffix=found.paths[0].suffix)
+        return sample, found, Playback(_FOLDER_RATE)
     decoded = video.decode(path, stride=stride, limit=limit)
     names = tuple(f"{t * stride:05d}" for t in range(len(decoded.frames)))
-    size = decoded.frames.shape[1:3]
-    sample = VideoSample(**common, video=path.stem, frames=names, frame_dir=path, size=size)
-    return sample, decoded.frames, decoded.rate
+    sample = VideoSample(**common, video=path.stem, frames=names, size=decoded.frames.shape[1:3])
+    return sample, decoded.frames, Playback(decoded.rate, decoded.times, decoded.pixel_aspect)
 
 
 def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
@@ -232,7 +240,7 @@ def _pixels(size: Size) -> str:
     return f"{size[1]} x {size[0]} pixels (width x height)"
 
 
-def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], *, rate: Fraction) -> list[Path]:
+def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], playback: Playback) -> list[Path]:
     """Write the masks, the overlay, the keyframe and, last, the record of a prediction; where they are.
 
     What an earlier run of this command left there goes first.
@@ -250,7 +258,7 @@ def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], 
         data = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()  # OpenCV wants BGR
         atomic.write_bytes(folder / "keyframe.png", data)
         written.insert(1, folder / "keyframe.png")
-    video.encode(folder / "overlay.mp4", _painted(prediction, pictures), rate=rate)
+    video.encode(folder / "overlay.mp4", _painted(prediction, pictures), **vars(playback))
     atomic.write_json(folder / "prediction.json", output.prediction_record(prediction))
     return written
 
