@@ -1,19 +1,24 @@
 """Train a policy with GRPO: ``python -m verl.trainer.main config=FILE.yaml key=value …``
 
 Every key of the configuration can be given on the command line; `python -m verl.trainer.main --help` lists them. The
-resolved configuration is printed and written to ``config.yaml`` in ``trainer.save_checkpoint_path``. A run that was
-stopped goes on from its last checkpoint when the same command is given again (``trainer.resume=auto``).
+resolved configuration is printed and, once the run is up, written to ``config.yaml`` in
+``trainer.save_checkpoint_path``; an earlier one that differs stays beside it as ``config_000.yaml``. A run that was
+stopped goes on from its last checkpoint when the same command is given again (``trainer.resume=auto``); with another
+configuration only where the keys that differ may change, see ``trainer.accept_changes``.
 """
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from verl import config as configuration
 from verl.config import Config
-from verl.single_controller.errors import NoRoom, WorkerLost
+from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
+from verl.trainer.errors import RunStopped
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,20 +28,43 @@ def main(argv: list[str] | None = None) -> None:
         return
     config = configuration.load(argv)
     configuration.check(config)
-    text = configuration.to_yaml(config)
-    folder = Path(config.trainer.save_checkpoint_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(text)
-    print(text, flush=True)
+    _check_parts(config)
+    print(configuration.to_yaml(config), flush=True)
     run(config)
 
 
+def _check_parts(config: Config) -> None:
+    """ConfigError for a part that is missing or cannot work with its settings: before anything is started or written.
+    What the data sets have to say comes with their opening, which is before anything is started, too."""
+    from verl.models import loading
+    from verl.utils import tracking
+    from verl.workers.reward.base import check_reward
+    from verl.workers.rollout import check_installed
+
+    tracking.check(config.trainer.logger)
+    check_installed(config.worker.rollout)
+    check_reward(config.worker.reward)
+    loading.check(config.worker.actor.model.model_path)
+
+
 def run(config: Config) -> None:
-    """Train, from the last checkpoint again after a worker or node was lost, at most ``trainer.max_restarts`` times."""
+    """Train, from the last checkpoint again after a worker or node was lost, at most ``trainer.max_restarts`` times.
+
+    ConfigError where another run writes into the folder, or the checkpoints there are no past of this run.
+    """
+    from verl.trainer import run_folder
+    from verl.workers import checkpoint
+
+    with run_folder.locked(Path(config.trainer.save_checkpoint_path)):
+        checkpoint.tidy(config.trainer.save_checkpoint_path)  # first: it may give a checkpoint back its name
+        past = run_folder.read_past(config, run_folder.find_past(config))
+        for line in run_folder.check_config(config, past) if past else []:
+            print(f"resumed with a change: {line}", flush=True)
+        _run(config)
+
+
+def _run(config: Config) -> None:
     lost: WorkerLost | None = None
-    _check_folder(config)
-    _check_engine(config)
-    _check_reward(config)
     for attempt in range(config.trainer.max_restarts + 1):
         try:
             _train(config, apart=lost is None)
@@ -63,35 +91,6 @@ def _train(config: Config, *, apart: bool) -> None:
         trainer.close()
 
 
-def _check_folder(config: Config) -> None:
-    """ConfigError where the run's folder holds checkpoints that are not its past: they would be taken for its own."""
-    from verl.workers import checkpoint
-
-    resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
-    found = [] if resume == "auto" else checkpoint.complete(folder.resolve())
-    start = Path(resume).resolve()
-    others = found[found.index(start) + 1 :] if start in found else found
-    if others:
-        raise configuration.ConfigError(
-            f"trainer.resume={resume}: {folder} holds {others[-1].name}, which is no past of this run; move it, or "
-            "give another trainer.save_checkpoint_path"
-        )
-
-
-def _check_engine(config: Config) -> None:
-    """ConfigError before anything is started, not from within a worker."""
-    from verl.workers.rollout import check_installed
-
-    check_installed(config.worker.rollout)
-
-
-def _check_reward(config: Config) -> None:
-    """ConfigError for a reward that no worker could build."""
-    from verl.workers.reward.base import check_reward
-
-    check_reward(config.worker.reward)
-
-
 def _from_last_checkpoint(config: Config) -> Config:
     """Going on from what the run has saved, or, if nothing, from where it began."""
     from verl.workers import checkpoint
@@ -100,9 +99,48 @@ def _from_last_checkpoint(config: Config) -> Config:
     return replace(config, trainer=replace(config.trainer, resume=resume))
 
 
-if __name__ == "__main__":
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""Errors of the file system that a user can put right."""
+UNSAVED = "verl.workers.checkpoint.CheckpointError: "
+
+
+def command() -> int:
+    """`main` as a command: what a user can put right is one line on stderr, and 2 its exit status.
+
+    SIGTERM and Ctrl-C end the workers, too; the same command then goes on from the last checkpoint.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, which takes its place later
+    on = "the same command goes on from the last checkpoint"
     try:
         main()
-    except (configuration.ConfigError, NoRoom) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (configuration.ConfigError, NoRoom, RunStopped) as error:
+        return _told(str(error))
+    except WorkerLost as error:
+        return _told(f"{error}\ntrainer.max_restarts is used up; {on}")
+    except WorkerError as error:
+        last = error.text.rstrip().splitlines()[-1]
+        if not last.startswith(UNSAVED):
+            raise
+        return _told(last.removeprefix(UNSAVED))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _told(f"{error.filename or 'the disk'}: {error.strerror}; {on}")
+    except KeyboardInterrupt:
+        print(f"stopped; {on}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        print(f"stopped by SIGTERM; {on}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def _told(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -18,11 +18,12 @@ from verl.config import Config
 from verl.protocol import Prompt, Reward, Rollout
 from verl.single_controller import placement
 from verl.single_controller.group import WorkerGroup
-from verl.trainer import metrics
+from verl.trainer import metrics, run_folder
 from verl.trainer.data import Schedule, batches
+from verl.trainer.errors import RunStopped
 from verl.trainer.prompts import open_prompts
 from verl.utils.tracking import MetricsLog
-from verl.workers import checkpoint
+from verl.workers import checkpoint, rollout
 from verl.workers.reward.pool import RewardPool
 from verl.workers.worker import Worker
 
@@ -54,13 +55,23 @@ class RayTrainer:
         self.folder = Path(config.trainer.save_checkpoint_path)
         self.prompts = open_prompts(config)
         self.dataset, self.held_out = self.prompts.train, self.prompts.held_out
+        self.inputs = run_folder.find_inputs(
+            config, {"data.train_files": self.dataset, "data.val_files": self.held_out}
+        )
+        self.past = run_folder.read_past(config, run_folder.find_past(config))
+        if self.past is not None:
+            checkpoint.verify(self.past.folder)
+            for line in run_folder.check_inputs(config, self.past, self.inputs):
+                print(f"resumed with a change: {line}", flush=True)
         data = config.data
         self.schedule = Schedule(len(self.dataset), data.rollout_batch_size, data.seed, data.shuffle)
         steps = self.schedule.steps_per_epoch * config.trainer.total_episodes
         self.total_steps = min(steps, config.trainer.max_steps or steps)
-        self.bad_steps = 0
+        self.bad_steps = self.empty_steps = 0
+        self.first_step = self.past.step if self.past else 0
         with ExitStack() as opened:
-            self._open_workers(opened, apart=apart)
+            if self.first_step < self.total_steps:
+                self._open_workers(opened, apart=apart)
             self._opened = opened.pop_all()  # all came up: from here on `close` ends them
 
     def _open_workers(self, opened: ExitStack, *, apart: bool) -> None:
@@ -85,18 +96,33 @@ class RayTrainer:
             seats = placement.reserve_beside(reward.num_workers, cpus=cpus, timeout_s=limit_s)
             opened.callback(seats.free)
         share = 1.0 - beside * reward.num_gpus_per_worker
-        self.group = WorkerGroup(Worker, self.config, total_steps=self.total_steps, placement=place, gpu_share=share)
+        self.group = WorkerGroup(
+            Worker,
+            self.config,
+            total_steps=self.total_steps,
+            placement=place,
+            gpu_share=share,
+            stuck_after=trainer.stuck_after,
+        )
         opened.callback(self.group.shutdown)
         self.rewards = RewardPool(reward, reward.compute_score, slots=[seats.slot(i) for i in range(len(seats))])
         opened.callback(self.rewards.close)
 
     def fit(self) -> None:
         """Run the steps that are left."""
-        first_step = self._resume()
+        first_step = self.first_step
+        if first_step >= self.total_steps:
+            print(f"nothing is left to do: {first_step} steps are done of {self.total_steps}", flush=True)
+            return
+        self._resume()
         for note in self.prompts.notes:
             print(f"note: {note}", flush=True)
+        run_folder.keep_config(self.config, self.folder)
         self.prompts.record(self.folder)
-        with MetricsLog(self.config, self.folder, first_step=first_step, total_steps=self.total_steps) as self.log:
+        rollout.record(self.config, self.folder)
+        goes_on = self.past is not None and self.past.own
+        where = {"first_step": first_step, "total_steps": self.total_steps, "goes_on": goes_on}
+        with MetricsLog(self.config, self.folder, **where) as self.log:
             if self.config.trainer.val_before_train and first_step == 0:
                 self.log.write(0, self._validate(), {})
             left = range(first_step, self.total_steps)
@@ -122,9 +148,12 @@ class RayTrainer:
         gaps = {"mean": stats.pop("actor/engine_gap"), "max": stats.pop("actor/engine_gap_max")}
         if self.on_policy:
             gap = metrics.prefixed("engine", {f"gap_{name}": value for name, value in gaps.items()})
+            if stats["group/dropped"] == 1:  # no reply was looked at, and no distance is no agreement
+                gap = _worst(self.group.call("add_logprobs"))
             self._guard(gap)  # before anything of this update is saved
         with timer("sync"):
             self.group.call("sync_weights")
+        timer.seconds |= metrics.prefixed("reward", judged.metrics())
         self._finish(step, groups, rewards, {**stats, **gap}, timer)
 
     @property
@@ -151,24 +180,32 @@ class RayTrainer:
         n, size = len(rewards[0]), self.config.worker.actor.global_batch_size
         columns = [values.reshape(-1, n).tolist() for values in (advantages_B, kept_B, groups_B // size)]
         stats = self.group.call_each("update", *(groups.by_rank(values) for values in columns))
-        self._count_bad_steps(stats[0]["skipped"] > 0)
         return {**metrics.prefixed("actor", stats[0]), "group/dropped": float((~kept_B).float().mean())}
 
     def _guard(self, gap: dict[str, float]) -> None:
         limit = self.config.worker.rollout.logprob_tolerance
         if not gap["engine/gap_mean"] <= limit:  # NaN is no agreement either
-            raise RuntimeError(
+            raise RunStopped(
                 f"the {self.config.worker.rollout.name} engine's log-probabilities are {gap['engine/gap_mean']:.4f} "
                 f"from the actor's on average and {gap['engine/gap_max']:.4f} at most "
                 f"(worker.rollout.logprob_tolerance is {limit}). {_account(self.group.call('stale_weights'))}"
             )
 
-    def _count_bad_steps(self, skipped: bool) -> None:
+    def _count_bad_steps(self, *, skipped: bool, empty: bool) -> None:
+        trainer = self.config.trainer
         self.bad_steps = self.bad_steps + 1 if skipped else 0
-        if self.bad_steps > self.config.trainer.max_bad_steps:
-            raise RuntimeError(
+        self.empty_steps = self.empty_steps + 1 if empty else 0
+        if self.bad_steps > trainer.max_bad_steps:
+            raise RunStopped(
                 f"{self.bad_steps} steps in a row had a loss or gradient that was not finite "
                 "(trainer.max_bad_steps): lower the learning rate or look at the rewards"
+            )
+        if self.empty_steps > trainer.max_empty_steps:
+            raise RunStopped(
+                f"{self.empty_steps} steps in a row had nothing to learn from (trainer.max_empty_steps): the replies "
+                "to each prompt had all the same reward, and algorithm.drop_equal_groups leaves such groups out. Look "
+                "at the rollouts: is every reply right, or none? Harder or easier prompts, a higher "
+                "worker.rollout.temperature or more replies (worker.rollout.n) give differences"
             )
 
     def _finish(
@@ -185,6 +222,7 @@ class RayTrainer:
             with timer("validate"):
                 values |= self._validate()
         self.log.write(step + 1, values, {**timer.seconds, "memory_gib": memory})
+        self._count_bad_steps(skipped=values["actor/skipped"] > 0, empty=values["group/dropped"] == 1)
         if last or (trainer.save_freq > 0 and (step + 1) % trainer.save_freq == 0):
             self._save(step + 1, values)
 
@@ -217,26 +255,22 @@ class RayTrainer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", errors="replace")
 
-    def _resume(self) -> int:
-        """First step to do, after loading the checkpoint to resume from if there is one."""
-        resume = self.config.trainer.resume
-        folder = None if resume == "never" else checkpoint.latest(self.folder) if resume == "auto" else Path(resume)
+    def _resume(self) -> None:
+        """Load the checkpoint to go on from, if there is one."""
         self.best, self.best_step = None, None
-        if folder is None:
-            return 0
-        progress = checkpoint.read(folder)["progress"]
-        self.group.call("load", folder)
-        print(f"resuming after step {progress['step']} from {folder}", flush=True)
-        self.best, self.best_step = progress["best"], progress["best_step"]
-        return progress["step"]
+        if self.past is not None:
+            self.group.call("load", self.past.folder)
+            print(f"resuming after step {self.past.step} from {self.past.folder}", flush=True)
+            self.best, self.best_step = self.past.progress["best"], self.past.progress["best_step"]
 
     def _save(self, step: int, values: dict[str, float]) -> None:
         """A checkpoint after `step` steps; the best by validation reward and the last few are kept."""
         score = values.get("val/reward/total")
         if score is not None and (self.best is None or score > self.best):
             self.best, self.best_step = score, step
-        progress = {"step": step, "best": self.best, "best_step": self.best_step}
-        self.group.call("save", checkpoint.step_folder(self.folder, step), progress)
+        where = {"step": step, "best": self.best, "best_step": self.best_step}
+        progress = run_folder.progress(self.config, self.inputs, self.past, **where)
+        self.group.call("save", checkpoint.step_folder(self.folder, step), progress, self.dataset.asked())
         best = [] if self.best_step is None else [checkpoint.step_folder(self.folder, self.best_step)]
         checkpoint.prune(self.folder, keep_last=self.config.trainer.keep_last, keep=best)
 
