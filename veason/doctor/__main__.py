@@ -8,7 +8,9 @@ visible; is the stored foreground the union of the masks; is the data set as lar
 no expression name; how fast is the storage.
 
 --deep decodes a few frames of every target as well: the true box is given to a tracker, and expressions are ranked by
-how badly its masks and the annotated ones disagree. --contact-sheet shows the worst, --write-exclude lists what
+how badly its masks and the annotated ones disagree. The J of this oracle is for finding drift: it looks at up to six
+frames of a video, each one with true boxes or next to one, where eval scores every frame, tracked from one keyframe; so
+eval's J of `--policy oracle` is another number. --contact-sheet shows the worst, --write-exclude lists what
 sampling (--exclude) and training (data.exclude) should leave out.
 
 Exit code: 0 nothing wrong, 1 errors or warnings, 2 the data set cannot be opened. Notes are no faults.
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from veason import atomic, trackers
+from veason.command import run_command
 from veason.datasets import NAMES, open_dataset
 from veason.doctor import examination, index, report, sheet
 from veason.doctor.oracle import Oracle
@@ -68,16 +71,15 @@ def _tracker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine, write, print; the exit code."""
+    """Examine, write, print; the exit code. DataError if the data set cannot be opened."""
     try:
         dataset = open_dataset(
             args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
         )
-    except DataError as error:
+    except DataError:
         if disorder := index.frame_order(args.data_root, args.meta):
             print(report.findings_text(disorder) + "\n")
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise
     oracle = Oracle(args.tracker, _tracker_options(args)) if args.deep else None
     examiner = examination.Examiner(dataset, part=args.subset or args.meta is not None, oracle=oracle)
     found = examination.examine(examiner, workers=args.workers, threshold=args.threshold)
@@ -94,11 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return run(_arguments(argv))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = _arguments(argv)
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

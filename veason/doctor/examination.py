@@ -49,7 +49,7 @@ class Examination:
 def examine(examiner: Examiner, *, workers: int, threshold: float) -> Examination:
     """Look over the whole data set. threshold: a J of the oracle below it is a finding."""
     dataset = examiner.dataset
-    findings = [*index.annotation_ids(dataset), *index.foreground_file(dataset)]
+    findings = [*index.ground_truth(dataset), *index.annotation_ids(dataset), *index.foreground_file(dataset)]
     if not examiner.part:
         findings += index.counts(dataset)
     times, agreements = array("d"), []

@@ -12,7 +12,7 @@ from veason.doctor import published
 from veason.doctor.findings import Finding
 from veason.errors import DataError
 
-_EXPRESSIONS = ("meta_expressions*.json", "*/meta_expressions.json", "meta_expressions/*/meta_expressions.json")
+_EXPRESSIONS = ("meta_expressions*.json", "*/meta_expressions*.json", "meta_expressions/*/meta_expressions.json")
 """Where the benchmarks keep expressions below their roots."""
 
 
@@ -66,6 +66,17 @@ def _revos_split(dataset: SampleList, split: str) -> SampleList | None:
         return open_dataset("revos", dataset.files["foreground"].parent, split=split)
     except DataError:
         return None
+
+
+def ground_truth(dataset: SampleList) -> Iterator[Finding]:
+    """Whether a split that names no annotations has ground truth at all; the reader says where to get it."""
+    if any(sample.anno_ids or sample.type_id is not None for sample in dataset):
+        return
+    try:
+        dataset.object_rles(dataset[0])
+    except DataError as error:
+        remedy = "none needed for predicting; scoring and training want ground truth"
+        yield Finding("note", "ground truth", f"{dataset.name} {dataset.split}", str(error), remedy)
 
 
 def annotation_ids(dataset: SampleList) -> Iterator[Finding]:

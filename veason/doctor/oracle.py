@@ -4,6 +4,9 @@ The oracle knows the target: in each of a few stretches of the video it takes th
 the true boxes there, and a tracker that looks at the pixels finds the object in that frame and the next. Where the
 annotations drifted off the frames (ReVOS does on UVO and TAO), box and picture do not fit, and J falls. J also falls
 where the tracker is weak, so the ranking is a list to look through, the worst first, not a verdict.
+
+Its J is not what eval gives for the predictions of the oracle policy, though tracker and masks are the same: here a few
+frames are compared, in each stretch with true boxes of its own, there all frames of a video, tracked from one keyframe.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class Agreement:
 
     def record(self) -> dict[str, Any]:
         figures = {"J": round(self.j, 4), "worst_frame_id": self.worst, "worst_J": round(self.worst_j, 4)}
-        return {"sample": self.sample, **figures}
+        return {"sample": self.sample, **figures, "frame_ids": list(self.looked_at)}
 
 
 class Oracle:

@@ -50,7 +50,14 @@ def _ranking(examination: Examination) -> list[str]:
     rows = [(a.sample, 100 * a.j, a.worst, 100 * a.worst_j) for a in worst]
     ranked = aligned(("masks and pictures, worst first", "J", "frame id", "J there"), rows)
     mean = sum(a.j for a in examination.agreements) / len(examination.agreements)
-    return [ranked, f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions"]
+    frames = max(len(a.looked_at) for a in examination.agreements)
+    told = (
+        f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions, in up to {frames} "
+        "frames of each: frames with true boxes, and one beside each.\nThis is to find drift. eval scores every frame "
+        "of a video, tracked from one keyframe, and averages as its benchmark\ndoes, so its J for `--policy oracle` is "
+        "another number, and mostly a lower one."
+    )
+    return [ranked, told]
 
 
 def document(examination: Examination) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """The doctor finds what was broken on purpose, names it, says what to do, and is content with sound data."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import index_roots as roots
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import SIZE, dot, square
-from veason import masks
+from veason import frames, masks
 from veason.datasets import open_dataset
 from veason.doctor import __main__ as doctor
 from veason.doctor import index, oracle, published
@@ -229,7 +231,41 @@ def test_the_frames_that_the_oracle_looks_at():
     assert oracle.keyframes([[None] * 3], range(3)) == []
 
 
+def test_the_oracles_j_is_told_apart_from_that_of_eval(hand_made, capsys):
+    """Four frames, hence stretches of two, one and one frames, so that every frame is looked at."""
+    root = drifted(hand_made)
+    _, report = examine(root, "--subset", "--deep")
+    out = capsys.readouterr().out
+    assert "in up to 4 frames of each" in out
+    assert "eval scores every frame of a video, tracked from one keyframe" in out
+    entry = report["oracle"][0]
+    assert entry["frame_ids"] == [0, 1, 2, 3]
+    dataset = open_dataset("revos", root)
+    sample = next(sample for sample in dataset if sample.key == entry["sample"])
+    tracks, video = dataset.object_rles(sample), frames.VideoFrames(sample)
+    found = oracle.Oracle("grabcut", {}).masks(tracks, range(4), video)
+    by_hand = [masks.iou(mask, masks.decode(tracks[0][t], SIZE)) for t, mask in found.items()]
+    assert entry["J"] == round(sum(by_hand) / len(by_hand), 4)
+
+
 # the command
+
+
+def test_published_counts_of_the_referring_sets():
+    assert published.SPLITS["refytvos", "valid"] == published.Size(202, 834)
+    assert published.SPLITS["refdavis", "valid"] == published.Size(30, 244)
+
+
+def test_a_split_of_the_server_is_no_fault_and_expressions_alone_are_counted(tmp_path, capsys):
+    root = roots.write_refytvos(tmp_path / "y")
+    arguments = ["--dataset", "refytvos", "--data-root", str(root), "--workers", "1"]
+    assert doctor.main([*arguments, "--subset"]) == 0
+    assert "note, ground truth:\n  refytvos valid: " in capsys.readouterr().out
+    shutil.rmtree(root / "valid")
+    assert doctor.main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "refytvos valid: 2 expressions, 1 videos, 0 pictures" in out
+    assert "refytvos valid has 1 videos, published 202; 2 expressions, published 834" in out
 
 
 def test_help_and_impossible_options(hand_made):
