@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veason import prompt
+from veason import asked, prompt, synthetic
 from veason.synthetic import build_world
 from veason.synthetic.policy import write_tiny_policy
 from veason.synthetic.tokenizer import SPECIAL, build_tokenizer
@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from veason import prompt
+from veason import asked, prompt, synthetic
 from veason.types import Clip
 
 folder = sys.argv[1]
@@ -161,3 +161,10 @@ def test_a_world_with_policy_holds_the_same_checkpoint(folder, tmp_path):
     assert {path.name: path.read_bytes() for path in written.iterdir()} == {
         path.name: path.read_bytes() for path in folder.iterdir()
     }
+
+
+def test_it_says_how_it_wants_to_be_asked(folder):
+    base = Path(synthetic.__file__).parent / "base_policy"
+    found = asked.read(folder)
+    assert found == asked.read(base)
+    assert (found.frames, found.size, found.prompt_template) == (6, (84, 84), None)
