@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from veason import boxes, frames
-from veason.answer import format_reply
-from veason.atomic import read_journal
+from veason.answer import MAX_COORDINATE, format_reply
 from veason.errors import DataError
 from veason.family import BY_MODEL_TYPE, QWEN2_5_VL
+from veason.files import foreign_content, read_head
 from veason.types import Answer, Box, Clip, Question, Size, VideoSample
 
 
@@ -52,7 +52,7 @@ class ReplayPolicy:
             size = record.get("model_size", list(self._size))
             return Clip(frame_ids=_frame_ids(record["frame_ids"], len(sample), where), size=_size(size, where))
         shown = set(frames.linspace(len(sample), self._n))
-        if isinstance(record.get("keyframe"), int):
+        if type(record.get("keyframe")) is int:
             shown.add(_frame_ids([record["keyframe"]], len(sample), where)[0])
         return Clip(frame_ids=tuple(sorted(shown)), size=self._size)
 
@@ -74,13 +74,30 @@ class ReplayPolicy:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a predictions file; a DataError that names the file and line where it is none."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such predictions file")
-    try:
-        return list(read_journal(Path(path)))
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    """The records of a predictions file; a DataError that names the file and line where it is none.
+
+    A last line without its line feed counts: people write such files by hand. If it is no record, the file is cut off.
+    """
+    path = Path(path)
+    head = read_head(path)
+    found = foreign_content(head)
+    if found:
+        raise DataError(f"{path}: not a predictions file but {found}")
+    records = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                cut = "" if line.endswith(b"\n") else "; the file is cut off: copy it again"
+                raise DataError(f"{path}:{number}: not a JSON record: {error}{cut}") from error
+            if not isinstance(record, dict):
+                raise DataError(
+                    f"{path}:{number}: expected a JSON object a line, such as predictions.jsonl has, found "
+                    f"{type(record).__name__}"
+                )
+            records.append(record)
+    return records
 
 
 def _frame_ids(value: object, length: int, where: str) -> tuple[int, ...]:
@@ -101,6 +118,8 @@ def _boxes(value: object, where: str) -> list[Box]:
     entries = value if isinstance(value, list) else [None]
     for entry in entries:
         numbers = entry if isinstance(entry, list) and len(entry) == 4 else [None]
-        if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+        if not all(type(v) in (int, float) and abs(v) <= MAX_COORDINATE for v in numbers):  # false for NaN
             raise DataError(f"{where}: boxes must be [[x1, y1, x2, y2], …] in video pixels, found {str(value)[:80]}")
+        if numbers[2] < numbers[0] or numbers[3] < numbers[1]:
+            raise DataError(f"{where}: the box {entry} has its second corner left of or above its first one")
     return [tuple(map(float, entry)) for entry in entries]

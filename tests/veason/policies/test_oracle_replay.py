@@ -1,6 +1,7 @@
 """The policies that need no model."""
 
 import json
+import os
 
 import pytest
 
@@ -9,7 +10,7 @@ from veason.answer import parse_reply
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.policies.oracle import OraclePolicy
-from veason.policies.replay import ReplayPolicy
+from veason.policies.replay import ReplayPolicy, read_records
 from veason.types import Clip, Question
 
 SIZE = (56, 56)
@@ -74,6 +75,12 @@ def test_hand_written_boxes_are_in_video_pixels(hand_made, tmp_path):
         ({"keyframe": 1, "boxes": [[1, 2, 3]]}, "boxes must be"),
         ({"keyframe": 1, "boxes": [[1, 2, 3, None]]}, "boxes must be"),
         ({"keyframe": 1}, "boxes must be"),
+        ({"keyframe": 1, "boxes": [[1, 2, 3, float("nan")]]}, "boxes must be"),
+        ({"keyframe": 1, "boxes": [[1, 2, 3, float("inf")]]}, "boxes must be"),
+        ({"keyframe": 1, "boxes": [[1, 2, 3, 10**400]]}, "boxes must be"),
+        ({"keyframe": 1, "boxes": [[3, 2, 1, 4]]}, "second corner left of or above"),
+        ({"keyframe": True, "boxes": [[1, 2, 3, 4]]}, "needs a reply, or a keyframe"),
+        ({"keyframe": -1, "boxes": [[1, 2, 3, 4]]}, "frame ids must be ints from 0 to 3"),
         ({"reply": "x", "frame_ids": [0, 99]}, "frame ids must be"),
         ({"reply": "x", "frame_ids": [0], "model_size": [0, 1]}, "model_size must be"),
         ({"family": "Nobody"}, "known model family"),
@@ -92,5 +99,37 @@ def answer_once(policy, sample):
 def test_two_records_for_a_sample_are_refused(tmp_path):
     with pytest.raises(DataError, match="2 lines for 1 samples"):
         replay(tmp_path, {"video": "a", "exp_id": "0"}, {"video": "a", "exp_id": "0"})
-    with pytest.raises(DataError, match="no such predictions file"):
+    with pytest.raises(DataError, match="no such file"):
         ReplayPolicy.from_file(tmp_path / "none.jsonl", n=2, size=SIZE)
+
+
+GOOD_LINE = b'{"video": "a", "exp_id": "0", "keyframe": 0, "boxes": []}'
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<html></html>\n", "a web page"),
+        (b"", "empty"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (GOOD_LINE + b"\n" + GOOD_LINE[:30], r"\.jsonl:2: not a JSON record.*cut off"),
+        (GOOD_LINE + b"\nnonsense\n", r"\.jsonl:2: not a JSON record"),
+        (b"[1]\n", r"\.jsonl:1: expected a JSON object a line.*found list"),
+        (b"[" * 100_000, "not a JSON record"),
+    ],
+)
+def test_a_file_that_is_no_predictions_says_what_it_is(tmp_path, data, message):
+    path = tmp_path / "said.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        ReplayPolicy.from_file(path, n=2, size=SIZE)
+
+
+def test_a_last_line_without_its_line_feed_counts_and_a_pipe_is_refused(tmp_path):
+    path = tmp_path / "said.jsonl"
+    path.write_bytes(GOOD_LINE)
+    assert read_records(path) == [{"video": "a", "exp_id": "0", "keyframe": 0, "boxes": []}]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe"):
+        read_records(tmp_path / "pipe")
