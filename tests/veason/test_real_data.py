@@ -1,4 +1,4 @@
-"""Real annotation files, where they are at hand: published counts, sound copies, masks as another project writes them."""
+"""Real annotation files, where they are at hand: published counts, sound copies, masks that another project wrote."""
 
 import json
 from pathlib import Path
