@@ -55,6 +55,7 @@ LIGHT = [
     "eval.mevis",
     "eval.reasonvos",
     "eval.refdavis",
+    "eval.refytvos",
     "eval.revos",
     "eval.submit",
     "eval.table",
