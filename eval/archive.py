@@ -7,7 +7,6 @@ and never believes an archive about sizes, so that a file from anywhere can be c
 from __future__ import annotations
 
 import os
-import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from eval import predictions
@@ -30,7 +28,6 @@ from veason.types import Size, VideoSample
 PREFIXES = {"mevis": "", "refytvos": "Annotations/"}
 """Benchmark with a server -> folder in the archive that the videos lie in."""
 
-_HEADER = struct.Struct(">8sI4sIIBB")  # PNG signature, length, IHDR, width, height, bit depth, colour type
 _SLACK = 1 << 16  # bytes that a PNG may be larger than its pixels
 
 
@@ -176,17 +173,14 @@ def _fault(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: Size) -> str | No
 
 
 def _png_fault(data: bytes, size: Size) -> str | None:
-    if len(data) < _HEADER.size:
-        return "it is no PNG"
-    signature, _, kind, width, height, depth, colour = _HEADER.unpack_from(data)
-    if signature != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR":
-        return "it is no PNG"
-    if (height, width) != size:
-        return f"it is {height}x{width}, the video {size[0]}x{size[1]} (height x width)"
-    if (depth, colour) != (8, 0):
-        return f"it has {depth} bits and colour type {colour}, expected 8-bit grey (mode L)"
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        return "the PNG is damaged"
+    try:
+        head = mask_png.header(data)
+        if head.size != size:
+            return f"it is {head.size[0]}x{head.size[1]}, the video {size[0]}x{size[1]} (height x width)"
+        if (head.depth, head.colour) != (8, mask_png.GREY):
+            return f"it has {head.depth} bits and colour type {head.colour}, expected 8-bit grey (mode L)"
+        mask = mask_png.decode_grey(data, size)
+    except mask_png.PngError as error:
+        return str(error)
     wrong = predictions.values(mask) - {255}
     return f"it holds the value {min(wrong)}, expected 0 and 255 only" if wrong else None

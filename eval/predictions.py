@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,8 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval import png
-from veason import atomic, mask_lines
+from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
 from veason.files import foreign_content, load_json, read_head
 from veason.types import Size, VideoSample
@@ -151,28 +149,21 @@ def read_png(path: Path, size: Size, key: str) -> np.ndarray:
         data = _read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {again}") from error
-    if not data:
-        raise DataError(f"{path}: the file is empty (0 bytes); {again}")
-    if not data.startswith(png.START):
-        found = foreign_content(data[:512])
-        raise DataError(f"{path}: not a PNG file" + (f" but {found}" if found else f"; {again}, one PNG a frame"))
-    if len(data) < _HEADER.size:
-        raise DataError(f"{path}: the PNG is cut off after {len(data)} bytes; {again}")
-    width, height = _HEADER.unpack_from(data)
-    if (height, width) != size:
+    try:
+        found = mask_png.header(data).size
+        if found != size:
+            raise DataError(
+                f"{path}: the mask is {found[0]}x{found[1]}, the video of {key} is {size[0]}x{size[1]} "
+                f"(height x width); write masks at the video's own size, they are not resized here"
+            )
+        return mask_png.decode_grey(data, size)
+    except mask_png.PngError as error:
+        foreign = foreign_content(data[:512]) if data else None
         raise DataError(
-            f"{path}: the mask is {height}x{width}, the video of {key} is {size[0]}x{size[1]} "
-            f"(height x width); write masks at the video's own size, they are not resized here"
-        )
-    if png.END not in data:
-        raise DataError(f"{path}: the PNG is cut off after {len(data)} bytes; {again}")
-    mask = png.read_grey(data, size)
-    if mask is None or mask.shape != size:
-        raise DataError(f"{path}: the PNG is damaged; {again}")
-    return mask
+            f"{path}: {error}" + (f" but {foreign}" if foreign else f"; {again}, one PNG a frame")
+        ) from error
 
 
-_HEADER = struct.Struct(">16xII")  # width and height, behind the signature and the name of the chunk
 LARGEST = 1 << 27
 """Pixels of a mask at most where no data set says how large it has to be: four times 8K."""
 
@@ -180,11 +171,13 @@ LARGEST = 1 << 27
 def png_size(path: Path) -> Size:
     """(height, width) from a mask file's header; a DataError if it is no PNG, or larger than `LARGEST`."""
     head = read_head(path)
-    if not head.startswith(png.START) or len(head) < _HEADER.size:
-        found = foreign_content(head) or "something else; write the masks of its sample again"
-        raise DataError(f"{path}: not a PNG file but {found}")
-    width, height = _HEADER.unpack_from(head)
-    if not 0 < height * width <= LARGEST:
+    try:
+        height, width = mask_png.header(head).size
+    except mask_png.PngError as error:
+        found = foreign_content(head)
+        problem = f"not a PNG file but {found}" if found else f"{error}; write the masks of its sample again"
+        raise DataError(f"{path}: {problem}") from error
+    if height * width > LARGEST:
         raise DataError(f"{path}: {height}x{width} pixels (height x width); no mask is that large")
     return (height, width)
 

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from eval import metrics, png, predictions
+from eval import metrics, predictions
 from eval.predictions import Predictions
 from eval.robustness import accuracy, robustness
-from veason import masks
+from veason import mask_png, masks
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.pool import WorkerPool
@@ -200,7 +200,7 @@ def _in_pool(
 
 def _use_compiled(wanted: bool) -> None:
     metrics.use_compiled(wanted)
-    png.use_compiled(wanted)
+    mask_png.use_compiled(wanted)
 
 
 def _score_named(scorer: Scorer, samples: Sequence[VideoSample]) -> dict[str, Outcome]:

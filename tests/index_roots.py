@@ -88,8 +88,9 @@ def predict(dataset: Any, out: Path, say: Callable[[str, int], np.ndarray | None
         said = []
         for t in range(len(sample)):
             mask = say(sample.key, t)
-            truth = masks.union([track[t] for track in dataset.object_rles(sample)], sample.size)
-            said.append(truth if mask is None else mask)
+            if mask is None:
+                mask = masks.union([track[t] for track in dataset.object_rles(sample)], sample.size)
+            said.append(mask)
         small.write_masks(out / sample.key, sample.frames, said, value)
     return out
 

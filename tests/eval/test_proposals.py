@@ -66,7 +66,7 @@ def test_a_further_proposal_may_stand_for_the_object(tmp_path):
     dataset = open_dataset("refdavis", roots.write_refdavis(tmp_path / "gt", {"v": layers}))
     roots.write_index(tmp_path / "gt/valid/Annotations/v/00000.png", {1: SQUARE})
     said = {"v/0": NOTHING | small.square(0, 14), "v/4": SQUARE}
-    pred = roots.predict(dataset, tmp_path / "pred", lambda key, t: said.get(key))
+    pred = roots.predict(dataset, tmp_path / "pred", lambda key, t: said.get(key, NOTHING))
     outcomes = ProposalScorer(dataset, open_predictions(pred), frozenset()).score(list(dataset))
     assert jf(outcomes["v/annotator 0"]) == [("4", 1.0, 1.0)]
 
@@ -77,7 +77,7 @@ def test_an_empty_mask_behind_the_last_object_is_no_proposal(tmp_path):
     dataset = open_dataset("refdavis", roots.write_refdavis(tmp_path / "gt", {"v": layers}))
     roots.write_index(tmp_path / "gt/valid/Annotations/v/00000.png", {1: SQUARE})
     said = {"v/0": OTHER, "v/4": NOTHING, "v/1": NOTHING, "v/5": OTHER}
-    pred = roots.predict(dataset, tmp_path / "pred", lambda key, t: said.get(key))
+    pred = roots.predict(dataset, tmp_path / "pred", lambda key, t: said.get(key, NOTHING))
     outcomes = ProposalScorer(dataset, open_predictions(pred), frozenset()).score(list(dataset))
     assert jf(outcomes["v/annotator 0"]) == [("0", 0.0, 0.0)]
     assert outcomes["v/annotator 1"][0].j == 0.75  # before the last object it is one

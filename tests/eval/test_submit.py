@@ -99,8 +99,8 @@ def grey(mask, flags=()):
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"", "no PNG"),
-        (b"GIF89a" + bytes(100), "no PNG"),
+        (b"", "0 bytes"),
+        (b"GIF89a" + bytes(100), "not a PNG file"),
         (GOOD[:-20], "damaged|cannot"),
         (mask_png.encode(small.SQUARE, bits=1), "1 bits and colour type 0"),
         (grey(np.zeros((20, 20, 3), np.uint8)), "8 bits and colour type 2"),
