@@ -2,38 +2,41 @@
 
     python -m training_data_construction.build_sft --cot cot.json --data-root ROOT --output sft_data
 
-writes ``dataset_info.json``, ``train.json`` and ``images/<video>/<frame>.png`` below the output. The question is the
-very prompt of GRPO and of inference, the frames are resized by the same function, so nothing changes between stages.
-Run again to go on: finished frames are kept.
+writes ``dataset_info.json``, ``train.json`` and ``images/<video>/<frame>.png`` below the output, and ``veason.json``,
+which the trained checkpoint will carry (`veason.asked`). The question is the very prompt of GRPO and of inference, the
+frames are resized by the same function, so nothing changes between stages.
+
+Run again to go on: finished frames are kept. ``build.json`` and ``pictures.jsonl`` say what all was made from; what has
+changed since, or is damaged, is made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from training_data_construction.records import CotRecord, read_records
-from veason import atomic, datasets, frames, prompt
-from veason.datasets.base import check_name
+from veason import asked, atomic, datasets, frames, prompt
+from veason.command import run_command
+from veason.datasets.base import check_name, sha256
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
+from veason.files import fingerprint, load_json
+from veason.pool import map_in_order
 from veason.types import Size, VideoSample
 
-_MARK = re.compile(r"<(?:image|video|audio)>|<\|[^<>|]*\|>", re.IGNORECASE)
-"""What LLaMA-Factory or the tokenizer would take for a picture, a sound or a control token."""
+REPLY_TOKENS = 1024
+"""Room for a reply that a policy trained on the data set asks for, as the paper gives it."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,29 @@ class Pictures:
     size: Size
     """Model (height, width)."""
     output: Path
+    known: Mapping[str, dict[str, Any]]
+    """By picture what an earlier run noted of it: the frame's fingerprint and the picture's hash."""
 
-    def write(self) -> int:
-        """Decode, resize and store what is not there yet, each frame whole or not at all; the number of frames."""
-        for t in self.frame_ids:
-            path = self.output / picture_name(self.sample, t)
-            if not self._finished(path, self.sample.frame_path(t)):
-                frame = frames.resize(frames.load(self.sample.frame_path(t), expect=self.sample.size), self.size)
-                buffer = io.BytesIO()
-                Image.fromarray(frame).save(buffer, format="PNG")
-                atomic.write_bytes(path, buffer.getvalue())
-        return len(self.frame_ids)
 
-    def _finished(self, path: Path, source: Path) -> bool:
-        """Whether the picture is of the model size and no older than its frame."""
-        if not path.is_file() or not source.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
-            return False
-        with Image.open(path) as image:
-            return (image.height, image.width) == self.size
+def write_pictures_of(_: None, job: Pictures) -> list[dict[str, Any]]:
+    """Decode, resize and store what is not there yet, each frame whole or not at all; what to note of those made.
+
+    A picture is there if its frame is the one that it was made from, by `files.fingerprint`, and all of its bytes are
+    those that were written.
+    """
+    made = []
+    for t in job.frame_ids:
+        name, source = picture_name(job.sample, t), job.sample.frame_path(t)
+        path, noted = job.output / name, job.known.get(name)
+        origin = fingerprint(source) if source.is_file() else None
+        if noted and origin == noted["source"] and path.is_file() and sha256(path) == noted["sha256"]:
+            continue
+        frame = frames.resize(frames.load(source, expect=job.sample.size), job.size)
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, format="PNG")
+        atomic.write_bytes(path, buffer.getvalue())
+        made.append({"picture": name, "source": origin, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
+    return made
 
 
 def picture_name(sample: VideoSample, frame_id: int) -> str:
@@ -78,10 +86,11 @@ def build_row(record: CotRecord, *, template: str | None = None) -> dict[str, An
         reply = record.reply
     except ValueError as error:
         raise DataError(f"{record.sample.key}: {error}; drop or correct the record") from error
-    marks = _MARK.findall(question)
-    if marks != [prompt.IMAGE] * len(record.clip) or _MARK.search(reply):
-        wrong = _MARK.findall(reply) or [mark for mark in marks if mark != prompt.IMAGE]
-        raise DataError(f"{record.sample.key}: the text holds a control mark of the model {wrong[:1]}; drop the record")
+    if wrong := prompt.MARKS.search(reply) or prompt.REPLY_TAGS.search(record.thinking):
+        raise DataError(
+            f"{record.sample.key}: the chain of thought holds {wrong[0]!r}, a control mark of the model or a tag of "
+            "the reply format; drop the record"
+        )
     return {
         "messages": [
             {"role": "system", "content": prompt.SYSTEM},
@@ -114,38 +123,57 @@ def model_size(records: Sequence[CotRecord]) -> Size:
     return QWEN2_5_VL.check_size(next(iter(sizes)))
 
 
-def plan(records: Iterable[CotRecord], size: Size, output: Path) -> list[Pictures]:
-    """The pictures to make, each frame of a video once, video by video."""
+def plan(
+    records: Iterable[CotRecord], size: Size, output: Path, known: Mapping[str, dict[str, Any]] | None = None
+) -> list[Pictures]:
+    """The pictures to make, each frame of a video once, video by video. known: by picture what is noted of it."""
     shown: dict[str, tuple[VideoSample, set[int]]] = {}
     for record in records:
         shown.setdefault(record.sample.video, (record.sample, set()))[1].update(record.clip.frame_ids)
-    return [Pictures(sample, tuple(sorted(ids)), size, output) for sample, ids in shown.values()]
+    jobs = []
+    for sample, ids in shown.values():
+        names = [picture_name(sample, t) for t in sorted(ids)]
+        noted = {name: known[name] for name in names if known and name in known}
+        jobs.append(Pictures(sample, tuple(sorted(ids)), size, output, noted))
+    return jobs
 
 
-def write_pictures(jobs: Sequence[Pictures], *, workers: int) -> None:
-    total = sum(len(job.frame_ids) for job in jobs)
-    with _mapper(workers) as run, tqdm(total=total, unit="frame", disable=None, desc="frames") as bar:
-        for count in run(Pictures.write, jobs):
-            bar.update(count)
+def write_pictures(records: Sequence[CotRecord], size: Size, output: Path, *, workers: int) -> int:
+    """Make the pictures that are missing, damaged, or of a frame that has changed since; how many of the last two.
+
+    ``pictures.jsonl`` notes what each was made from. The caller holds the folder's lock.
+    """
+    for left in (output / "images").rglob(".*.png." + "[a-z0-9_]" * 8):  # of a run that was killed while writing
+        left.unlink()
+    again = 0
+    with atomic.Journal(output / "pictures.jsonl") as journal:
+        try:
+            known = {line["picture"]: line for line in atomic.read_journal(journal.path) if line["source"]}
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{journal.path}: {error}; remove the file, and the pictures are made again") from error
+        jobs = plan(records, size, output, known)
+        for made in map_in_order(write_pictures_of, None, jobs, workers=workers, label="frames", unit="video"):
+            for line in made:
+                again += line["picture"] in known
+                journal.append(line)
+    return again
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Any]:
-    """`map` in this process or over a pool of them."""
-    if workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield pool.map
+def open_folder(output: Path, origin: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Note what the data set is made from in ``build.json``; DataError if the folder's pictures are from elsewhere.
 
-
-def check_origin(output: Path, origin: dict[str, Any]) -> None:
-    """Note where the pictures come from; DataError if the folder's are from elsewhere."""
+    Where the inputs are not those of before, the old rows go first: a folder is whole only when all of it is of one
+    build. The caller holds the folder's lock.
+    """
     path = output / "build.json"
-    if not path.exists():
-        atomic.write_json(path, origin)
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != origin:
+    before = load_json(path) if path.exists() else {}
+    found = {key: before.get(key) for key in origin} if isinstance(before, dict) and before else origin
+    if found != origin:
         raise DataError(f"{output} holds pictures of {found}, now asked for {origin}; name another --output")
+    if before != {**origin, "inputs": inputs}:
+        for name in ("dataset_info.json", "train.json"):
+            (output / name).unlink(missing_ok=True)
+        atomic.write_json(path, {**origin, "inputs": inputs})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -177,15 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        build(args)
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on where this one was\n")
-        return 2
-    return 0
+    return run_command(lambda: build(args))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -203,12 +223,40 @@ def build(args: argparse.Namespace) -> None:
     template, size = prompt.load_template(args.prompt_template), model_size(records)
     rows = [build_row(record, template=template) for record in records]
     image_root = args.image_root or args.data_root / "JPEGImages"
-    check_origin(args.output, {"image_root": str(image_root.resolve()), "model_size": list(size)})
-    write_pictures(plan(records, size, args.output), workers=args.workers)
-    atomic.write_bytes(args.output / "train.json", (json.dumps(rows, indent=1) + "\n").encode("ascii"))
-    atomic.write_json(args.output / "dataset_info.json", dataset_info(args.name))
+    with atomic.Lock(args.output / ".lock"):
+        for name in ("build.json", "train.json", "dataset_info.json", asked.NAME):
+            atomic.remove_leftovers(args.output / name)
+        origin = {"image_root": str(image_root.resolve()), "model_size": list(size)}
+        open_folder(args.output, origin, _inputs(args, dataset.files, template))
+        again = write_pictures(records, size, args.output, workers=args.workers)
+        asked.write(
+            args.output,
+            asked.Asked(
+                frames=max(len(record.clip) for record in records),
+                size=size,
+                family=QWEN2_5_VL.name,
+                prompt_template=None if args.prompt_template is None else template,
+                max_new_tokens=1024,
+            ),
+        )
+        atomic.write_bytes(args.output / "train.json", (json.dumps(rows, indent=1) + "\n").encode("ascii"))
+        atomic.write_json(args.output / "dataset_info.json", dataset_info(args.name))
+    if again:
+        print(f"{args.output}: {again} pictures were damaged or their frames have changed; they were made again")
     pictures = len({name for row in rows for name in row["images"]})
     print(f"{args.output}: {len(rows)} samples, {pictures} frames of {size[0]}x{size[1]} pixels")
+
+
+def _inputs(args: argparse.Namespace, files: Mapping[str, Path], template: str) -> dict[str, Any]:
+    """Everything but the frames that the data set is made from; the masks are those that its boxes come from."""
+    return {
+        "cot_sha256": sha256(args.cot),
+        "meta_sha256": sha256(files["meta"]),
+        "masks": fingerprint(files["masks"]) if files["masks"].is_file() else None,
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "thinking": not args.no_thinking,
+        "name": args.name,
+    }
 
 
 if __name__ == "__main__":

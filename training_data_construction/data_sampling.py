@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 from veason import atomic
+from veason.command import run_command
 from veason.datasets import open_dataset
 from veason.datasets.base import load_json
 from veason.errors import DataError
@@ -145,12 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        sample_file(args)
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(lambda: sample_file(args))
 
 
 def sample_file(args: argparse.Namespace) -> None:
@@ -163,8 +159,10 @@ def sample_file(args: argparse.Namespace) -> None:
     pool, left_out = fill_pool(samples, include_absent=args.include_absent, exclude=exclude)
     taken = draw(pool, args.target_size, seed=args.seed)
     keys = {key for keys in taken.values() for key in keys}
-    # ASCII: an expression may hold what UTF-8 cannot
-    atomic.write_bytes(output, (json.dumps(subset(document, keys)) + "\n").encode("ascii"))
+    with atomic.Lock(output.with_name(f".{output.name}.lock")):
+        atomic.remove_leftovers(output)
+        # ASCII: an expression may hold what UTF-8 cannot
+        atomic.write_bytes(output, (json.dumps(subset(document, keys)) + "\n").encode("ascii"))
     print(table(pool, taken))
     for reason, count in left_out.items():
         print(f"left out: {count} {reason}")

@@ -12,6 +12,7 @@ from veason import answer, prompt
 from veason.answer import format_reply
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.files import load_json
 from veason.types import Answer, Clip, VideoSample
 
 FIELDS = (
@@ -63,12 +64,7 @@ def read_records(path: str | Path, dataset: Dataset) -> Iterator[CotRecord]:
     """The records of a file, joined with the samples of the data set they were made from. DataError names the record
     and what is wrong with it: an unknown sample, frames that are not the video's, an answer that is none."""
     path = Path(path)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; make it with seed_cot_generation.py") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
+    records = load_json(path, hint="make it with seed_cot_generation.py")
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list of records, found {type(records).__name__}")
     by_key = {sample.key: i for i, sample in enumerate(dataset)}

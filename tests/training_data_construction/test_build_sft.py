@@ -1,5 +1,6 @@
 """The SFT data set: its rows, its pictures, and that it asks the policy what GRPO and inference ask."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 from grpo_reward.task import KeyframeTask
 from training_data_construction import build_sft
-from veason import frames, prompt
+from veason import asked, atomic, frames, prompt
 from veason.datasets import open_dataset
 from veason.policies.hf import HFPolicy
 from veason.types import Question
@@ -86,13 +87,22 @@ class TestRows:
         assert row["messages"][1]["content"] == "(0s)<image>, (3s)<image> Where is the square?"
 
     @pytest.mark.parametrize(
-        "thinking", ["an <image>", "a <VIDEO> of", "<audio>", "x<|im_end|>", "<|vision_start|>", "so </think> it is"]
+        "thinking",
+        ["an <image>", "a <VIDEO> of", "<audio>", "x<|im_end|>", "<|object 1|>", "so </think> it is", "< Answer >"],
     )
     def test_words_that_would_be_control_marks(self, root, records, tmp_path, thinking, capsys):
         code, output = build(root, tmp_path, records, thinking=thinking)
         assert code == 2
         assert "error: UVO/-a_b/1: " in capsys.readouterr().err
         assert not output.exists()
+
+    def test_how_the_trained_model_wants_to_be_asked(self, root, records, tmp_path):
+        template = tmp_path / "template.txt"
+        template.write_text("$frames Where is $expression?")
+        _, output = build(root, tmp_path, records)
+        assert asked.read(output) == asked.Asked(2, (56, 56), "Qwen2.5-VL", None, 1024)
+        build(root, tmp_path, records, "--prompt-template", template)
+        assert asked.read(output).prompt_template == "$frames Where is $expression?"
 
     @pytest.mark.parametrize(
         ("sizes", "words"),
@@ -143,14 +153,88 @@ class TestPictures:
         build(root, tmp_path, records)
         assert loaded == []
         last.unlink()
-        last.with_name(f".{last.name}.abc").write_bytes(before[:100])  # what a killed run leaves
+        left = last.with_name(f".{last.name}.abcdef_1")
+        left.write_bytes(before[:100])  # what a killed run leaves
         build(root, tmp_path, records)
         assert loaded == ["00015"]
         assert last.read_bytes() == before
-        os.utime(hand_made.frame("00000"), (2e9, 2e9))  # a newer frame
-        build(root, tmp_path, records)
-        assert loaded == ["00015", "00000"]
+        assert not left.exists()
+        for seconds in (2e9, 1e9):  # a newer frame, then an older one
+            os.utime(hand_made.frame("00000"), (seconds, seconds))
+            build(root, tmp_path, records)
+        assert loaded == ["00015", "00000", "00000"]
         assert first.exists()
+
+    @pytest.mark.parametrize(
+        "damage", [lambda data: data[:200], lambda data: b"", lambda data: data[:-9] + b"x" + data[-8:]]
+    )
+    def test_a_damaged_picture_is_made_again(self, root, records, tmp_path, damage, capsys):
+        _, output = build(root, tmp_path, records)
+        picture = output / "images/UVO/-a_b/00000.png"
+        whole = picture.read_bytes()
+        picture.write_bytes(damage(whole))
+        capsys.readouterr()
+        assert build(root, tmp_path, records)[0] == 0
+        assert picture.read_bytes() == whole
+        assert "1 pictures were damaged or their frames have changed" in capsys.readouterr().out
+
+    def test_another_frame_of_the_same_name_is_another_picture(self, root, records, tmp_path, hand_made):
+        """The new frame is older than the picture, as one from an archive is."""
+        _, output = build(root, tmp_path, records)
+        frame, picture = hand_made.frame("00000"), output / "images/UVO/-a_b/00000.png"
+        Image.new("RGB", (64, 48), (9, 99, 9)).save(frame)
+        os.utime(frame, (1e9, 1e9))
+        build(root, tmp_path, records)
+        assert np.asarray(Image.open(picture)).reshape(-1, 3).mean(axis=0).round().tolist() == [9, 99, 9]
+
+    def test_pictures_that_nobody_knows_the_source_of_are_made_again(self, root, records, tmp_path):
+        _, output = build(root, tmp_path, records)
+        picture = output / "images/UVO/-a_b/00000.png"
+        whole = picture.read_bytes()
+        for content in (None, b'{"picture": "images/UVO/-a_b/00000.png", "sou'):
+            (output / "pictures.jsonl").unlink()
+            if content:
+                (output / "pictures.jsonl").write_bytes(content)
+            Image.new("RGB", (56, 56)).save(picture)
+            assert build(root, tmp_path, records)[0] == 0
+            assert picture.read_bytes() == whole
+
+    def test_a_note_that_cannot_be_read_is_named(self, root, records, tmp_path, capsys):
+        _, output = build(root, tmp_path, records)
+        (output / "pictures.jsonl").write_text("[1]\n")
+        assert build(root, tmp_path, records)[0] == 2
+        assert "remove the file, and the pictures are made again" in capsys.readouterr().err
+
+    def test_rows_of_other_inputs_do_not_outlive_a_stopped_build(self, root, records, tmp_path, hand_made, capsys):
+        _, output = build(root, tmp_path, records)
+        (output / "images/UVO/-a_b/00015.png").unlink()
+        hand_made.frame("00015").write_bytes(b"no picture")
+        assert build(root, tmp_path, records)[0] == 2
+        assert (output / "train.json").exists()  # the rows are those of these inputs
+        assert build(root, tmp_path, records, thinking="Other words.")[0] == 2
+        assert not (output / "train.json").exists()
+        assert not (output / "dataset_info.json").exists()
+
+    def test_two_builds_into_one_folder(self, root, records, tmp_path, capsys):
+        _, output = build(root, tmp_path, records)
+        with atomic.Lock(output / ".lock"):
+            assert build(root, tmp_path, records)[0] == 2
+        assert "another process is writing here" in capsys.readouterr().err
+        assert build(root, tmp_path, records)[0] == 0
+
+    def test_a_full_disk_is_one_line(self, root, records, tmp_path, monkeypatch, capsys):
+        def full(path, data):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(atomic, "write_bytes", full)
+        assert build(root, tmp_path, records)[0] == 2
+        assert "build.json: no space left; free some and run the same command again" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", ["--cot", "--prompt-template", "--meta"])
+    def test_a_pipe_as_an_input_does_not_hang(self, root, records, tmp_path, option, capsys):
+        os.mkfifo(tmp_path / "pipe")
+        assert build(root, tmp_path, records, option, tmp_path / "pipe")[0] == 2
+        assert "no regular file (a pipe" in capsys.readouterr().err
 
     def test_pictures_of_elsewhere_are_not_mixed_in(self, root, records, tmp_path, capsys):
         build(root, tmp_path, records)

@@ -1,6 +1,8 @@
 """Sampling of training expressions: the mix, the size, the seed, and what it refuses."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training_data_construction import data_sampling
+from veason import atomic
 from veason.datasets import open_dataset
 from veason.errors import DataError
 
@@ -200,3 +203,27 @@ def test_both_ways_to_run_it(large, how):
     assert done.stderr == ""
     assert done.stdout.endswith(f"wrote {output}\n")
     assert cells(output).total() == 10
+
+
+def test_two_writers_of_one_output(large, tmp_path, capsys):
+    code, output = run(large, size=10)
+    before = output.read_bytes()
+    with atomic.Lock(output.with_name(f".{output.name}.lock")):
+        assert run(large, size=20)[0] == 2
+    assert "another process is writing here" in capsys.readouterr().err
+    assert (code, output.read_bytes()) == (0, before)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(large, monkeypatch, capsys):
+    def refuse(path, data):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic, "write_bytes", refuse)
+    assert run(large, size=10)[0] == 2
+    assert "permission denied; choose a place that this user may read and write" in capsys.readouterr().err
+
+
+def test_a_pipe_as_an_input_does_not_hang(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.json")
+    assert run(tmp_path / "pipe.json", size=1)[0] == 2
+    assert "no regular file (a pipe" in capsys.readouterr().err
