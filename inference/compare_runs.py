@@ -1,4 +1,4 @@
-"""Several runs over the same samples: opened, their scores read back, and refused where they cannot be compared.
+"""Several runs over the same samples of ReVOS: opened, their scores read back, refused where they cannot be compared.
 
 Scores are what ``python -m eval.revos --out RUN/scores`` wrote. Two runs are comparable if they were made of and scored
 on the same ground truth (its hashes say so), by the same protocol, and over the same expressions.
@@ -64,6 +64,12 @@ def open_contenders(paths: Sequence[Path], names: Sequence[str], *, gt: Path, sp
     contenders = []
     for path, name in zip(paths, names, strict=True):
         run = open_run(path)
+        dataset = run.settings.get("dataset")
+        if dataset != "revos":
+            raise DataError(
+                f"{path}: a run of {dataset!r}, and ReVOS alone can be laid side by side here; several runs of another "
+                "benchmark: python -m inference.report RUN RUN --gt ROOT (a page), python -m eval.table (the numbers)"
+            )
         if run.settings.get("split") != split:
             raise DataError(
                 f"{path}: the run is of the split {run.settings.get('split')!r}, not {split!r}; see --split"

@@ -34,6 +34,8 @@ class Outcome:
     detail: str
     thinking: str | None
     reply: str
+    repairs: tuple[str, ...] = ()
+    """What a lenient reading of the reply forgave; empty where it was read strictly, as in runs of before."""
 
     @property
     def key(self) -> str:
@@ -56,6 +58,10 @@ class Run:
     def problems(self) -> Counter[str | None]:
         """How many expressions had which problem; None counts those without."""
         return Counter(outcome.problem for outcome in self.outcomes())
+
+    def repairs(self) -> Counter[str]:
+        """How many replies were read leniently, by what was forgiven; one reply may need several."""
+        return Counter(name for outcome in self.outcomes() for name in outcome.repairs)
 
     def seconds(self) -> dict[str, float]:
         """Mean seconds an expression took, by stage; empty without ``timings.jsonl``."""
@@ -116,7 +122,14 @@ def _outcome(record: dict[str, Any], where: str) -> Outcome:
         detail=_text(record, "detail", where),
         thinking=_text(record, "thinking", where, optional=True),
         reply=_text(record, "reply", where),
+        repairs=tuple(_texts(record.get("repairs", []), f"{where}: repairs")),
     )
+
+
+def _texts(value: object, where: str) -> list[str]:
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return value
+    raise DataError(f"{where} must be a list of texts, found {str(value)[:80]}")
 
 
 def _text(record: dict[str, Any], name: str, where: str, *, optional: bool = False) -> Any:

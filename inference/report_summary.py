@@ -8,6 +8,7 @@ from eval.revos import GROUPS
 from inference import report_page as page
 from inference.report_run import Run
 from inference.report_scores import OVERALL, Scores
+from veason.answer import REPAIRS
 
 
 def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: int | None) -> page.Summary:
@@ -66,7 +67,12 @@ def _problems(run: Run) -> str:
     count = problems.total()
     listed = [("none", problems[None]), *((name, n) for name, n in problems.most_common() if name is not None)]
     rows = [(name, n, f"{100 * n / count:.1f} %" if count else None) for name, n in listed]
-    return page.section("Problems of the replies", page.table(("", "expressions", "share"), rows))
+    made = page.section("Problems of the replies", page.table(("", "expressions", "share"), rows))
+    repairs = [(REPAIRS.get(name, name), n) for name, n in run.repairs().most_common()]
+    if repairs:
+        said = page.note("Read all the same, and counted above as what they are to the strict reading.")
+        made += page.section("Read leniently, where", page.table(("", "expressions"), repairs) + said)
+    return made
 
 
 def _seconds(run: Run) -> str:

@@ -319,6 +319,14 @@ def test_runs_of_other_data_are_refused(base):
         make(base)
 
 
+def test_a_run_of_another_benchmark_is_told_what_can_be_done_with_it(base):
+    edit(base / "oracle" / "run.json", lambda run: run["settings"].update(dataset="mevis"))
+    shutil.rmtree(base / "oracle" / "scores")
+    with pytest.raises(DataError, match=r"oracle: a run of 'mevis', .*inference\.report RUN RUN --gt ROOT") as error:
+        make(base)
+    assert "eval.revos" not in str(error.value)
+
+
 def test_runs_of_another_split_are_refused(base):
     with pytest.raises(DataError, match="the run is of the split 'valid', not 'train'"):
         make(base, "--split", "train")

@@ -305,6 +305,14 @@ def test_a_missing_mask_is_said_on_the_card_and_above(run, world):
     assert "data-jf" not in page.cards[1]
 
 
+def test_lenient_readings_are_counted(run, world):
+    assert "Read leniently" not in read(run, "--gt", world).source
+    edit(run, repairs=["fence", "<b>"])
+    page = read(run, "--gt", world)
+    assert ["a code fence or other text stands around the object", "1"] in page.rows
+    assert ["<b>", "1"] in page.rows
+
+
 def test_an_unfinished_run_says_so(run, world):
     lines = (run / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     (run / "predictions.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:30])
@@ -331,6 +339,7 @@ def edit(run, **changes):
         ({"frame_ids": None}, "frame_ids must be a list of ints"),
         ({"reply": None}, "reply must be a text"),
         ({"thinking": 3}, "thinking must be a text"),
+        ({"repairs": "fence"}, "repairs must be a list of texts"),
         ({"video": "../MOSE/-a"}, "would leave its folder"),
         ({"exp_id": "99"}, "MOSE/-a/99 is not in the revos split 'valid'"),
         ({"expression": "another one"}, "was asked 'another one'"),
