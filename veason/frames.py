@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from veason.errors import DataError
-from veason.files import check_regular
+from veason.files import check_regular, foreign_content, read_head
 from veason.types import Clip, Size, VideoSample
 
 POLICIES = ("linspace", "train_grid")
@@ -28,6 +29,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 _GREY16 = ("I;16", "I;16L", "I;16B")
 _DEEP = {**dict.fromkeys(_GREY16, "16-bit grey"), "I": "32-bit grey", "F": "floating-point grey"}
 """Modes of Pillow whose values have no agreed white."""
+_UNDECODABLE = (
+    *(Image.DecompressionBombError, OSError, EOFError),
+    *(SyntaxError, ValueError, TypeError, struct.error),  # of Pillow for damaged headers and EXIF
+)
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION = 0x0112
 
@@ -97,7 +102,15 @@ def opened(path: Path) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: claims {image.height}x{image.width} pixels, at most {MAX_PIXELS} are read")
             yield image
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        if found := foreign_content(read_head(path)):
+            raise DataError(f"{path}: the picture cannot be decoded: it is {found}") from None
+        raise DataError(
+            f"{path}: the picture cannot be decoded (of no kind that is known); fetch the file again"
+        ) from None
+    except _UNDECODABLE as error:
         raise DataError(f"{path}: the picture cannot be decoded ({error}); fetch the file again") from error
 
 

@@ -53,7 +53,10 @@ def decode(path: Path, *, stride: int = 1, limit: int | None = None) -> DecodedV
     """
     check_regular(path)
     try:
-        with av.open(str(path)) as container, tempfile.TemporaryFile(prefix="veason-frames-") as spool:
+        with (
+            av.open(str(path), metadata_errors="replace") as container,
+            tempfile.TemporaryFile(prefix="veason-frames-") as spool,
+        ):
             stream = _film(container, path)
             rate = Fraction(stream.average_rate or stream.guessed_rate or 24) / stride
             times, shape, aspect = [], None, Fraction(stream.sample_aspect_ratio or 1)
@@ -89,6 +92,8 @@ def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
         raise DataError(f"{path}: has no video stream" + (", just a picture" if container.streams.video else ""))
     best = container.streams.best("video")
     stream = best if best in films else films[0]
+    if stream.codec_context is None:
+        raise DataError(f"{path}: cannot be decoded as a video: its codec is not known; re-encode it (H.264, say)")
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         raise DataError(f"{path}: claims {stream.height}x{stream.width} pixels, at most {MAX_PIXELS} are read")
     stream.thread_type = "AUTO"

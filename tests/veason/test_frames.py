@@ -130,6 +130,37 @@ def test_the_size_is_checked_before_anything_is_decoded(tmp_path, monkeypatch):
         frames.load(tmp_path / "large.png", expect=(12, 12))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_damaged_picture_is_a_frame_or_a_line(tmp_path, suffix):
+    """Bytes changed here and there, mostly in the header."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path, rng = tmp_path / f"a{suffix}", Random(0)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)).save(path, exif=exif)
+    data = path.read_bytes()
+    ended = set()
+    for _ in range(1500):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 2, 8))):
+            damaged[rng.randrange(rng.choice((60, 200, len(data))))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            ended.add(frames.load(path, upright=True).dtype)
+        except DataError as error:
+            ended.add((str(error).startswith(f"{path}: "), str(error).count(path.name)))
+    assert ended == {np.dtype(np.uint8), (True, 1)}
+
+
+def test_a_frame_that_was_never_fetched_says_what_it_is(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    with pytest.raises(
+        DataError, match=r"a\.jpg: the picture cannot be decoded: it is a Git LFS pointer.*git lfs pull"
+    ):
+        frames.load(path)
+
+
 def test_a_pipe_is_no_frame(tmp_path):
     os.mkfifo(tmp_path / "00000.jpg")
     for read in (lambda: frames.load(tmp_path / "00000.jpg"), lambda: frames.FolderFrames(tmp_path)):

@@ -155,6 +155,17 @@ def test_what_is_no_video_is_named(tmp_path):
         video.decode(tmp_path / "c.mp4")
 
 
+def test_tags_that_are_no_unicode_and_codecs_that_nobody_knows(tmp_path):
+    path = tmp_path / "a.mp4"
+    video.encode(path, shades(3), rate=Fraction(5))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"VideoHandler", b"Vid\xe9oHandler"))  # Latin-1, as old cameras write titles
+    assert places(video.decode(path)) == [0, 1, 2]
+    path.write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(DataError, match=r"a\.mp4: cannot be decoded as a video: its codec is not known"):
+        video.decode(path)
+
+
 def test_no_space_for_the_spool_is_a_line(tmp_path, monkeypatch):
     video.encode(tmp_path / "a.mp4", shades(2), rate=Fraction(5))
 
