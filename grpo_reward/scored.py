@@ -7,30 +7,30 @@ files of the scored splits that lie beside the data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from veason.datasets import base, fields, refvos
-from veason.datasets.mixture import Part, check_trainable, named_key
+from veason.datasets import base, fields
+from veason.datasets.mixture import TRAINING, Part, check_trainable
 from veason.errors import DataError
-from veason.types import VideoSample
+
+EXPRESSIONS = {
+    "revos": "meta_expressions_{}_.json",
+    "mevis": "{}/meta_expressions.json",
+    "refytvos": "meta_expressions/{}/meta_expressions.json",
+    "refdavis": "meta_expressions/{}/meta_expressions.json",
+    "vicas": "splits/{}.json",
+}
+"""Below a benchmark's root, the file that says which expressions, or which videos, a split has."""
 
 SCORED = {
-    "revos": ("meta_expressions_valid_.json", "meta_expressions_test_.json"),
-    "mevis": tuple(f"{split}/meta_expressions.json" for split in ("valid_u", "valid", "test")),
-    "refytvos": tuple(str(refvos.expression_file(Path(), split)) for split in ("valid", "test")),
-    "refdavis": tuple(str(refvos.expression_file(Path(), split)) for split in ("valid", "test")),
-    "vicas": tuple(f"splits/{version}/{part}.json" for version in ("v0.1", "v1.0") for part in ("val", "test")),
+    "revos": ("valid", "test"),
+    "mevis": ("valid_u", "valid", "test"),
+    "refytvos": ("valid", "test"),
+    "refdavis": ("valid", "test"),
+    "vicas": ("v0.1/val", "v0.1/test", "v1.0/val", "v1.0/test"),
 }
-"""Files below a benchmark's root that hold what is scored. All of ReasonVOS is."""
-
-TRAINING = {
-    "revos": "meta_expressions_train_.json",
-    "mevis": "train/meta_expressions.json",
-    "refytvos": str(refvos.expression_file(Path(), "train")),
-    "refdavis": str(refvos.expression_file(Path(), "train")),
-}
-"""The expression file below the root that may be learned from; the versions of ViCaS share no video across parts."""
+"""The splits that are there to be scored. All of ReasonVOS is."""
 
 _SCORED_WORD = re.compile(r"(?:^|[^a-z])(?:val|valid|test)(?:[^a-z]|$)")
 _TRAIN_WORD = re.compile(r"(?:^|[^a-z])train(?:[^a-z]|$)")
@@ -59,27 +59,27 @@ def is_scored_name(name: str) -> bool:
     return bool(_SCORED_WORD.search(name.lower())) and not _TRAIN_WORD.search(name.lower())
 
 
-def scored_by_content(samples: Iterable[VideoSample], parts: Sequence[Part], *, source: str) -> str | None:
-    """Why some samples must not be trained on: they are those of a scored split that lies beside the data. None if
-    they are of none.
+def scored_by_content(parts: Sequence[Part], *, meta: str) -> str | None:
+    """Why data must not be trained on: it is that of a scored split which lies beside it. None if it is of none.
 
-    A sample is one if a scored file has its video; where the training file of the benchmark has that video, too, only
-    if the scored file has its expression. source: what the samples were read from, for the message.
+    parts: the data sets, a split without a name being ``train``; meta: as above. An expression is scored if a scored
+    file has its video; where the benchmark's own training file has that video, too, only if the scored file has the
+    expression itself. Nothing but expression files is read.
     """
-    by_name: dict[str, list[VideoSample]] = {}
-    for sample in samples:
-        by_name.setdefault(sample.dataset, []).append(sample)
     for part in parts:
-        root, own = Path(part.root), by_name.get(part.name, [])
-        for path in (root / name for name in SCORED.get(part.name, ())):
+        root, form = Path(part.root), EXPRESSIONS.get(part.name)
+        source = Path(meta) if meta else root / str(form).format(part.split or TRAINING)
+        asked = _read(source) if form else {}
+        for path in (root / str(form).format(split) for split in SCORED.get(part.name, ())):
             scored = _read(path)
-            shared = [sample for sample in own if sample.video in scored]
-            training = _read(root / TRAINING[part.name]) if shared and part.name in TRAINING else {}
-            same = [s for s in shared if s.video not in training or _plain(s.expression) in scored[s.video]]
-            if same:
+            shared = asked.keys() & scored.keys()
+            if shared and part.name != "vicas":  # whose lists name videos alone, none of them in two parts
+                training = _read(root / str(form).format(TRAINING))
+                shared = {v for v in shared if v not in training or asked[v] & scored[v]}
+            if shared:
                 return (
-                    f"{source}: {len(same):,} of {len(own):,} samples (the first: {named_key(same[0])}) are of {path}, "
-                    "which is there to be scored, so nothing may be trained on them"
+                    f"{source}: {len(shared):,} of its {len(asked):,} videos (the first: {min(shared)}) are those of "
+                    f"{path}, which is there to be scored, so nothing may be trained on them"
                 )
     return None
 

@@ -262,20 +262,13 @@ def _open_training(config: DataConfig) -> tuple[Dataset, list[str]]:
     meta, parts = config.train_meta, mixture.parse_parts(config.train_files)
     if parts:
         _check_default("train_split", config.train_split, DataConfig.train_split)
+    named = parts or (mixture.Part("revos", config.train_files, config.train_split),)
     reason = scored.scored_by_name(parts, split=config.train_split, meta=meta)
-    if reason is None or config.allow_scored_split:
-        if parts:
-            dataset = mixture.open_parts(parts, split=mixture.TRAINING, meta=meta or None)
-        else:
-            dataset = open_dataset("revos", config.train_files, split=config.train_split, meta=meta or None)
-            parts = (mixture.Part("revos", config.train_files),)
-        source = f"data.train_meta={meta}" if meta else f"data.train_files={config.train_files}"
-        reason = reason or scored.scored_by_content(dataset, parts, source=source)
-        if reason is None:
-            return dataset, []
-        if config.allow_scored_split:
-            return dataset, [f"{reason}. data.allow_scored_split=true does it all the same: its scores mean nothing"]
-    raise DataError(f"{reason}; data.allow_scored_split=true does it all the same")
+    reason = reason or scored.scored_by_content(named, meta=meta)
+    if reason is not None and not config.allow_scored_split:
+        raise DataError(f"{reason}; data.allow_scored_split=true does it all the same")
+    remarks = [] if reason is None else [f"{reason}. data.allow_scored_split=true does it all the same"]
+    return mixture.open_parts(named, split=mixture.TRAINING, meta=meta or None), remarks
 
 
 def _regular(path: str) -> Path:

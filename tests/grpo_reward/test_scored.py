@@ -1,0 +1,127 @@
+"""Nothing is trained on what a benchmark scores, whatever it is called; who really wants to is told what it costs."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from grpo_reward import task
+from grpo_reward.scored import is_scored_name
+from veason.errors import DataError
+from veason.synthetic import twins
+from verl.config import ConfigError, DataConfig
+
+
+@pytest.fixture(scope="module")
+def forms(world, tmp_path_factory):
+    """The world in the form of every benchmark, by name."""
+    out = tmp_path_factory.mktemp("forms")
+    return {"revos": world} | {name: twins.build_twin(name, world, out / name) for name in twins.WRITERS}
+
+
+def config(text, **more):
+    return DataConfig(train_files=str(text), keyframe_resize=56, reference_image_resize=56, **more)
+
+
+@pytest.mark.parametrize(
+    ("train_files", "more", "message"),
+    [
+        ("{revos}", {"train_split": "valid"}, r"data\.train_split=valid"),
+        ("revos={revos}:valid", {}, "valid is there to be scored"),
+        ("{revos}", {"train_meta": "{revos}/meta_expressions_valid_.json"}, r"data\.train_meta=.*by its name"),
+        ("mevis={mevis}:valid_u", {}, "valid_u is there to be scored"),
+        ("mevis={mevis}", {"train_meta": "{mevis}/valid_u/meta_expressions.json"}, "by its name"),
+        ("mevis={mevis}+revos={revos}:valid", {}, "valid is there to be scored"),
+        ("reasonvos={reasonvos}", {}, "ReasonVOS is one test set"),
+        ("reasonvos={reasonvos}:test", {}, "ReasonVOS is one test set"),
+        ("refytvos={refytvos}:valid", {}, "valid is there to be scored"),
+        ("refdavis={refdavis}:valid", {}, "valid is there to be scored"),
+        ("vicas={vicas}:v1.0/val", {}, "v1.0/val is there to be scored"),
+        ("vicas={vicas}:v1.0/test", {}, "v1.0/test is there to be scored"),
+        ("vicas={vicas}:v1.0/train", {"train_meta": "{vicas}/splits/v1.0/test.json"}, "by its name"),
+    ],
+)
+def test_a_scored_split_by_its_name(forms, train_files, more, message):
+    more = {key: value.format(**forms) for key, value in more.items()}
+    with pytest.raises(ConfigError, match=rf"{message}.*data\.allow_scored_split=true") as caught:
+        task.build(config(train_files.format(**forms), **more), split="train")
+    assert isinstance(caught.value, DataError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "train_files", "meta"),
+    [
+        ("revos", "{root}", "meta_expressions_valid_.json"),
+        ("revos", "revos={root}", "meta_expressions_valid_.json"),
+        ("mevis", "mevis={root}", "valid_u/meta_expressions.json"),
+        ("refytvos", "refytvos={root}", "meta_expressions/valid/meta_expressions.json"),
+        ("refdavis", "refdavis={root}", "meta_expressions/valid/meta_expressions.json"),
+        ("vicas", "vicas={root}:v1.0/train", "splits/v1.0/test.json"),
+    ],
+)
+def test_a_scored_split_by_what_is_in_it(forms, tmp_path, name, train_files, meta):
+    """The scored file under a name that says nothing; elsewhere, so that only its contents tell."""
+    root = forms[name]
+    shutil.copy(root / meta, tmp_path / "mine.json")
+    given = config(train_files.format(root=root), train_meta=str(tmp_path / "mine.json"))
+    with pytest.raises(ConfigError, match=r"mine\.json: \d+ of its \d+ videos .* are those of .*there to be scored"):
+        task.build(given, split="train")
+
+
+def test_one_scored_video_among_many_and_in_other_words(world, tmp_path):
+    """A video of the scored split counts whatever is asked about it; the message says how many and which."""
+    meta = json.loads((world / "meta_expressions_train_.json").read_text())
+    scored = json.loads((world / "meta_expressions_valid_.json").read_text())["videos"]
+    video, entry = next(iter(scored.items()))
+    entry["expressions"] = {"0": {**entry["expressions"]["0"], "exp": "in other words"}}
+    meta["videos"][video] = entry
+    (tmp_path / "mine.json").write_text(json.dumps(meta))
+    with pytest.raises(ConfigError, match=rf"1 of its \d+ videos \(the first: {video}\) are those of .*valid_\.json"):
+        task.build(config(world, train_meta=str(tmp_path / "mine.json")), split="train")
+
+
+def test_a_video_of_both_splits_counts_by_its_expressions(world, tmp_path):
+    """Where a root's training file has a scored video itself, only the scored expressions are refused."""
+    root = tmp_path / "root"
+    shutil.copytree(world, root, ignore=shutil.ignore_patterns("tiny_policy"))
+    path = root / "meta_expressions_train_.json"
+    train, scored = (json.loads((root / f"meta_expressions_{s}_.json").read_text()) for s in ("train", "valid"))
+    video, entry = next(iter(scored["videos"].items()))
+    words = entry["expressions"]["0"]["exp"]
+    for said, refused in ((f" {words.upper()}. ", True), ("in other words", False)):
+        entry["expressions"] = {"0": {**entry["expressions"]["0"], "exp": said}}
+        train["videos"][video] = entry
+        path.write_text(json.dumps(train))
+        if refused:
+            with pytest.raises(ConfigError, match=r"train_\.json: 1 of its \d+ videos"):
+                task.build(config(root), split="train")
+        else:
+            assert task.build(config(root), split="train").notes("nowhere") == []
+
+
+def test_whoever_wants_to_is_told(world):
+    given = config(world, train_split="valid", allow_scored_split=True)
+    allowed = task.build(given, split="train")
+    assert allowed.dataset.split == "valid"
+    [note] = allowed.notes("nowhere")
+    assert note.startswith("data.train_split=valid: it is there to be scored")
+    assert "data.allow_scored_split=true does it all the same" in note
+    assert task.build(replace(given, train_split="train"), split="train").notes("nowhere") == []
+
+
+def test_validation_may_be_on_what_is_scored(world):
+    assert task.build(config(world), split="val").dataset.split == "valid"
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "valid_u", "v1.0/test", "meta_expressions_valid_", "MEVIS-TEST"])
+def test_names_of_scored_splits(name):
+    assert is_scored_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "train_sub", "meta_expressions_train_select", "validated", "latest", "train_not_val"]
+)
+def test_other_names(name):
+    assert not is_scored_name(name)
