@@ -177,7 +177,7 @@ def _check_unique(origins: list[Origin], where: str) -> None:
 def _annotated(folder: Path, frames: tuple[str, ...]) -> tuple[int, ...]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of masks; expressions and annotations disagree")
-    names = {path.stem for path in folder.glob("*.png")}
+    names = {path.stem for path in folder.glob("*.png") if not path.name.startswith(".")}  # "._x.png" is macOS's
     stray = sorted(names.difference(frames))
     if stray:
         raise DataError(f"{folder}: {stray[0]}.png is of no frame of the video ({len(stray)} such files)")

@@ -223,7 +223,7 @@ def _read_names(path: Path) -> frozenset[str]:
     """The videos of a list, one name a line."""
     check_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path}: no text; expected the names of videos, one a line") from None
     if found := foreign_content("\n".join(lines).encode()[:512]):

@@ -69,10 +69,14 @@ class ViCaS(SampleList):
         return self._gt_frames[sample.video]
 
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
-        """The masks of a track, those of people and of SAM2. None: not in the frame, or the frame is not annotated."""
+        """The masks of a track, those of people and, unless opened for scoring, of SAM2.
+
+        None: not in the frame, or the frame is not annotated.
+        """
         last = self._last
         if last[0] != sample.video:
-            last = self._last = (sample.video, _read_tracks(self.annotation_file(sample.video), sample))
+            path, people_only = self.annotation_file(sample.video), self.tolerance is not None
+            last = self._last = (sample.video, _read_tracks(path, sample, people_only=people_only))
         return last[1].get(anno_id) or (None,) * len(sample)
 
     def _read_video(self, number: int) -> list[VideoSample]:
@@ -185,10 +189,13 @@ def _track_ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_tracks(path: Path, sample: VideoSample) -> dict[int, tuple[Rle | None, ...]]:
-    """Every track of a video, by id."""
+def _read_tracks(path: Path, sample: VideoSample, *, people_only: bool) -> dict[int, tuple[Rle | None, ...]]:
+    """Every track of a video, by id; people_only: in the frames annotated by people, all that scoring looks at."""
     found: dict[int, dict[str, Rle]] = {}
-    for name, entry in _segmentations(_load(path, int(sample.video)), path):
+    content = _load(path, int(sample.video))
+    if people_only:  # opening has checked the others' names
+        content["segmentations"] = [entry for entry in content["segmentations"] if entry.get("is_gt") is True]
+    for name, entry in _segmentations(content, path):
         where = f"{path}: {name}.jpg"
         ids, rles = _track_ids(entry, where), entry.get("mask_rles")
         if not isinstance(rles, list) or len(rles) != len(ids):

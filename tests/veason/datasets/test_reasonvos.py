@@ -52,6 +52,12 @@ def test_ground_truth_is_where_an_annotation_is(root):
     assert [masks.area(rle) for rle in dataset.foreground("v1")] == [50, 25, 25]
 
 
+def test_hidden_files_are_no_masks(root):
+    (root / "Annotations/mose_v1_1/._00000.png").write_bytes(b"AppleDouble")
+    dataset = open_dataset("reasonvos", root)
+    assert dataset.gt_frames(dataset[0]) == (0, 1, 2)
+
+
 def test_the_two_file_names_must_agree(root):
     shutil.copy(root / "meta_expressions.json", root / "meta_expressions_.json")
     assert len(open_dataset("reasonvos", root)) == 4

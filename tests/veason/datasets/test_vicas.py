@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import shutil
 
@@ -69,6 +70,33 @@ def test_frames_without_annotation_belong_to_the_video(root):
     assert len(dataset[0]) == 5
     assert dataset.object_rles(dataset[0])[0][4] is None
     assert dataset.gt_frames(dataset[0]) == (0, 2)
+
+
+def test_frames_are_in_the_order_of_their_numbers(root):
+    """Five digits end at 99999; as text 100000 would come before it."""
+    names = {f"{t:05d}.jpg": name for t, name in enumerate(("99998.jpg", "99999.jpg", "100000.jpg", "100001.jpg"))}
+    for number in (3, 12):
+        annotation = roots.vicas_annotation(number)
+        for entry in annotation["segmentations"]:
+            entry["filename"] = names[entry["filename"]]
+        roots.write_json(root / f"annotations/v1.0/{number:06d}.json", annotation)
+        for old, new in names.items():
+            (root / f"video_frames/{number:06d}" / old).rename(root / f"video_frames/{number:06d}" / new)
+    for _ in range(2):
+        dataset = open_test(root)
+        assert dataset[0].frames == ("99998", "99999", "100000", "100001")
+        assert dataset.gt_frames(dataset[0]) == (0, 2)
+        shutil.rmtree(root / "video_frames", ignore_errors=True)
+
+
+def test_an_annotation_that_was_never_fetched_says_what_it_is(root):
+    (root / "annotations/v1.0/000003.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(DataError, match=r"000003\.json: not JSON but a Git LFS pointer"):
+        open_test(root)
+    (root / "annotations/v1.0/000003.json").unlink()
+    os.mkfifo(root / "annotations/v1.0/000003.json")
+    with pytest.raises(DataError, match=r"000003\.json: no regular file"):
+        open_test(root)
 
 
 def test_a_chosen_list_of_videos(root, tmp_path):
