@@ -57,6 +57,8 @@ class Row:
     """Part of the data set that has its own means, ``long`` say."""
     problem: str | None = None
     """What of the prediction was missing; the scores are zero then."""
+    extra: object = None
+    """What the benchmark's scorer measured beside (`Score.extra`)."""
 
     @property
     def jf(self) -> float:
@@ -137,10 +139,12 @@ def published_rule(missing: Missing, published: Published | None) -> dict[str, s
 
 
 def means(rows: Sequence[Row]) -> dict[str, float | None]:
-    """J, F and JF over expressions, in per cent, unrounded; None where there is no expression."""
+    """J, F and JF over expressions, in per cent, unrounded; None where there is no expression, or no J and F."""
     if not rows:
         return {"J": None, "F": None, "JF": None}
     j, f = (float(np.mean([getattr(row, column) for row in rows])) for column in ("j", "f"))
+    if math.isnan(j):  # they were not asked for
+        return {"J": None, "F": None, "JF": None}
     return {"J": j, "F": f, "JF": (j + f) / 2}
 
 
@@ -154,16 +158,17 @@ def evaluate(
     group_of: Callable[[VideoSample], str | None] = lambda sample: None,
     gt_sha256: Mapping[str, str] | None = None,
     details: Mapping[str, str] | None = None,
+    scorer: type[Scorer] = Scorer,
 ) -> JFResults:
     """Score every expression of `dataset`.
 
-    group_of: the part of the data set that an expression belongs to. gt_sha256, details: further hashes of ground
-    truth and further choices, for the record. DataError as `survey` and `score_all` raise it; a single broken
-    prediction is listed in the results.
+    scorer: of a benchmark that measures more than J and F in the same pass. group_of: the part of the data set that an
+    expression belongs to. gt_sha256, details: further hashes of ground truth and further choices, for the record.
+    DataError as `survey` and `score_all` raise it; a single broken prediction is listed in the results.
     """
     found = survey(dataset, predicted, missing=missing, published=protocol.published)
     outcomes: dict[str, Outcome] = {**found.broken}
-    outcomes |= score_all(Scorer(dataset, predicted, "jf"), found.present, workers=workers)
+    outcomes |= score_all(scorer(dataset, predicted, "jf"), found.present, workers=workers)
     scored = [outcome.values for outcome in outcomes.values() if isinstance(outcome, Score)]
     return JFResults(
         protocol=protocol,
@@ -192,7 +197,7 @@ def _rows(
     for sample in dataset:
         outcome = outcomes.get(sample.key)
         if isinstance(outcome, Score):
-            yield Row(sample, 100 * outcome.j, 100 * outcome.f, group_of(sample))
+            yield Row(sample, 100 * outcome.j, 100 * outcome.f, group_of(sample), extra=outcome.extra)
         elif outcome is None and sample.key not in found.left_out:
             yield Row(sample, 0.0, 0.0, group_of(sample), problem=found.absences[sample.key])
 

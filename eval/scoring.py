@@ -49,6 +49,8 @@ class Score:
     r: float = math.nan
     values: tuple[int, ...] = ()
     """Nonzero grey values found in the predicted masks, ascending."""
+    extra: object = None
+    """What a benchmark measures beside."""
 
 
 Outcome = Score | str

@@ -7,11 +7,16 @@ precision and recall over all referrals in the order of sorted videos (`eval.vic
 referral's tracks, frame by frame, and is ours: the benchmark has no such number, though papers print one. A run folder
 has one track a referral, the union of its objects, which cannot win where a referral has several: the benchmark's own
 files, a JSON a video, keep them apart.
+
+All predicted tracks have the same confidence, so their order decides the curve. The published script sorts them with
+NumPy's default sort, which does not keep the order of equal values: its mAP differs from one NumPy build to the next.
+Ours keeps them in the order of the videos and their referrals, as a stable sort would.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import sys
@@ -24,8 +29,8 @@ import numpy as np
 
 from eval import command, data_version, jf, vicas_map
 from eval.results import Missing, Problem
-from eval.scoring import score_all
-from eval.vicas_files import TrackPredictions, open_tracks
+from eval.scoring import Outcome, Score, Scorer
+from eval.vicas_files import open_tracks
 from veason import atomic
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
@@ -46,26 +51,34 @@ class Referral:
     """Number of true tracks."""
 
 
-@dataclass(frozen=True)
-class TrackScorer:
-    """How the tracks of a video are compared. Pickled once for each worker."""
+class TrackScorer(Scorer):
+    """Scores the unions of a video's referrals frame by frame and, in the same pass over its files, their tracks."""
 
-    dataset: ViCaS
-    predictions: TrackPredictions
-
-    def score(self, samples: Sequence[VideoSample]) -> dict[str, Referral | str]:
-        """By sample key, for samples of one video."""
-        outcomes: dict[str, Referral | str] = {}
+    def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+        outcomes = self._unions(samples)
         for sample in samples:
+            outcome = outcomes[sample.key]
+            if isinstance(outcome, str):
+                continue
             try:
                 scored = self.dataset.gt_frames(sample)
                 true = [[rles[t] for t in scored] for rles in self.dataset.object_rles(sample)]
-                ious = vicas_map.track_ious(self.predictions.tracks(sample), true)
+                found = vicas_map.hits(vicas_map.track_ious(self.predictions.tracks(sample), true))
             except DataError as error:
                 outcomes[sample.key] = str(error)
                 continue
-            outcomes[sample.key] = Referral(vicas_map.hits(ious), len(true))
+            outcomes[sample.key] = dataclasses.replace(outcome, extra=Referral(found, len(true)))
         return outcomes
+
+    def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+        return super().score(samples)
+
+
+class MapScorer(TrackScorer):
+    """Scores the tracks alone: no mask is decoded."""
+
+    def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+        return {sample.key: Score(math.nan, math.nan) for sample in samples}
 
 
 @dataclass(frozen=True)
@@ -121,15 +134,17 @@ def evaluate(
     meta: str | Path | None = None,
     missing: Missing = "zero",
     workers: int = 1,
+    only_map: bool = False,
 ) -> VicasResults:
     """Score `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
 
     split: ``v1.0/test``, version and part. A missing referral has no track (``zero``) or is left out of both numbers.
+    only_map: leave J and F out, which take nearly all the time.
     """
-    dataset = open_dataset("vicas", gt_root, split=split, meta=meta)
+    dataset = open_dataset("vicas", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, ViCaS)
     predicted = open_tracks(Path(pred), dataset)
-    protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people")
+    protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people", published="error")
     files = [dataset.annotation_file(video) for video in dataset.by_video]
     results = jf.evaluate(
         dataset,
@@ -139,16 +154,12 @@ def evaluate(
         workers=workers,
         gt_sha256={"annotations": data_version.of_files(dataset.root, files)},
         details={"predictions": predicted.form},
+        scorer=MapScorer if only_map else TrackScorer,
     )
-    present: dict[str, list[VideoSample]] = {}
-    for row in results.rows:
-        if row.problem is None:
-            present.setdefault(row.sample.video, []).append(row.sample)
-    outcomes = score_all(TrackScorer(dataset, predicted), present, workers=workers)
     referrals = {}
     for row in results.rows:
         nothing = Referral(vicas_map.hits(np.zeros((0, 0), np.float32)), len(row.sample.anno_ids))
-        referrals[row.sample.key] = outcomes.get(row.sample.key, nothing)
+        referrals[row.sample.key] = row.extra if isinstance(row.extra, Referral) else nothing
     return VicasResults(version=dataset.version, jf=results, referrals=referrals, form=predicted.form)
 
 
@@ -160,7 +171,7 @@ def csv_text(results: VicasResults) -> str:
     for row in results.jf.rows:
         referral, sample = results.referrals[row.sample.key], row.sample
         right = [int(referral.found[level].sum()) for level in vicas_map.NAMED.values()]
-        scores = (row.j, row.f, row.jf)
+        scores = ("" if math.isnan(score) else score for score in (row.j, row.f, row.jf))
         counts = (referral.true, referral.found.shape[1], *right)
         writer.writerow([sample.video, sample.exp_id, sample.expression, *scores, *counts])
     return text.getvalue()
@@ -188,8 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         pred="folder of <id>.json, run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
     )
     parser.add_argument("--split", required=True, metavar="VERSION/PART", help="v0.1/test, v1.0/val, …; no default")
+    parser.add_argument("--only-map", action="store_true", help="the benchmark's own number alone, without J and F")
     args = parser.parse_args(argv)
     options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
+    options["only_map"] = args.only_map
     return command.run(lambda: evaluate(args.gt, args.pred, **options), write=write, table=table, out=args.out)
 
 

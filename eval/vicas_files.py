@@ -20,6 +20,7 @@ from eval.vicas_map import MAX_TRACKS
 from veason import atomic, masks
 from veason.datasets.vicas import ViCaS
 from veason.errors import DataError
+from veason.files import check_regular, foreign_content
 from veason.types import Rle, VideoSample
 
 _NAME = re.compile(r"\d{6}\.json")
@@ -53,6 +54,7 @@ class Unions:
 
     def __init__(self, predicted: Predictions, dataset: ViCaS) -> None:
         self.root, self.absence, self.read = predicted.root, predicted.absence, predicted.read
+        self.has_video = predicted.has_video
         self._dataset = dataset
 
     def tracks(self, sample: VideoSample) -> Tracks:
@@ -61,29 +63,42 @@ class Unions:
 
 
 class TrackFiles:
-    """``<id:06d>.json`` of a folder; the video last asked for is held."""
+    """``<id:06d>.json`` of a folder. The video last asked for is held, and each of its masks is checked once."""
 
     form = "a JSON file a video"
 
     def __init__(self, root: Path, dataset: ViCaS) -> None:
         self.root, self._dataset = root, dataset
-        self._video, self._referrals = "", []
+        self._video = ""
+        self._referrals: list[Any] = []
+        self._places: dict[int, int] = {}
+        self._tracks: dict[str, Tracks] = {}
 
     def absence(self, sample: VideoSample) -> str | None:
-        if not self._path(sample).is_file():
+        if not self.has_video(sample):
             return f"no file {self._path(sample).name} of the video"
         if int(sample.exp_id) >= len(self._load(sample)):
             return f"pred_lgvis_masks has {len(self._load(sample))} entries, this referral is number {sample.exp_id}"
         return None
 
+    def has_video(self, sample: VideoSample) -> bool:
+        return self._path(sample).exists()
+
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
-        place = self._dataset.gt_frames(sample).index(frame_id)
-        union = masks.union([track[place] for track in self.tracks(sample)], sample.size)
+        tracks = self.tracks(sample)
+        place = self._places[frame_id]
+        union = masks.union([track[place] for track in tracks], sample.size)
         return cv2.transpose(union.T.view(np.uint8)) * np.uint8(255)  # row-major, as PNGs are read
 
     def tracks(self, sample: VideoSample) -> Tracks:
-        path, where = self._path(sample), f"{self._path(sample)}: referral {sample.exp_id}"
-        frames = _frames(self._load(sample)[int(sample.exp_id)], where)
+        referrals = self._load(sample)
+        if sample.exp_id not in self._tracks:
+            self._tracks[sample.exp_id] = self._check(sample, referrals[int(sample.exp_id)])
+        return self._tracks[sample.exp_id]
+
+    def _check(self, sample: VideoSample, referral: object) -> Tracks:
+        where = f"{self._path(sample)}: referral {sample.exp_id}"
+        frames = _frames(referral, where)
         wanted = [sample.frames[t] for t in self._dataset.gt_frames(sample)]
         lacking = [name for name in wanted if f"{name}.jpg" not in frames]
         if lacking:
@@ -96,29 +111,44 @@ class TrackFiles:
         if len(found[0]) > MAX_TRACKS:
             raise DataError(f"{where}: {len(found[0])} tracks; the benchmark takes {MAX_TRACKS} at most")
         try:
-            checked = [
-                [masks.check(rle, sample.size, f"{where}, frame {name}") for rle in rles]
-                for name, rles in zip(wanted, found, strict=True)
-            ]
-        except ValueError as error:
-            raise DataError(f"{error}; write {path.name} again") from error
-        return tuple(zip(*checked, strict=True))
+            if any(rle is None for rles in found for rle in rles):
+                raise ValueError("a mask is null")
+            checked = [masks.check_track(track, sample.size, where) for track in zip(*found, strict=True)]
+        except ValueError:
+            _name_fault(wanted, found, sample, where)
+            raise
+        return tuple(checked)
 
     def _path(self, sample: VideoSample) -> Path:
         return self.root / f"{sample.video}.json"
 
     def _load(self, sample: VideoSample) -> list[Any]:
         if self._video != sample.video:
-            self._referrals = _referrals(self._path(sample), sample.video)
+            self._referrals, self._tracks = _referrals(self._path(sample), sample.video), {}
+            self._places = {t: place for place, t in enumerate(self._dataset.gt_frames(sample))}
             self._video = sample.video
         return self._referrals
 
 
+def _name_fault(names: Sequence[str], found: Sequence[Sequence[object]], sample: VideoSample, where: str) -> None:
+    """The DataError of the first mask that does not pass, with the name of its frame."""
+    for name, rles in zip(names, found, strict=True):
+        for rle in rles:
+            try:
+                masks.check(rle, sample.size, f"{where}, frame {name}")
+            except ValueError as error:
+                raise DataError(f"{error}; write {sample.video}.json again") from error
+
+
 def _referrals(path: Path, video: str) -> list[Any]:
+    check_regular(path)
+    data = path.read_bytes()
     try:
-        content = orjson.loads(path.read_bytes())
+        content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON: {error}; write the file again") from error
+        found = foreign_content(data[:512])
+        why = f"not JSON but {found}" if found else f"not valid JSON: {error}; write the file again"
+        raise DataError(f"{path}: {why}") from error
     if not isinstance(content, dict) or content.get("video_id") != int(video):
         raise DataError(f"{path}: expected an object with video_id {int(video)}; write the file again")
     entries = content.get("pred_lgvis_masks")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_roots as small
 
-from eval import submit, vicas
+from eval import submit, vicas, vicas_files
 from eval.vicas_files import open_tracks
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -177,3 +177,55 @@ def test_predicted_by_the_oracle_and_scored_by_one_and_two_workers(tmp_path):
     overall = json.loads(found[0][1])["overall"]
     assert overall["J"] > 40  # the oracle's objects that are not in its frame are lost
     assert overall["AP@50"] > overall["AP@90"]
+
+
+def test_each_mask_is_checked_once_however_many_frames(root, tmp_path, monkeypatch):
+    """Every frame and both numbers ask for a referral's masks: they are read and checked for the first alone."""
+    pred, asked = write(tmp_path / "p", [FIRST], [FIRST, SECOND]), []
+    real = vicas_files.TrackFiles._check
+
+    def counted(self, sample, referral):
+        asked.append(sample.key)
+        return real(self, sample, referral)
+
+    monkeypatch.setattr(vicas_files.TrackFiles, "_check", counted)
+    assert evaluate(root, pred).summary()["overall"]["JF"] == 100.0
+    assert sorted(asked) == ["000003/0", "000003/1", "000012/0", "000012/1"]
+
+
+def test_map_alone_is_the_same_map(root, tmp_path, capsys):
+    pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
+    both, alone = evaluate(root, pred), evaluate(root, pred, only_map=True)
+    assert alone.average_precisions() == both.average_precisions()
+    assert alone.summary()["overall"] == both.summary()["overall"] | {"J": None, "F": None, "JF": None}
+    options = ["--gt", root, "--pred", pred, "--split", "v1.0/test", "--out", tmp_path / "out", "--workers", 1]
+    assert vicas.main([str(o) for o in (*options, "--only-map")]) == 0
+    assert json.loads((tmp_path / "out/results.json").read_text())["overall"] == alone.summary()["overall"]
+    assert "nan" not in (tmp_path / "out/results.csv").read_text()
+    capsys.readouterr()
+    pred = write(tmp_path / "p", [FIRST], numbers=[3])  # a broken referral and a video that is there
+    (pred / "000003.json").write_text("{}")
+    assert vicas.main([str(o) for o in (*options, "--only-map")]) == 2
+
+
+def test_masks_between_the_peoples_frames_are_not_looked_at(root, tmp_path):
+    """The published script does not look at them, so a damaged one costs nothing."""
+    path = root / "annotations/v1.0/000003.json"
+    content = json.loads(path.read_text())
+    between = next(entry for entry in content["segmentations"] if not entry["is_gt"])
+    between["mask_rles"][0]["counts"] = "\u0001"
+    path.write_text(json.dumps(content))
+    assert evaluate(root, write(tmp_path / "p", [FIRST], [FIRST, SECOND])).summary()["overall"]["mAP"] == 100.0
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer")])
+def test_a_pointer_instead_of_a_prediction_is_named(root, tmp_path, content, words):
+    pred = write(tmp_path / "p", [FIRST], [FIRST, SECOND])
+    (pred / "000003.json").write_bytes(content)
+    assert words in evaluate(root, pred).errors[0].reason
+
+
+def test_published_rule_is_that_nothing_may_be_missing(root, tmp_path):
+    pred = write(tmp_path / "p", [FIRST], [FIRST, SECOND], numbers=[3])
+    with pytest.raises(DataError, match="benchmark's script: nothing may be missing"):
+        evaluate(root, pred, missing="published")
