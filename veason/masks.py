@@ -7,6 +7,7 @@ such a run for a pixel in a box and for the end of the mask in a union, so `chec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,16 +49,17 @@ def box(rle: Rle | None) -> Box | None:
 def merge(rles: Sequence[Rle | None]) -> Rle | None:
     """RLE of the union, without decoding; None if every one is None."""
     present = [rle for rle in rles if rle is not None]
-    if len(present) < 2:
-        return present[0] if present else None
-    size = [int(side) for side in present[0]["size"]]
-    pixels = size[0] * size[1]
-    if sum(len(rle["counts"]) for rle in present) <= pixels:  # pycocotools has room for as many runs
-        counts = coco.merge(present)["counts"].decode("ascii")
-        if runs(counts).sum() == pixels:  # it stops where two runs of no length meet
-            return Rle(size=size, counts=counts)
-    counts = coco.merge([_joined(runs(rle["counts"]), size) for rle in present])["counts"].decode("ascii")
-    return Rle(size=size, counts=counts)
+    return functools.reduce(_merge_two, present) if present else None
+
+
+def _merge_two(a: Rle, b: Rle) -> Rle:
+    height, width = a["size"]
+    if len(a["counts"]) + len(b["counts"]) <= height * width:  # pycocotools has room for as many runs as pixels
+        counts = coco.merge([a, b])["counts"].decode("ascii")
+        if runs(counts).sum() == height * width:  # it ends where two runs of no length meet
+            return Rle(size=[height, width], counts=counts)
+    joined = [_joined(runs(rle["counts"]), rle["size"]) for rle in (a, b)]
+    return Rle(size=[height, width], counts=coco.merge(joined)["counts"].decode("ascii"))
 
 
 def _joined(counts: np.ndarray, size: Sequence[int]) -> Rle:

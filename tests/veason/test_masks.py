@@ -160,6 +160,17 @@ def test_a_run_of_no_length_is_no_pixel():
     assert np.flatnonzero(masks.union([two, one], (3, 4)).ravel(order="F")).tolist() == [2, 5, 7]
 
 
+def test_a_union_of_three_goes_on_behind_a_run_of_no_length():
+    """The first two meet in runs of no length after pixel 5 of 6 x 8; what they say of the rest is not lost."""
+    raw = [
+        from_runs([2, 1, 2, 0, 0, 1, 42], (6, 8)),
+        from_runs([5, 0, 0, 2, 41], (6, 8)),
+        from_runs([40, 8], (6, 8)),
+    ]
+    union = masks.union(raw, (6, 8)).ravel(order="F")
+    assert np.flatnonzero(union).tolist() == [2, 5, 6, *range(40, 48)]
+
+
 @st.composite
 def stacks(draw):
     """Up to three lists of run lengths of one size, with zeros anywhere; and the size."""
