@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import actor_cases as cases
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from veason import asked, prompt
+from veason.policies.hf import HFPolicy
+from veason.types import Clip, Question, VideoSample
 from verl import export
+from verl.config import RolloutConfig
+from verl.models import folder as folders
 from verl.models import loading
-from verl.models.inputs import collate
+from verl.models.inputs import collate, process
+from verl.protocol import Prompt
 from verl.workers import checkpoint
+from verl.workers.rollout import open_engine
+from verl.workers.rollout.base import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,7 @@ def logits(model, base):
 def adapted(base, actor):
     """The base model with the actor's adapter beside it, unmerged."""
     model = loading.add_lora(loading.load_base(base), actor.config.model.lora)
-    export.fill(model, {name: parameter.full_tensor() for name, parameter in actor.trained.items()})
+    assert export.fill(model, {name: parameter.full_tensor() for name, parameter in actor.trained.items()}) is None
     return model
 
 
@@ -105,3 +116,94 @@ def test_what_cannot_be_exported(adapter, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     assert export.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "no complete checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_inference_with_the_export_replies_as_the_rollouts_did(folder, tmp_path, kind, rank):
+    """Saved, exported, opened by inference: greedy replies of the rollout engine that has the actor's weights, plain
+    and under a repetition penalty, without which a tiny model with a tied head says one token for ever."""
+    base, clip = folder / kind, Clip(frame_ids=(0, 2), size=(56, 84))
+    actor = cases.open_actor(base, rank=rank)
+    actor.update(cases.six_rollouts(base))
+    checkpoint.save(tmp_path / "step_000001", actor, {})
+    export.export(tmp_path / "step_000001", tmp_path / "out")
+    engine = open_engine(str(base), config=RolloutConfig(), device="cpu", dtype=torch.float32)
+    engine.sync_weights(actor.weights())
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    (tmp_path / "out" / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 100.0}))
+    rng = np.random.default_rng(0)
+    questions, prompts = [], []
+    for number, expression in enumerate(["the red circle", "which shape moves to the left and which one does not"]):
+        sample = VideoSample("toy", "v", str(number), expression, ("a", "b", "c"), tmp_path, (56, 84))
+        images = tuple(rng.integers(0, 256, (56, 84, 3), dtype=np.uint8) for _ in clip.frame_ids)
+        questions.append(Question(sample=sample, clip=clip, images=images))
+        turns = prompt.messages(expression, clip, [None] * len(clip))
+        for turn in turns:
+            turn["content"] = [{"type": "image"} if part["type"] == "image" else part for part in turn["content"]]
+        made = Prompt(str(number), turns, list(images), None)
+        prompts.append(process(made, loading.load_processor(base), max_length=2000))
+    decode = loading.load_processor(base).tokenizer.decode
+    for defaults, penalty in (("plain", 1.0), ("checkpoint", 100.0)):
+        sampling = Sampling(max_tokens=24, temperature=0.0, repetition_penalty=penalty)
+        drawn = engine.generate(prompts, n=1, sampling=sampling, seeds=[0, 0])
+        rows = zip(drawn["responses"], drawn["response_mask"], strict=True)
+        tokens = [tokens[mask.bool()].tolist() for tokens, mask in rows]
+        replies = [decode(reply, skip_special_tokens=True) for reply in tokens]
+        policy = HFPolicy(tmp_path / "out", device="cpu", max_new_tokens=24, generation_defaults=defaults)
+        assert policy.answer(questions, seed=0) == replies
+    assert tokens[0] != tokens[1]
+    assert len(set(tokens[0])) > 3
+    untrained = open_engine(str(base), config=RolloutConfig(), device="cpu", dtype=torch.float32)
+    other = untrained.generate(prompts, n=1, sampling=sampling, seeds=[0, 0])
+    assert other["responses"].tolist() != drawn["responses"].tolist()  # so that the weights were put to the test
+
+
+RECORD = {"frames": 4, "size": [84, 84], "family": "Qwen2.5-VL", "prompt_template": None, "max_new_tokens": 99}
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_export_says_how_it_wants_to_be_asked(adapter, folder, tmp_path, merge):
+    _, _, actor = adapter
+    checkpoint.save(tmp_path / "step_000001", actor, {}, asked=RECORD)
+    export.export(tmp_path / "step_000001", tmp_path / "out", merge=merge)
+    assert asked.read(tmp_path / "out") == asked.Asked(4, (84, 84), "Qwen2.5-VL", None, 99)
+
+
+def test_without_a_word_of_the_task_it_says_what_its_base_says(adapter, tmp_path):
+    base, saved, _ = adapter
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "veason.json").write_text(json.dumps(RECORD))
+    export.export(saved, tmp_path / "out", base=tmp_path / "base")
+    assert asked.read(tmp_path / "out").max_new_tokens == 99
+    (tmp_path / "base" / "veason.json").unlink()
+    export.export(saved, tmp_path / "other", base=tmp_path / "base")
+    assert asked.read(tmp_path / "other") is None
+
+
+def test_a_base_that_is_not_whole_or_another_one_is_refused(adapter, folder, tmp_path, capsys):
+    base, saved, _ = adapter
+    shutil.copytree(base, tmp_path / "partial")
+    weights = load_file(base / folders.WEIGHTS)
+    kept = {name: tensor for name, tensor in weights.items() if "visual" not in name}
+    save_file(kept, tmp_path / "partial" / folders.WEIGHTS, {"format": "pt"})
+    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "partial")]) == 1
+    assert "30 missing (model.visual." in capsys.readouterr().err
+    cases.write_tiny_policy(tmp_path / "smaller", seed=0, size=cases.PolicySize(hidden=64, mlp=32, layers=1))
+    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "smaller")]) == 1
+    told = capsys.readouterr().err
+    assert f"{saved} does not fit {tmp_path / 'smaller'}: of 28 trained weights" in told
+    assert "14 unexpected (" in told
+    assert "of another shape (" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_lacks_a_trained_weight_is_refused(adapter):
+    base, saved, actor = adapter
+    model = loading.add_lora(loading.load_base(base), actor.config.model.lora)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = checkpoint.read_weights(saved)
+    first = sorted(weights)[0]
+    del weights[first]
+    assert export.fill(model, weights) == f"1 missing ({first})"
+    assert cases.largest_gap(model.state_dict(), before) == 0

@@ -25,7 +25,7 @@ import shutil
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -181,8 +181,8 @@ def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
     problems = _of_all_ranks(_wrong_sums(folder, facts, names[dist.get_rank() :: dist.get_world_size()]))
     if any(problems):
         raise Damaged(_advice(folder, [problem for of_rank in problems for problem in of_rank]))
-    stored = _Reader(folder).read_metadata().state_dict_metadata.keys()
-    _check_names(folder, stored, actor)
+    stored = _Reader(folder).read_metadata().state_dict_metadata
+    _check_fit(folder, stored, actor)
     actor.reload()
     _prepare_moments(stored, actor)
     dcp.load(trained_state(actor), storage_reader=_Reader(folder))
@@ -346,13 +346,14 @@ def _of_all_ranks(value: Any) -> list[Any]:
     return values
 
 
-def _check_names(folder: Path, stored: Iterable[str], actor: Actor) -> None:
-    there = {name.removeprefix(MODEL) for name in stored if name.startswith(MODEL)}
-    odd = sorted(there ^ actor.trained.keys())
+def _check_fit(folder: Path, stored: dict[str, TensorStorageMetadata], actor: Actor) -> None:
+    there = {name.removeprefix(MODEL): entry for name, entry in stored.items() if name.startswith(MODEL)}
+    odd = sorted(there.keys() ^ actor.trained.keys())
+    odd += [name for name, entry in there.items() if not odd and entry.size != actor.trained[name].shape]
     if odd:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} holds {len(there)} trained tensors, this run trains {len(actor.trained)}; "
-            f"first difference: {odd[0]}. LoRA and freezing must be as they were"
+            f"first difference: {odd[0]}. LoRA and freezing must be as they were, and the model of the same size"
         )
 
 
