@@ -83,10 +83,6 @@ class Batch:
         index = torch.as_tensor(list(rows), dtype=torch.long)
         return self._each(lambda tensor: tensor[index.to(tensor.device)], lambda items: [items[row] for row in rows])
 
-    def split(self, size: int) -> list[Batch]:
-        """Consecutive batches of at most `size` rows."""
-        return [self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
-
     def with_tensors(self, **tensors: Tensor) -> Batch:
         """This batch with more (or other) tensors."""
         return Batch({**self.tensors, **tensors}, self.lists)

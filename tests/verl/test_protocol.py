@@ -14,7 +14,6 @@ def test_rows_stay_together():
     chosen = batch().select([2, 0])
     assert chosen["x"].tolist() == [[4, 5], [0, 1]]
     assert (chosen["y"].tolist(), chosen["name"]) == ([3.0, 1.0], ["c", "a"])
-    assert [part["name"] for part in batch().split(2)] == [["a", "b"], ["c"]]
 
 
 def test_rows_that_disagree_are_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,10 @@ import pytest
 
 from veason.synthetic.policy import write_tiny_policy
 from verl import config as configuration
+from verl.config import ConfigError
 from verl.single_controller.errors import WorkerLost
+from verl.trainer import run_folder
+from verl.trainer.errors import RunStopped
 from verl.trainer.main import main
 from verl.workers.reward.pool import RewardError
 
@@ -97,8 +101,11 @@ def test_a_run_writes_what_it_did(whole):
 
 def test_two_updates_per_batch(cluster, policy, tmp_path):
     """Off-policy from the second update on: old log-probabilities get a pass of their own, ratios leave 1."""
-    main(settings(policy, tmp_path, "worker.actor.global_batch_size=2", "trainer.max_steps=2"))
-    first = lines(tmp_path)[0]
+    cosine = ["worker.actor.global_batch_size=2", "worker.actor.optim.lr_scheduler=cosine"]
+    main(settings(policy, tmp_path, *cosine, "trainer.max_steps=2"))
+    first, second = lines(tmp_path)
+    shares = [0.5 * (1 + math.cos(math.pi * share)) for share in (1 / 4, 3 / 4)]  # the second and the fourth update
+    assert [first["actor/lr"], second["actor/lr"]] == pytest.approx([1e-3 * share for share in shares])
     assert first["engine/gap_max"] < 1e-4
     assert first["actor/policy_loss"] != 0
     assert "logprobs" in json.loads((tmp_path / "timings.jsonl").read_text().splitlines()[0])
@@ -120,7 +127,7 @@ def test_killed_in_mid_step_and_resumed_equals_uninterrupted(policy, plain, tmp_
     arguments = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     path = tmp_path / "metrics.jsonl"
     while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None
@@ -155,6 +162,17 @@ def test_a_lost_rank_restarts_the_run_from_its_last_checkpoint(cluster, mortal, 
     assert lines(tmp_path / "run") == lines(plain)
 
 
+def test_a_rank_that_hangs_restarts_the_run_as_one_that_died(cluster, mortal, plain, tmp_path, capsys):
+    more = ["worker.rollout.name=toy_task:StoppedEngine", "trainer.stuck_after=60"]
+    main(settings(mortal, tmp_path / "run", *more))
+    assert (mortal / "stopped").exists()
+    told = capsys.readouterr().err
+    assert "restart 1 of 3: rank" in told
+    assert "had not finished after 60 s (trainer.stuck_after)" in told
+    assert lines(tmp_path / "run") == lines(plain)
+    assert [path.name for path in (tmp_path / "run").glob("config*.yaml")] == ["config.yaml"]
+
+
 def test_without_restarts_a_lost_rank_is_the_end(cluster, mortal, tmp_path):
     more = ["worker.rollout.name=toy_task:MortalEngine", "trainer.max_restarts=0"]
     with pytest.raises(WorkerLost, match="in generate"):
@@ -166,9 +184,12 @@ def test_a_reward_worker_that_dies_or_hangs_is_replaced(cluster, policy, plain, 
     options = [
         f"worker.reward.options.{k}={v}" for k, v in (("fault", fault), ("target", 3), ("marker", tmp_path / "once"))
     ]
-    main(settings(policy, tmp_path / "run", *options, "worker.reward.timeout_s=5"))
+    main(settings(policy, tmp_path / "run", *options, "worker.reward.timeout_s=20"))
     assert (tmp_path / "once").exists()
     assert lines(tmp_path / "run") == lines(plain)
+    times = [json.loads(line) for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
+    assert sum(line["reward/retries"] for line in times) == 1
+    assert all(0 < line["reward/seconds_per_prompt"] <= line["reward/seconds_longest"] for line in times)
 
 
 def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(cluster, policy, tmp_path):
@@ -194,6 +215,107 @@ def test_groups_without_spread_can_be_left_out(cluster, policy, tmp_path):
     main(settings(policy, tmp_path, *more, "worker.rollout.logprob_tolerance=1e9"))
     (line,) = lines(tmp_path)
     assert (line["group/equal"], line["group/dropped"], line["actor/tokens"]) == (1.0, 1.0, 0.0)
+    assert (line["actor/empty"], line["actor/skipped"]) == (1.0, 0.0)
+    assert line["engine/gap_max"] > 0  # of the replies, though none was learned from
+
+
+def test_steps_with_nothing_to_learn_from_are_logged_and_too_many_stop_the_run(cluster, policy, tmp_path):
+    more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_empty_steps=1"]
+    with pytest.raises(RunStopped, match=r"2 steps in a row had nothing to learn from \(trainer.max_empty_steps\)"):
+        main(settings(policy, tmp_path, *more, "worker.rollout.logprob_tolerance=1e9", "trainer.save_freq=1"))
+    assert [line["actor/empty"] for line in lines(tmp_path)] == [1.0, 1.0]
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_000001"]
+
+
+def test_an_engine_is_not_taken_to_agree_where_nothing_was_looked_at(cluster, policy, tmp_path):
+    more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_steps=1"]
+    with pytest.raises(RunStopped, match="from the actor's on average"):
+        main(settings(policy, tmp_path, *more, "worker.rollout.name=toy_task:LyingEngine"))
+
+
+def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest(cluster, policy, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(settings(policy, run, "trainer.max_steps=2"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for change in ("data.seed=7", "worker.rollout.n=2", "worker.actor.optim.lr=5e-4"):
+        with pytest.raises(ConfigError, match=f"was trained otherwise: {change.partition('=')[0]} was"):
+            main(settings(policy, run, change))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    more = ["trainer.save_freq=1", "trainer.keep_last=1", "trainer.rollouts_kept=1", "trainer.val_freq=4"]
+    lr = ["worker.actor.optim.lr=5e-4", "trainer.accept_changes=[worker.actor.optim.lr]"]
+    main(settings(policy, run, *more, *lr))
+    told = capsys.readouterr().out
+    assert "resumed with a change: worker.actor.optim.lr was 0.001, is 0.0005\n" in told
+    assert "resumed with a change: trainer.save_freq was 2, is 1\n" in told
+    assert [line["actor/lr"] for line in lines(run)] == [1e-3, 1e-3, 5e-4, 5e-4]
+    assert ["val/reward/total" in line for line in lines(run)] == [False, False, False, True]
+    assert [path.name for path in run.glob("step_*")] == ["step_000004"]
+    assert [path.read_text().count("== ") for path in sorted((run / "rollouts").iterdir())] == [4, 4, 1, 1]
+    rates = [
+        configuration.load([f"config={run / name}"]).worker.actor.optim.lr
+        for name in ("config_000.yaml", "config.yaml")
+    ]
+    assert rates == [1e-3, 5e-4]
+    main(settings(policy, run, *more, *lr))
+    assert "nothing is left to do: 4 steps are done of 4" in capsys.readouterr().out
+
+
+def test_a_run_from_another_ones_checkpoint_can_be_requeued(cluster, policy, plain, tmp_path, capsys):
+    start = [f"trainer.resume={plain / 'step_000002'}", "trainer.save_freq=1"]
+    main(settings(policy, tmp_path, *start, "trainer.max_steps=3"))
+    main(settings(policy, tmp_path, *start))
+    assert f"resuming after step 3 from {tmp_path / 'step_000003'}" in capsys.readouterr().out
+    assert lines(tmp_path) == lines(plain)[2:]
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_in_one_line(policy, tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path)]
+    with run_folder.locked(tmp_path):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}: another run is writing here; wait for it or end it, or give another "
+        "trainer.save_checkpoint_path\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_sigterm_ends_the_workers_too(policy, tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
+    arguments = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path, "trainer.max_steps=500")]
+    arguments += ["trainer.total_episodes=500"]
+    process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not ((tmp_path / "metrics.jsonl").exists() and lines(tmp_path)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = descendants(process.pid)
+    assert sum("ray::_Host" in title for title in children.values()) == 2
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the same command goes on from the last checkpoint\n" in told
+    deadline = time.monotonic() + 300
+    while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, {pid: children[pid] for pid in left}
+        time.sleep(0.1)
+
+
+def descendants(pid):
+    """Command line of each process below this one."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {child: titles.get(child, "") for child in below - {pid}}
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(cluster, policy, tmp_path):

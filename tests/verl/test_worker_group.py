@@ -96,9 +96,7 @@ def test_a_rank_that_hangs_is_lost_after_a_while(room):
         pids = group.call("pid")
         os.kill(pids[1], signal.SIGSTOP)
         group._stuck_after = 5  # only now: loading torch may take long
-        with pytest.raises(
-            WorkerLost, match=r"in barrier_unless: rank\(s\) 0, 1 had not finished after 5 s \(trainer"
-        ):
+        with pytest.raises(WorkerLost, match=r"in barrier_unless: rank\(s\) 0, 1 had not finished after 5 s \(trainer"):
             group.call("barrier_unless", 1, "pid")
     wait_for_the_end_of(pids)
 

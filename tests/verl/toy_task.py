@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -73,6 +74,30 @@ class MortalEngine(HFEngine):
         if self.calls == 3 and first_time(self.marker):
             os._exit(1)
         return super().generate(*args, **kwargs)
+
+
+class StoppedEngine(HFEngine):
+    """Stops in its third generation, once per checkpoint folder, as a process does that hangs."""
+
+    calls = 0
+
+    def __init__(self, model_path, **options):
+        super().__init__(model_path, **options)
+        self.marker = str(Path(model_path) / "stopped")
+
+    def generate(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == 3 and first_time(self.marker):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().generate(*args, **kwargs)
+
+
+class LyingEngine(HFEngine):
+    """Says that every token was e times as likely as it was."""
+
+    def generate(self, *args, **kwargs):
+        batch = super().generate(*args, **kwargs)
+        return batch.with_tensors(engine_logprobs=batch["engine_logprobs"] + 1)
 
 
 def first_time(marker: str | None) -> bool:

@@ -39,12 +39,13 @@ def _check_parts(config: Config) -> None:
     from verl.models import loading
     from verl.utils import tracking
     from verl.workers.reward.base import check_reward
-    from verl.workers.rollout import check_installed
+    from verl.workers.rollout import check_installed, samplings
 
     tracking.check(config.trainer.logger)
     check_installed(config.worker.rollout)
     check_reward(config.worker.reward)
     loading.check(config.worker.actor.model.model_path)
+    samplings(config)  # raises where the checkpoint recommends what the engines cannot do
 
 
 def run(config: Config) -> None:

@@ -25,7 +25,6 @@ LOCK = ".lock"
 NO_LOCKS = "VEASON_NO_LOCKS"
 """Environment variable: set to 1 where the file system has no locks and one run writes at a time."""
 CONFIG_FILE = "config.yaml"
-RUN_FILE = "run.json"
 
 MAY_CHANGE = frozenset(
     {
@@ -288,11 +287,6 @@ def keep_config(config: Config, folder: Path) -> None:
 
 def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("  resume: ")]
-
-
-def keep_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Write ``run.json``: what is in force and no key of the configuration says."""
-    _write(folder / RUN_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
