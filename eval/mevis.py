@@ -3,6 +3,9 @@
     python -m eval.mevis --gt MEVIS --split valid_u --pred RUN --out RUN/scores
 
 `train` and `valid_u` have masks; `valid` and `test` are scored by the benchmark's server (`python -m eval.submit`).
+
+The published script counts a missing video as zero, and leaves an expression out without a word if its folder or a
+frame of it is missing: that is `--missing published`; here each missing prediction is zero.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def evaluate(
             f"MeViS {split!r} cannot be scored here: masks come with {' and '.join(WITH_MASKS)} only; "
             "pack a submission with `python -m eval.submit`"
         )
-    dataset = open_dataset("mevis", gt_root, split=split, meta=meta)
+    dataset = open_dataset("mevis", gt_root, split=split, meta=meta, scoring=True)
     return jf.evaluate(dataset, open_predictions(Path(pred)), protocol=PROTOCOL, missing=missing, workers=workers)
 
 

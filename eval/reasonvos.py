@@ -8,7 +8,7 @@ Where a prediction lies below PRED (or PRED/Annotations) is its layout:
     position  <video>/<i>/<frame>.png, i the place in the list of expressions, from 0: as GLUS and `inference.predict`
 
 `--layout auto` looks which is there and says so. The published script leaves out whatever is missing, and 458
-expressions become fewer without a word: that is `--missing skip`; here a missing prediction is zero.
+expressions become fewer without a word: that is `--missing published`; here a missing prediction is zero.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def evaluate(
 ) -> jf.JFResults:
     """Score `pred`, a run folder, a folder in one of the layouts, or a file of RLEs by video and position."""
     check_choice("layout", layout, LayoutName)
-    dataset = open_dataset("reasonvos", gt_root, meta=meta)
+    dataset = open_dataset("reasonvos", gt_root, meta=meta, scoring=True)
     assert isinstance(dataset, ReasonVOS)
     chosen = _detect(dataset, Path(pred)) if layout == "auto" else layout
     return jf.evaluate(

@@ -10,7 +10,9 @@ unsupervised evaluation matches these objects to the true ones by (J + F) / 2. M
 binary (VISA, GLUS): each expression's mask against its object; means over expressions.
 
 Each protocol writes to a folder of its own name below --out. With --missing skip, binary leaves out a missing
-expression; unsupervised leaves out that annotator's whole video, since its objects compete for pixels.
+expression; unsupervised leaves out that annotator's whole video, since its objects compete for pixels. With --missing
+published, binary counts a missing video as zero and leaves out any other missing expression, as that script does;
+DAVIS's evaluation breaks off, and so does unsupervised.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from eval.proposal_results import ProposalResults, Run
 from eval.proposals import ProposalScorer, run_key
 from eval.results import Missing, Problem
 from eval.scoring import score_all
-from eval.survey import survey
+from eval.survey import print_warnings, survey
 from veason.datasets import open_dataset
 from veason.datasets.base import sha256
 from veason.datasets.refvos import RefDAVIS17
@@ -73,6 +75,7 @@ def evaluate_unsupervised(
     skipped = {run_key(s.video, dataset.annotator(s)): None for s in dataset if s.key in found.left_out}  # in order
     scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
     outcomes = score_all(scorer, _videos(dataset, skipped), workers=workers)
+    print_warnings(dataset)
     annotators = tuple(sorted({dataset.annotator(sample) for sample in dataset}))
     expressions = Counter((dataset.annotator(sample), sample.video) for sample in dataset)
     keys = {(a, video): run_key(video, a) for a in annotators for video in dataset.by_video}
@@ -95,7 +98,7 @@ def evaluate_unsupervised(
 
 
 def _open(gt_root: str | Path, split: str, meta: str | Path | None) -> RefDAVIS17:
-    dataset = open_dataset("refdavis", gt_root, split=split, meta=meta)
+    dataset = open_dataset("refdavis", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, RefDAVIS17)
     return dataset
 

@@ -31,7 +31,7 @@ from eval import command
 from eval.predictions import open_predictions
 from eval.results import GROUPS, Missing, Problem, Results, Robustness, Row, count_encodings, table, write
 from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import Survey, check_choice, survey
+from eval.survey import Survey, check_choice, print_warnings, survey
 from veason.datasets import open_dataset
 from veason.datasets.base import Dataset, sha256
 from veason.types import VideoSample
@@ -58,11 +58,12 @@ def evaluate(
     one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
     """
     check_choice("robustness", robustness, Robustness)
-    dataset = open_dataset("revos", gt_root, split=split, meta=meta)
+    dataset = open_dataset("revos", gt_root, split=split, meta=meta, scoring=True)
     predicted = open_predictions(Path(pred), rle_value=rle_value)
     found = survey(dataset, predicted, missing=missing, published="zero")
     outcomes: dict[str, Outcome] = {**found.broken}
     outcomes |= score_all(Scorer(dataset, predicted, robustness), found.present, workers=workers)
+    print_warnings(dataset)
     return _collect(dataset, found, outcomes, robustness=robustness, missing=missing)
 
 

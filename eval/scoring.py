@@ -22,7 +22,7 @@ from eval import metrics, predictions
 from eval.predictions import Predictions
 from eval.robustness import accuracy, robustness
 from veason import mask_png, masks
-from veason.datasets.base import Dataset
+from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
 from veason.pool import WorkerPool
 from veason.types import Rle, Size, VideoSample
@@ -194,10 +194,30 @@ def _in_pool(
     scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str], workers: int, compiled: bool
 ) -> Iterator[tuple[str, dict[str, Outcome]]]:
     start = functools.partial(_use_compiled, compiled)
-    with WorkerPool(_score_named, scorer, workers=min(workers, len(order)) or 1, start=start) as pool:
+    tolerance = _tolerance(scorer)
+    with WorkerPool(_score_in_worker, scorer, workers=min(workers, len(order)) or 1, start=start) as pool:
         futures = {pool.submit(videos[video]): video for video in order}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            outcomes, notes = future.result()
+            for note in notes if tolerance is not None else ():
+                tolerance.note(*note)
+            yield futures[future], outcomes
+
+
+def _tolerance(scorer: Scorer) -> Tolerance | None:
+    """Where the scorer's data set, if it has one, notes what it lets through."""
+    return getattr(getattr(scorer, "dataset", None), "tolerance", None)
+
+
+def _score_in_worker(
+    scorer: Scorer, samples: Sequence[VideoSample]
+) -> tuple[dict[str, Outcome], list[tuple[str, str]]]:
+    """(outcomes, what the data set let through meanwhile), for the process that prints it."""
+    tolerance = _tolerance(scorer)
+    if tolerance is None:
+        return _score_named(scorer, samples), []
+    tolerance.take()  # noted when the data set was opened, where it is known
+    return _score_named(scorer, samples), tolerance.take()
 
 
 def _use_compiled(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ from veason import mask_lines
 from veason.datasets import NAMES
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.safe_text import printable
 from veason.types import VideoSample
 
 LISTED = 100
@@ -138,6 +140,12 @@ def _nothing(predicted: Predictions, absences: Mapping[str, str], expected: int)
         f"{predicted.root}: holds no complete prediction for any of {expected} expressions (the first: "
         f"{next(iter(absences.values()))}); is it the right folder, and of this data set and split?"
     )
+
+
+def print_warnings(dataset: Dataset) -> None:
+    """Say on stderr what a data set that was opened for scoring let through; once, when everything has been read."""
+    for line in dataset.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr)
 
 
 def _scored_part(dataset: Dataset, sample: VideoSample) -> VideoSample:

@@ -61,6 +61,12 @@ class Tolerance:
         """Count one entry, named by `where`, in which `kind` was found; one that was noted before counts once."""
         self._found.setdefault(kind, {})[where] = None
 
+    def take(self) -> list[tuple[str, str]]:
+        """Everything noted so far as (kind, where), forgotten here: what a worker hands back to be noted elsewhere."""
+        taken = [(kind, where) for kind, places in self._found.items() for where in places]
+        self._found.clear()
+        return taken
+
     def lines(self) -> list[str]:
         """A line for each kind: the first entry, and how many more there are."""
         return [
