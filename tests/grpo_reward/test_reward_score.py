@@ -1,11 +1,13 @@
 """One call judges a group: frames encoded once, identical answers tracked once; presets and tracker from a config."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from grpo_reward.reward_score import RELEASED, KeyframeReward, build
+from grpo_reward.reward_score import RELEASED, TERMS, KeyframeReward, build
 from grpo_reward.target import Target
 from grpo_reward.task import build as build_task
 from veason import masks
@@ -13,8 +15,11 @@ from veason.answer import format_reply
 from veason.trackers import open_tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Answer
-from verl.config import DataConfig, RewardConfig
+from verl.config import ConfigError, DataConfig, RewardConfig
 from verl.protocol import Prompt
+from verl.workers.reward.base import check_reward
+
+NAME = "video_match_keyframe_sft_sam_mod"
 
 
 def test_a_group_is_encoded_once_and_identical_answers_tracked_once(prompt, filler, say):
@@ -27,6 +32,24 @@ def test_a_group_is_encoded_once_and_identical_answers_tracked_once(prompt, fill
     assert [r.problem for r in rewards[:5]] == [None, None, "no_answer", None, None]
     reward.score(prompt, replies[:1])
     assert filler.encoded == 1  # the same list of images
+
+
+def test_true_masks_are_decoded_once_a_prompt(prompt, target, filler, say, monkeypatch):
+    """Three shown frames, however many different answers there are; the tracker's own masks are not counted."""
+    reward, decoded = KeyframeReward(tracker=filler), []
+    decode = masks.decode
+    true = {id(rle) for rle in target.masks}
+    monkeypatch.setattr(masks, "decode", lambda rle, size: decoded.append(id(rle) in true) or decode(rle, size))
+    replies = [say(12, f"[[4, {y}, 13, 29]]") for y in range(15, 23)]
+    first = reward.score(prompt, replies)
+    assert (len(filler.tracked), sum(decoded)) == (8, 3)
+    assert len({one.parts["consistency"] for one in first}) > 4
+    assert reward.score(prompt, replies) == first
+    assert sum(decoded) == 3
+    other = Target(target.frame_ids, target.size, target.boxes, (target.masks[2],) * 3)
+    moved = reward.score(Prompt("v/1", [], prompt.images, other), replies)
+    assert [one.parts["consistency"] for one in moved] != [one.parts["consistency"] for one in first]
+    assert reward.score(prompt, replies) == first  # and back
 
 
 def test_nothing_is_encoded_where_no_reply_needs_it(prompt, filler, say):
@@ -84,6 +107,69 @@ def test_what_a_config_builds():
     ):
         with pytest.raises(ValueError, match=message):
             build(RewardConfig(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"options": {"zero_boxs": "maybe"}}, "no reward switch is called 'zero_boxs'; the nearest is 'zero_boxes'"),
+        ({"options": {"max_depth": "deep"}}, "max_depth is 'deep', expected a whole number"),
+        ({"weights": {"spacial": 1.0}}, "no reward term is called 'spacial'; the nearest is 'spatial'"),
+        ({"weights": {"spatial": -1.0}}, r"weights\.spatial is -1\.0, expected a finite number of 0 or more"),
+        ({"weights": dict.fromkeys(TERMS, 0.0)}, "every weight of worker.reward.weights is 0"),
+        ({"tracker": "sam2"}, "sam2_checkpoint is empty"),
+        ({"tracker": "grabcat"}, "no tracker is called 'grabcat'"),
+        (
+            {"tracker": "grabcut", "sam2_checkpoint": "x.pt"},
+            "sam2_checkpoint is 'x.pt', which the tracker grabcut never",
+        ),
+        ({"tracker": "grabcut", "sam2_mode": "image"}, "sam2_mode is 'image'"),
+        ({"sam2_checkpoint": "{folder}/nowhere.pt"}, r"nowhere\.pt: no such file; worker\.reward\.sam2_checkpoint is"),
+        ({"sam2_checkpoint": "{folder}"}, "a folder, expected a file"),
+        ({"sam2_checkpoint": "{folder}/pointer.pt"}, r"pointer\.pt: a Git LFS pointer"),
+        ({"sam2_checkpoint": "{folder}/page.pt"}, r"page\.pt: a web page"),
+        ({"sam2_checkpoint": "{folder}/other.pt"}, r"other\.pt does not fit"),
+        ({"sam2_checkpoint": "{folder}/cut.pt"}, r"cut\.pt: cannot be read"),
+        ({"sam2_checkpoint": "{folder}/code.pt"}, r"code\.pt: cannot be read"),
+        (
+            {"sam2_checkpoint": "{folder}/other.pt", "sam2_config": "configs/none.yaml"},
+            r"'configs/none\.yaml' is neither",
+        ),
+    ],
+)
+def test_a_run_that_its_reward_would_end_does_not_start(tiny, tmp_path, wrong, message):
+    """By `check_reward`, which builds no worker, in one line."""
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><html></html>")
+    (tmp_path / "cut.pt").write_bytes(tiny.checkpoint.read_bytes()[:5000])
+    (tmp_path / "code.pt").write_bytes(pickle.dumps(KeyframeReward, protocol=2))
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "other.pt")
+    given = {key: v.format(folder=tmp_path) if isinstance(v, str) else v for key, v in wrong.items()}
+    config = replace(RewardConfig(compute_score=NAME, sam2_config=str(tiny.config)), **given)
+    if config.tracker != "sam2":
+        config = replace(config, sam2_config=RewardConfig().sam2_config)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_reward(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_right_passes_the_check(tiny):
+    config = RewardConfig(compute_score=NAME, sam2_config=str(tiny.config), sam2_checkpoint=str(tiny.checkpoint))
+    check_reward(config)
+    check_reward(RewardConfig(compute_score=NAME, tracker="grabcut", options={"zero_boxes": "true"}))
+    check_reward(replace(config, sam2_checkpoint="nowhere.pt", weights={"consistency": 0.0}))  # an ablation is one line
+
+
+def test_the_nearest_reward_is_named():
+    with pytest.raises(
+        ConfigError, match=r"compute_score=video_match: .*did you mean video_match_keyframe_sft_sam_mod"
+    ):
+        check_reward(RewardConfig(compute_score="video_match"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_sam2(tmp_path_factory.mktemp("sam2"), 0)
 
 
 def test_a_target_pickles_and_is_json_both_ways(target, prompt):

@@ -16,8 +16,8 @@ from veason import frames, masks, targets
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.synthetic import twins
-from verl.config import DataConfig, load
-from verl.trainer.data import Schedule, batches
+from verl.config import ConfigError, DataConfig, load
+from verl.trainer.data import Schedule, batches, choose
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +264,144 @@ def test_the_trainer_goes_through_a_mix(mixed):
     drawn = [prompt for step in batches(mix, schedule, range(schedule.steps_per_epoch)) for prompt in step]
     assert len({prompt.uid for prompt in drawn}) == len(drawn) == 8 * schedule.steps_per_epoch
     assert {prompt.uid.partition("/")[0] for prompt in drawn} == {"revos", "mevis", "refytvos", "vicas"}
+
+
+class TestBeforeTheRun:
+    """What `verl` asks a task before anything is started."""
+
+    def test_an_outline_is_the_prompt_without_pixels(self, config):
+        validation = task.build(config, split="val")
+        for index in range(len(validation)):
+            prompt, outline = validation.get(index, epoch=0), validation.outline(index)
+            assert (outline.key, outline.messages) == (prompt.uid, prompt.messages)
+            assert outline.image_sizes == tuple(image.shape[:2] for image in prompt.images)
+        sample = validation.sample(0)
+        assert (outline.group.partition("/")[0], validation.outline(0).group) == ("revos", f"revos/{sample.video}")
+        assert {validation.outline(i).kind for i in range(len(validation))} == {"revos 0", "revos 1"}
+
+    def test_an_outline_of_training_is_the_longest_that_may_come(self, training, monkeypatch):
+        monkeypatch.setattr(frames, "load", lambda *_, **__: pytest.fail("a picture was decoded"))
+        monkeypatch.setattr(training.dataset, "object_rles", lambda *_: pytest.fail("a mask was read"))
+        for index in range(len(training)):
+            length = len(training.sample(index))
+            grids = [frames.train_grid(length, 6, keyframe=k) for k in range(length)]
+            assert len(training.outline(index).image_sizes) == max(map(len, grids))
+        assert task._longest_grid(11, 6) == (
+            1,
+            4,
+            7,
+            10,
+        )  # step 3: of (0 3 6 9), (1 4 7 10), (2 5 8) the latest longest
+        assert task._longest_grid(1, 6) == (0,)
+
+    def test_validation_is_drawn_over_videos_and_types(self, config):
+        """As many of each type as there are videos to validate on."""
+        validation = task.build(config, split="val")
+        told = [validation.outline(i) for i in range(len(validation))]
+        videos = {one.group for one in told}
+        for seed in range(3):
+            drawn = [told[i] for i in choose(told, 2 * len(videos), seed=seed)]
+            assert {one.group for one in drawn} == videos
+            assert sorted(one.kind for one in drawn) == ["revos 0"] * len(videos) + ["revos 1"] * len(videos)
+
+    def test_a_note_names_the_sentence_and_the_truth(self, training):
+        prompt = training.get(3, epoch=0)
+        asked, truth = prompt.note.splitlines()
+        assert asked == f"asked: {training.sample(3).expression}"
+        shown = truth.removeprefix("truth: ").split("; ")
+        assert [int(one.partition(":")[0]) for one in shown] == list(prompt.target.frame_ids)
+        best = int(np.argmax(prompt.target.areas))
+        assert shown[best].startswith(f"{prompt.target.frame_ids[best]}: 1.00 [")
+
+    def test_the_fingerprint_is_of_contents_and_words(self, hand_made, tmp_path):
+        root = hand_made.write()
+        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        given = replace(given, reference_image_resize=56)
+
+        def prints(**more):
+            return task.build(replace(given, **more), split="train").fingerprint()
+
+        first = prints()
+        assert first == prints()
+        assert {"meta", "masks", "exclude", "prompt template"} <= first.keys()
+        (tmp_path / "none.txt").write_text("# nothing\n")
+        assert prints(exclude=str(tmp_path / "none.txt")) == first
+        (tmp_path / "one.txt").write_text("UVO/-a_b/1\n")
+        assert differing(first, prints(exclude=str(tmp_path / "one.txt"))) == {"exclude"}
+        (tmp_path / "words.txt").write_text("$frames Find $expression.")
+        assert differing(first, prints(prompt_template=str(tmp_path / "words.txt"))) == {"prompt template"}
+        hand_made.meta["videos"]["UVO/-a_b"]["expressions"]["0"]["exp"] = "the circle"
+        hand_made.write()
+        assert "meta" in differing(first, prints())
+
+    def test_how_a_checkpoint_wants_to_be_asked(self, config, tmp_path):
+        training = task.build(replace(config, val_frames=8), split="train")
+        record = training.asked()
+        assert record == {
+            "frames": 8,
+            "size": [112, 112],
+            "family": "Qwen2.5-VL",
+            "prompt_template": None,
+            "max_new_tokens": 1024,
+        }
+        assert training.notes(str(tmp_path)) == []  # a checkpoint that does not say
+        (tmp_path / "veason.json").write_text(json.dumps(record | {"frames": 6}))
+        assert training.notes(str(tmp_path)) == []  # 6 frames in training
+        [note] = task.build(config, split="val").notes(str(tmp_path))
+        assert note == f"{tmp_path}/veason.json: frames is 8, the checkpoint was trained with 6"
+        (tmp_path / "veason.json").write_text(json.dumps(record | {"frames": 6, "size": [84, 84]}))
+        assert [note.partition(": ")[2] for note in training.notes(str(tmp_path))] == [
+            "size is 112x112, the checkpoint was trained with 84x84"
+        ]
+        (tmp_path / "veason.json").write_text(json.dumps(record | {"family": "Qwen3-VL"}))
+        with pytest.raises(ConfigError, match=r"its family is Qwen3-VL, the task's Qwen2\.5-VL"):
+            training.notes(str(tmp_path))
+
+    def test_an_exclude_list_of_other_samples_is_noted(self, config, tmp_path):
+        (tmp_path / "other.txt").write_text("no/such/0\nno/such/1\n")
+        given = replace(config, exclude=str(tmp_path / "other.txt"))
+        assert task.build(given, split="train").notes("x") == [
+            f"data.exclude={tmp_path}/other.txt: none of its 2 lines is a sample to train on"
+        ]
+        assert task.build(given, split="val").notes("x") == []
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"sampled_frames": 1}, r"data\.sampled_frames is 1: training's grid of frames needs 2 or more"),
+            ({"keyframe_resize": 100, "reference_image_resize": 100}, "not a multiple of 28"),
+            ({"exclude": "{folder}"}, "a folder, expected a file"),
+            ({"exclude": "{folder}/pointer.txt"}, "a Git LFS pointer"),
+            ({"exclude": "{folder}/binary.txt"}, "no text"),
+            ({"prompt_template": "{folder}"}, "a folder, expected a file"),
+            ({"prompt_template": "{folder}/nowhere.txt"}, "no such file"),
+            ({"train_files": "{folder}"}, "meta_expressions_train_.json"),
+            ({"train_meta": "{folder}/pointer.txt"}, "a Git LFS pointer"),
+        ],
+    )
+    def test_what_is_told_in_one_line(self, config, tmp_path, wrong, message):
+        (tmp_path / "pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+        given = {key: str(v).format(folder=tmp_path) if isinstance(v, str) else v for key, v in wrong.items()}
+        with pytest.raises(ConfigError, match=message) as caught:
+            task.build(replace(config, **given), split="train")
+        assert "\n" not in str(caught.value)
+
+    def test_videos_without_pictures_are_counted(self, hand_made):
+        root = hand_made.write()
+        hand_made.frame("00000").unlink()
+        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        with pytest.raises(ConfigError, match=r"00000\.jpg: no such picture; 1 of 1 videos have none there"):
+            task.build(replace(given, reference_image_resize=56), split="train")
+
+    def test_a_frame_that_breaks_later_is_told_in_one_line_too(self, hand_made):
+        root = hand_made.write()
+        hand_made.frame("00010").write_bytes(b"no picture")
+        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        built = task.build(replace(given, reference_image_resize=56), split="train")
+        with pytest.raises(ConfigError, match=r"00010\.jpg"):
+            _ = [built.get(0, epoch=epoch) for epoch in range(20)]
+
+
+def differing(a, b):
+    return {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}

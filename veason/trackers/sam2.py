@@ -306,8 +306,9 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a file of weights alone: {error}") from error
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).partition("\n")[0].rstrip()  # torch goes on about how to read what runs code
+        raise DataError(f"{path}: cannot be read as a file of weights alone: {first}; fetch it again") from error
     found = found.get("model", found) if isinstance(found, dict) else {}
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 

@@ -27,7 +27,7 @@ def find(name: str, *, group: str) -> Any:
 def _unknown(name: str, known: Mapping[str, Any], *, group: str) -> str:
     """What to tell the user who asked for `name`."""
     there = ", ".join(sorted(known)) or "none (is the project installed?)"
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name, known, n=1, cutoff=0.3)
     meant = f" (did you mean {near[0]}?)" if near else ""
     return (
         f"no plug-in of {group} is called {name!r}{meant}; there are: {there}. Name your own package.module:attribute"
