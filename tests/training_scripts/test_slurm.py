@@ -177,6 +177,64 @@ def test_what_is_missing_is_named(variables, words, message):
     assert message in outside(*words, **variables)
 
 
+GRPO = ("MODEL_PATH", "REVOS_ROOT", "SAM2_CHECKPOINT", "OUTPUT")
+"""What a GRPO script wants to be told."""
+
+
+def said(script: str, *words: str, **variables: str) -> list[str]:
+    """The lines of a training script on standard error, which ends with 2; nothing of it is in the environment."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in GRPO}
+    line = ["bash", str(ROOT / "training_scripts" / script), *words]
+    environment = {**kept, "PYTHON": sys.executable, **variables}
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_all_that_grpo_lacks_is_told_at_once(size):
+    lines = said(f"run_qwen2_5_{size}_revos_keyframe_sam_sft_mod.sh")
+    assert [line.split()[:3] for line in lines] == [["error:", "set", name] for name in GRPO]
+
+
+def test_what_is_missing_and_what_does_not_exist_are_told_together(tmp_path):
+    script = "run_qwen2_5_3b_revos_keyframe_sam_sft_mod.sh"
+    lines = said(script, "worker.reward.tracker=grabcut", MODEL_PATH=str(tmp_path / "gone"), OUTPUT=str(tmp_path))
+    assert [line.split(":")[1].split()[0] for line in lines] == [f"MODEL_PATH={tmp_path}/gone", "set"]
+    assert "set REVOS_ROOT" in lines[1]
+    lines = said(script, "worker.reward.tracker=grabcut", "worker.reward.tracker=sam2")  # the later one wins
+    assert sum("SAM2_CHECKPOINT" in line for line in lines) == 1
+
+
+def test_ablations_tell_all_at_once_too():
+    lines = said("run_ablation_no_consistency.sh")
+    assert [line.split()[2] for line in lines] == ["MODEL_PATH", "REVOS_ROOT", "OUTPUT"]
+    assert [line.split()[2] for line in said("run_ablation_pure_grpo.sh")] == ["BASE_MODEL_PATH", *GRPO[1:]]
+
+
+def test_sft_tells_all_at_once_too():
+    assert [line.split()[2] for line in said("run_sft_tiny.sh")] == ["MODEL_PATH", "SFT_DATA", "OUTPUT"]
+
+
+def test_the_batch_script_tells_it_before_a_cluster_starts(tmp_path):
+    """Not even an allocation is looked at."""
+    assert [line.split()[2] for line in said("slurm/train.sbatch", VEASON_ROOT=str(ROOT))] == list(GRPO)
+    yaml = {"VEASON_ROOT": str(ROOT), "CONFIG": "training_scripts/grpo_tiny.yaml"}
+    lines = said("slurm/train.sbatch", "data.seeds=1", **yaml)
+    assert lines == ["error: command line: unknown key 'data.seeds'; the nearest is 'data.seed'"]
+
+
+def test_the_check_alone_trains_nothing(tmp_path):
+    words = [f"{key}={tmp_path}" for key in ("worker.actor.model.model_path", "data.train_files",
+             "worker.reward.sam2_checkpoint", "trainer.save_checkpoint_path")]  # fmt: skip
+    script = ROOT / "training_scripts" / "run_qwen2_5_7b_revos_keyframe_sam_sft_mod.sh"
+    environment = {**os.environ, "PYTHON": sys.executable, "CHECK_ONLY": "1"}
+    done = subprocess.run(["bash", script, *words], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"train_files: {tmp_path}" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_outside_an_allocation_the_batch_script_says_so(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     line = ["bash", str(SLURM / "predict.sbatch")]
