@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 from veason.errors import DataError
 from veason.files import RepeatedKey
 from veason.files import load_json as load_json_file
+from veason.safe_text import printable
 from veason.types import Rle, VideoSample
 
 
@@ -58,7 +61,12 @@ class Tolerance:
         self._found: dict[str, dict[str, None]] = {}
 
     def note(self, kind: str, where: str) -> None:
-        """Count one entry, named by `where`, in which `kind` was found; one that was noted before counts once."""
+        """Count one entry, named by `where`, in which `kind` was found; one that was noted before counts once.
+
+        A worker process, whose notes nobody collects, prints the first of a kind itself.
+        """
+        if kind not in self._found and multiprocessing.parent_process() is not None:
+            print(f"warning: {printable(where)}: {kind}", file=sys.stderr)
         self._found.setdefault(kind, {})[where] = None
 
     def take(self) -> list[tuple[str, str]]:

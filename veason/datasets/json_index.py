@@ -117,7 +117,7 @@ def _load_spans(path: Path) -> tuple[Spans, int]:
         if cache:
             atomic.write_bytes(cache, orjson.dumps({"source": source, "spans": spans}))
     except OSError as error:
-        _say_once(f"{cache.parent}: {error.strerror}; go on without a cache, so every process scans {path.name} anew")
+        _say_once(_NO_CACHE.format(cache.parent, error.strerror))
     return spans, found["bytes"]
 
 
@@ -127,7 +127,7 @@ def _cache_file(path: Path) -> Path | None:
     try:
         folder = Path(os.environ.get("VEASON_CACHE") or Path.home() / ".cache" / "veason")
     except RuntimeError:  # no HOME, and no entry in the list of users
-        _say_once("no home folder; set VEASON_CACHE, or every process scans large annotation files anew")
+        _say_once(_NO_CACHE.format("~/.cache/veason", "there is no home folder"))
         return None
     return folder / name
 
@@ -139,9 +139,23 @@ def _forget(path: Path) -> None:
             cache.unlink()
 
 
+def check_cache(path: Path) -> None:
+    """Say so now if the spans of `path` will not be kept: for whoever leaves the reading to worker processes."""
+    if path.is_file() and path.stat().st_size > CACHE_ABOVE and (cache := _cache_file(path)) and not cache.exists():
+        probe = cache.with_name(f".{cache.name}.{os.getpid()}")
+        try:
+            atomic.write_bytes(probe, b"?")
+            probe.unlink()
+        except OSError as error:
+            _say_once(_NO_CACHE.format(cache.parent, error.strerror))
+
+
+_NO_CACHE = "{}: {}; going on without a cache, so every process scans large annotation files anew"
+
+
 @functools.cache
 def _say_once(text: str) -> None:
-    if multiprocessing.parent_process() is None:
+    if multiprocessing.parent_process() is None:  # workers: their parent has said it
         print(f"note: {printable(text)} (VEASON_CACHE names another folder)", file=sys.stderr)
 
 

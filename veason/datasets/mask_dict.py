@@ -7,16 +7,17 @@ from pathlib import Path
 
 from veason.datasets import fields
 from veason.datasets.base import Tolerance
-from veason.datasets.json_index import JsonIndex
+from veason.datasets.json_index import JsonIndex, check_cache
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
 
 
 class MaskDict:
-    """Tracks by annotation id. Nothing is read before the first question; picklable."""
+    """Tracks by annotation id. Nothing of the file is read before the first question; picklable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_cache(path)
 
     @cached_property
     def _entries(self) -> JsonIndex:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from veason import files
 from veason.datasets import json_index
 from veason.datasets.json_index import JsonIndex
+from veason.datasets.mask_dict import MaskDict
 from veason.errors import DataError
+from veason.pool import map_in_order
 
 RLE = st.fixed_dictionaries({"size": st.just([480, 854]), "counts": st.text(st.characters(codec="ascii"), max_size=20)})
 LEAF = st.none() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | RLE
@@ -112,6 +114,25 @@ def test_without_a_cache_it_goes_on_and_says_so_once(large, tmp_path, monkeypatc
     (line,) = said.err.splitlines()
     assert line.startswith("note: ")
     assert "VEASON_CACHE" in line
+
+
+def read(path, key):
+    """For a pool of processes."""
+    json_index.CACHE_ABOVE = 10
+    return JsonIndex(path)[key]
+
+
+def test_of_a_pool_the_parent_says_that_there_is_no_cache(large, tmp_path, capfd):
+    (tmp_path / "cache").write_text("in the way")
+    MaskDict(large)
+    found = map_in_order(read, large, ["1", "2"] * 4, workers=2, label="reading", unit="key")
+    assert list(found) == [[11], [22]] * 4
+    assert capfd.readouterr().err.count("note: ") == 1
+    (tmp_path / "cache").unlink()
+    json_index._say_once.cache_clear()
+    MaskDict(large)
+    assert capfd.readouterr().err == ""
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize("stored", [b"", b"[]", b"{", b'{"source": null}'])

@@ -11,6 +11,7 @@ from veason import masks
 from veason.datasets import open_dataset
 from veason.datasets.mixture import Mixture
 from veason.errors import DataError
+from veason.pool import map_in_order
 
 VIDEO = "UVO/-a_b"
 
@@ -58,6 +59,19 @@ def test_masks_beyond_the_last_frame(hand_made):
     dataset = open_dataset("revos", hand_made.write(), scoring=True)
     with pytest.raises(DataError, match="3 masks for 4 frames"):  # the scripts end here, too
         dataset.object_rles(dataset[0])
+
+
+def track_lengths(dataset, key):
+    """For a pool of processes."""
+    return [len(track) for track in dataset.object_rles(next(sample for sample in dataset if sample.key == key))]
+
+
+def test_what_a_worker_lets_through_is_said_too(hand_made, capfd):
+    hand_made.mask_dict["9000000001"] += [None]
+    dataset = open_dataset("revos", hand_made.write(), scoring=True)
+    keys = [f"{VIDEO}/0", f"{VIDEO}/1"]
+    assert list(map_in_order(track_lengths, dataset, keys, workers=2, label="x", unit="x")) == [[4], [4, 4]]
+    assert "more masks than frames" in capfd.readouterr().err
 
 
 def test_a_fifth_source_of_reasonvos(tmp_path):
