@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from veason import masks
-from veason.datasets import open_dataset
+from veason.datasets import open_dataset, vicas
 from veason.doctor import __main__ as doctor
+from veason.doctor import published
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -23,6 +24,13 @@ def test_ref_youtube_vos_valid_has_its_published_size(meta):
     root = folder("refytvos")
     dataset = open_dataset("refytvos", root, meta=root / meta if meta else None)
     assert (len(dataset.by_video), len(dataset)) == (202, 834)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("version", ["v0.1", "v1.0"])
+def test_the_splits_of_vicas_have_their_published_sizes(version, part):
+    ids = vicas._read_ids(folder("vicas_splits") / version / f"{part}.json")
+    assert len(ids) == published.SPLITS["vicas", f"{version}/{part}"].videos
 
 
 @pytest.mark.parametrize(("name", "root"), [("refdavis", "refdavis"), ("revos", "davis_car_shadow")])
