@@ -236,7 +236,7 @@ def build(args: argparse.Namespace) -> None:
                 size=size,
                 family=QWEN2_5_VL.name,
                 prompt_template=None if args.prompt_template is None else template,
-                max_new_tokens=1024,
+                max_new_tokens=REPLY_TOKENS,
             ),
         )
         atomic.write_bytes(args.output / "train.json", (json.dumps(rows, indent=1) + "\n").encode("ascii"))
