@@ -55,7 +55,7 @@ def _ranking(examination: Examination) -> list[str]:
         f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions, in up to {frames} "
         "frames of each: frames with true boxes, and one beside each.\nThis is to find drift. eval scores every frame "
         "of a video, tracked from one keyframe, and averages as its benchmark\ndoes, so its J for `--policy oracle` is "
-        "another number, and mostly a lower one."
+        "another number."
     )
     return [ranked, told]
 
