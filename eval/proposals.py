@@ -62,7 +62,7 @@ class ProposalScorer:
             truth, void = self.dataset.objects(samples[0]), self.dataset.void(samples[0])
         except DataError as error:
             return {run_key(video, annotator): str(error) for annotator in runs}
-        tallies = {annotator: _Tally(len(asked), len(truth), len(samples[0])) for annotator, asked in runs.items()}
+        tallies = {annotator: Tally(len(asked), len(truth), len(samples[0])) for annotator, asked in runs.items()}
         problems: dict[int, str] = {}
         for t in range(len(samples[0])):
             counted = ~masks.decode(void[t], samples[0].size)
@@ -74,7 +74,10 @@ class ProposalScorer:
                     problems[annotator] = str(error)
                     continue
                 tallies[annotator].add(t, index, true, counted)
-        scores = {a: problems[a] if a in problems else tallies[a].match(asked) for a, asked in runs.items()}
+        scores = {
+            a: problems[a] if a in problems else tallies[a].match([s.exp_id for s in asked])
+            for a, asked in runs.items()
+        }
         return {run_key(video, annotator): score for annotator, score in scores.items()}
 
     def _runs(self, samples: Sequence[VideoSample]) -> Mapping[int, list[VideoSample]]:
@@ -102,7 +105,7 @@ def number_map(predicted: Sequence[np.ndarray]) -> np.ndarray:
     return index
 
 
-class _Tally:
+class Tally:
     """J and F of every predicted with every true object of a run, frame by frame."""
 
     def __init__(self, predicted: int, true: int, length: int) -> None:
@@ -119,8 +122,8 @@ class _Tally:
             for column, target in enumerate(true):
                 self.j[row, column, t], self.f[row, column, t] = metrics.j_and_f(mask, target)
 
-    def match(self, asked: Sequence[VideoSample]) -> RunScore:
-        """The pairs of largest sum of (J + F) / 2, in the order of the true objects."""
+    def match(self, names: Sequence[str]) -> RunScore:
+        """The pairs of largest sum of (J + F) / 2, in the order of the true objects; `names`, of the predicted ones."""
         if self.highest > MAX_PROPOSALS:
             return f"{self.highest} objects are predicted; DAVIS allows {MAX_PROPOSALS}"
         rows = max(self.highest, self.true)  # empty masks behind the highest number are no proposals
@@ -130,7 +133,7 @@ class _Tally:
         return tuple(
             ObjectScore(
                 number=column + 1,
-                exp_id=asked[row].exp_id if row < self.highest else None,
+                exp_id=names[row] if row < self.highest else None,
                 j=float(j[row, column]),
                 f=float(f[row, column]),
             )

@@ -1,13 +1,18 @@
-"""Score predictions on Ref-DAVIS17, in one of two protocols whose numbers must never be mixed.
+"""Score predictions on Ref-DAVIS17, in one of two protocols whose numbers must never be mixed, or maps as DAVIS does.
 
-    python -m eval.refdavis --protocol unsupervised --gt REFDAVIS --pred RUN --out RUN/scores
-    python -m eval.refdavis --protocol binary       --gt REFDAVIS --pred RUN --out RUN/scores
+    python -m eval.refdavis --protocol unsupervised    --gt REFDAVIS --pred RUN  --out RUN/scores
+    python -m eval.refdavis --protocol binary          --gt REFDAVIS --pred RUN  --out RUN/scores
+    python -m eval.refdavis --protocol unsupervised    --gt REFDAVIS --pred MAPS --out SCORES
+    python -m eval.refdavis --protocol semi-supervised --gt REFDAVIS --pred MAPS --out SCORES
 
 unsupervised (ReferFormer, VideoLISA): a run for each of the four annotators; in each, a pixel goes to the object whose
 mask covers it (of several the first; masks are binary, stored scores between 0 and 1 are not supported), and DAVIS's
 unsupervised evaluation matches these objects to the true ones by (J + F) / 2. Mean over objects, then annotators.
 
 binary (VISA, GLUS): each expression's mask against its object; means over expressions.
+
+MAPS is a folder of maps of object numbers, ``<video>/<frame>.png``, as trackers write them for DAVIS 2017 and
+ReferFormer for each annotator; they are scored as DAVIS's own code does (`eval.davis_maps`), means over objects.
 
 Each protocol writes to a folder of its own name below --out. With --missing skip, binary leaves out a missing
 expression; unsupervised leaves out that annotator's whole video, since its objects compete for pixels. With --missing
@@ -21,9 +26,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from eval import command, data_version, jf, proposal_results
+from eval import command, data_version, davis_maps, jf, proposal_results
 from eval.predictions import open_predictions
 from eval.proposal_results import ProposalResults, Run
 from eval.proposals import ProposalScorer, run_key
@@ -34,7 +39,7 @@ from veason.datasets import open_dataset
 from veason.datasets.base import sha256
 from veason.datasets.refvos import RefDAVIS17
 
-ProtocolName = Literal["unsupervised", "binary"]
+ProtocolName = Literal["unsupervised", "binary", "semi-supervised"]
 
 BINARY = jf.Protocol("Ref-DAVIS17", "refdavis-binary", frames="all frames of the video", published="video zero")
 
@@ -97,6 +102,23 @@ def evaluate_unsupervised(
     )
 
 
+def evaluate_maps(
+    gt_root: str | Path,
+    pred: str | Path,
+    *,
+    task: davis_maps.Task,
+    split: str = "valid",
+    meta: str | Path | None = None,
+    missing: Missing = "zero",
+    workers: int = 1,
+) -> davis_maps.MapResults:
+    """Score `pred`, a folder of maps ``<video>/<frame>.png``; see `eval.davis_maps`."""
+    dataset = _open(gt_root, split, meta)
+    hashes = {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
+    hashes["annotations"] = _annotations_sha256(dataset)
+    return davis_maps.evaluate(dataset, Path(pred), task=task, missing=missing, workers=workers, gt_sha256=hashes)
+
+
 def _open(gt_root: str | Path, split: str, meta: str | Path | None) -> RefDAVIS17:
     dataset = open_dataset("refdavis", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, RefDAVIS17)
@@ -130,13 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="valid", help="default: %(default)s")
     args = parser.parse_args(argv)
     options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-    evaluate, form = {"binary": (evaluate_binary, jf), "unsupervised": (evaluate_unsupervised, proposal_results)}[
-        args.protocol
-    ]
+
+    def evaluate() -> Any:
+        maps = args.protocol != "binary" and davis_maps.are_maps(args.pred, _open(args.gt, args.split, args.meta))
+        if maps or args.protocol == "semi-supervised":
+            return evaluate_maps(args.gt, args.pred, task=args.protocol, **options)
+        return {"binary": evaluate_binary, "unsupervised": evaluate_unsupervised}[args.protocol](
+            args.gt, args.pred, **options
+        )
+
+    forms = {jf.JFResults: jf, ProposalResults: proposal_results, davis_maps.MapResults: davis_maps}
     return command.run(
-        lambda: evaluate(args.gt, args.pred, **options),
-        write=form.write,
-        table=form.table,
+        evaluate,
+        write=lambda results, out: forms[type(results)].write(results, out),
+        table=lambda results: forms[type(results)].table(results),
         out=args.out / args.protocol,
     )
 

@@ -1,0 +1,232 @@
+"""DAVIS 2017's own evaluations of maps of object numbers: a palette or grey PNG a frame, ``<video>/<frame>.png``.
+
+unsupervised: every frame counts, void pixels do not; the map's objects are matched to the true ones by (J + F) / 2.
+semi-supervised: an object is the true one of its number; the first and the last frame do not count, void pixels are
+background. In both an object's J and F are means over frames, and the printed ones means over all objects; the mean
+over sequences stands beside it, since both are quoted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from eval import metrics
+from eval.proposals import MAX_PROPOSALS, ObjectScore, RunScore, Tally
+from eval.results import Missing, Problem, sample_counts, versions
+from eval.scoring import score_all
+from eval.survey import check_choice, print_warnings
+from veason import atomic, masks
+from veason.datasets.pictures import read_indices
+from veason.datasets.refvos import RefDAVIS17
+from veason.errors import DataError
+from veason.tables import aligned
+from veason.types import VideoSample
+
+Task = Literal["unsupervised", "semi-supervised"]
+CSV_HEADER = ("video_name", "object", "J", "F", "JF")
+
+
+def are_maps(pred: Path, dataset: RefDAVIS17) -> bool:
+    """Whether `pred` holds maps: PNGs where the folders of expressions would be."""
+    first = (samples[0] for samples in dataset.by_video.values())
+    return any((pred / sample.video / f"{sample.frames[0]}.png").exists() for sample in first)
+
+
+@dataclass(frozen=True)
+class MapScorer:
+    """How the maps of a video are scored. Pickled once for each worker."""
+
+    dataset: RefDAVIS17
+    root: Path
+    task: Task
+
+    def score(self, samples: Sequence[VideoSample]) -> dict[str, RunScore]:
+        """By the name of the video, for any sample of it."""
+        sample = samples[0]
+        try:
+            return {sample.video: self._score(sample)}
+        except DataError as error:
+            return {sample.video: str(error)}
+
+    def _score(self, sample: VideoSample) -> RunScore:
+        truth, void = self.dataset.objects(sample), self.dataset.void(sample)
+        maps = [read_indices(self.root / sample.video / f"{frame}.png", sample.size) for frame in sample.frames]
+        highest = max(int(numbers.max()) for numbers in maps)
+        if self.task == "semi-supervised":
+            return self._by_number(sample, truth, maps, highest)
+        if highest > MAX_PROPOSALS:
+            return f"{self.root / sample.video}: {highest} objects are predicted; DAVIS allows {MAX_PROPOSALS}"
+        tally = Tally(highest, len(truth), len(sample))
+        for t, numbers in enumerate(maps):
+            counted = ~masks.decode(void[t], sample.size)
+            tally.add(t, numbers, [masks.decode(track[t], sample.size) & counted for track in truth], counted)
+        return tally.match([str(number) for number in range(1, highest + 1)])
+
+    def _by_number(
+        self, sample: VideoSample, truth: Sequence[Sequence[Any]], maps: Sequence[np.ndarray], highest: int
+    ) -> RunScore:
+        if highest > len(truth):
+            return f"{self.root / sample.video}: object {highest} is predicted; the video has {len(truth)}"
+        frames = range(1, len(sample) - 1)
+        if not frames:
+            return f"{sample.video}: {len(sample)} frames; the first and the last do not count, so none is left"
+        found = []
+        for number, track in enumerate(truth, start=1):
+            rows = [
+                metrics.j_and_f(maps[t] == number, np.ascontiguousarray(masks.decode(track[t], sample.size)))
+                for t in frames
+            ]
+            j, f = np.mean(rows, axis=0)
+            found.append(ObjectScore(number, str(number), float(j), float(f)))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class MapResults:
+    """Everything an evaluation found. `summary` is what ``results.json`` holds."""
+
+    task: Task
+    split: str
+    missing_policy: Missing
+    videos: Mapping[str, tuple[ObjectScore, ...]]
+    """Scored videos in the order of the data set; a missing one with zeros, unless it is left out."""
+    missing: tuple[Problem, ...]
+    errors: tuple[Problem, ...]
+    expected: int
+    """Videos in the data set."""
+    gt_sha256: Mapping[str, str]
+
+    def means(self) -> tuple[float, float, float]:
+        """J, F, J&F in per cent over all objects, as DAVIS prints them; NaN where there is none."""
+        return _means([(one.j, one.f) for objects in self.videos.values() for one in objects])
+
+    def sequence_means(self) -> tuple[float, float, float]:
+        """The same over videos, each the mean of its objects."""
+        return _means([np.mean([(one.j, one.f) for one in objects], axis=0) for objects in self.videos.values()])
+
+    def counts(self) -> dict[str, int]:
+        """Of videos."""
+        counts = sample_counts(self.expected, self.missing, self.errors, len(self.videos))
+        return {"videos": self.expected, **counts, "objects_scored": sum(map(len, self.videos.values()))}
+
+    def summary(self) -> dict[str, Any]:
+        """The content of ``results.json``: the same for the same inputs, whatever the workers."""
+        semi = self.task == "semi-supervised"
+        return {
+            "benchmark": "DAVIS 2017",
+            "dataset": "refdavis",
+            "split": self.split,
+            "complete": not self.errors,
+            "overall": _columns(self.means()),
+            "sequences": _columns(self.sequence_means()),
+            "counts": self.counts(),
+            "protocol": {
+                "name": f"davis-{self.task}",
+                "frames": "all but the first and the last" if semi else "all frames of the video, void pixels left out",
+                "objects": "by number" if semi else f"Hungarian on (J + F) / 2, at most {MAX_PROPOSALS} proposals",
+                "mean": "frames, then objects; J&F is the mean of J and F",
+                "unit": "maps of object numbers",
+                "rounding": "none",
+                "missing": self.missing_policy,
+            },
+            "missing": [problem.record() for problem in self.missing],
+            "errors": [problem.record() for problem in self.errors],
+            "ground_truth_sha256": dict(self.gt_sha256),
+            "versions": versions(),
+        }
+
+
+def _means(rows: Sequence[Any]) -> tuple[float, float, float]:
+    if not rows:
+        return (math.nan,) * 3
+    j, f = (100 * float(value) for value in np.mean(rows, axis=0))
+    return j, f, (j + f) / 2
+
+
+def _columns(values: tuple[float, float, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(v) else v for name, v in zip(("J", "F", "JF"), values, strict=True)}
+
+
+def evaluate(
+    dataset: RefDAVIS17, pred: Path, *, task: Task, missing: Missing, workers: int, gt_sha256: Mapping[str, str]
+) -> MapResults:
+    """Score the maps in `pred` on every video of `dataset`; a video is missing if one of its frames is.
+
+    DataError if no video is there, and for a missing one where nothing may be missing (``error``, and ``published``, as
+    the script breaks off).
+    """
+    check_choice("missing", missing, Missing)
+    absences = {}
+    for video, samples in dataset.by_video.items():
+        lacking = [name for name in samples[0].frames if not (pred / video / f"{name}.png").exists()]
+        if lacking:
+            absences[video] = f"{len(lacking)} of {len(samples[0])} frames are missing, first {video}/{lacking[0]}.png"
+    if len(absences) == len(dataset.by_video):
+        raise DataError(f"{pred}: holds no <video>/<frame>.png of any of {len(absences)} videos; is it the folder?")
+    if absences and missing in ("error", "published"):
+        video, reason = next(iter(absences.items()))
+        raise DataError(
+            f"{pred}: {len(absences)} of {len(dataset.by_video)} videos are missing, first {video}: {reason}"
+        )
+    present = {video: samples for video, samples in dataset.by_video.items() if video not in absences}
+    outcomes = score_all(MapScorer(dataset, pred, task), present, workers=workers)
+    print_warnings(dataset)
+    scored = {}
+    for video, samples in dataset.by_video.items():
+        outcome = outcomes.get(video)
+        if isinstance(outcome, tuple):
+            scored[video] = outcome
+        elif outcome is None and missing == "zero":
+            count = len(dataset.objects(samples[0]))
+            scored[video] = tuple(ObjectScore(number, None, 0.0, 0.0) for number in range(1, count + 1))
+    return MapResults(
+        task=task,
+        split=dataset.split,
+        missing_policy=missing,
+        videos=scored,
+        missing=tuple(Problem(*pair) for pair in absences.items()),
+        errors=tuple(Problem(video, reason) for video, reason in outcomes.items() if isinstance(reason, str)),
+        expected=len(dataset.by_video),
+        gt_sha256=gt_sha256,
+    )
+
+
+def csv_text(results: MapResults) -> str:
+    """A row an object; scores in per cent, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for video, objects in results.videos.items():
+        for one in objects:
+            writer.writerow([video, one.number, 100 * one.j, 100 * one.f, 50 * (one.j + one.f)])
+    return text.getvalue()
+
+
+def table(results: MapResults) -> str:
+    """What the command prints: each sequence, and both means."""
+    counts = results.counts()
+    lines = [(video, len(objects), *_means([(o.j, o.f) for o in objects])) for video, objects in results.videos.items()]
+    lines.append(("mean over objects", counts["objects_scored"], *results.means()))
+    lines.append(("mean over sequences", len(results.videos), *results.sequence_means()))
+    head = f"INCOMPLETE: {len(results.errors)} videos could not be scored\n" if results.errors else ""
+    hashes = ", ".join(f"{name} {digest[:12]}" for name, digest in results.gt_sha256.items())
+    return (
+        f"{head}DAVIS 2017 {results.split}, protocol davis-{results.task}: maps of object numbers\n"
+        f"expected {counts['expected']} videos, found {counts['found']}, missing {counts['missing']} "
+        f"(--missing {results.missing_policy}), skipped {counts['skipped']}, errors {counts['errors']}\n"
+        f"data: sha256 {hashes}\n\n" + aligned(("", "n", "J", "F", "J&F"), lines)
+    )
+
+
+def write(results: MapResults, out: Path) -> None:
+    """Write ``results.csv`` and ``results.json`` below `out`."""
+    atomic.write_bytes(out / "results.csv", csv_text(results).encode("utf-8", "replace"))
+    atomic.write_json(out / "results.json", results.summary())
