@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -20,6 +23,8 @@ WAIT_S = 120.0
 """Seconds to wait for the room asked for: nodes may still be joining."""
 STORE = 512 << 20
 """Bytes of the object store of a cluster of our own; what travels is small."""
+_TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a command that SIGTERM ended, as a shell tells it."""
 CPUS = 0.4
 """Logical CPUs of a policy and of a tracker; a bundle has one."""
 
@@ -52,9 +57,10 @@ def rooms(count: int, *, gpu: bool, address: str | None) -> Iterator[list[Room]]
 
     DataError, with what there is, if the room does not come in time.
     """
-    _connect(address, cpus=count)
     made: list[Room] = []
     try:
+        _connect(address, cpus=count)
+        terminated = _end_on_sigterm()
         bundle = {"CPU": 1.0, **({"GPU": 1.0} if gpu else {})}
         _check_gpus(count if gpu else 0)
         made += [Room(placement_group([bundle], strategy="PACK"), gpu) for _ in range(count)]
@@ -65,6 +71,10 @@ def rooms(count: int, *, gpu: bool, address: str | None) -> Iterator[list[Room]]
                 "with --gpus or --workers, or free what other runs hold"
             )
         yield made
+    except SystemExit:  # of whose status Ray makes a 1, where it waits
+        if terminated.is_set():
+            raise SystemExit(_TERMINATED) from None
+        raise
     finally:
         for room in made:
             remove_placement_group(room.group)
@@ -90,6 +100,24 @@ def _connect(address: str | None, *, cpus: int) -> None:
         log_to_driver=False,
         logging_level="ERROR",
     )
+
+
+def _end_on_sigterm() -> threading.Event:
+    """End this process in order where SLURM or a service manager asks it to end; the event says that it does.
+
+    Ray's own handler, which this takes the place of, prints a stack and leaves workers on other nodes to time out.
+    """
+    terminated = threading.Event()
+
+    def end(number: int, frame: object) -> NoReturn:
+        if not terminated.is_set():
+            terminated.set()
+            print("stopped by SIGTERM; the same command goes on where this one was", file=sys.stderr)
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+    return terminated
 
 
 def _knock(address: str) -> None:

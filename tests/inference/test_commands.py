@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,3 +128,97 @@ def test_help_teaches(module):
     printed = run(module, "--help")
     assert "python -m inference." in printed
     assert "--tracker" in printed
+
+
+def test_an_interrupt_is_one_line_and_the_run_goes_on(world, tmp_path):
+    words = ["--data-root", world, "--split", "train", "--policy", "oracle", "--output", tmp_path / "run"]
+    process = subprocess.Popen(command("inference.predict", *words), stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "run" / "predictions.jsonl"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if "exp/s" not in line] == [
+        "stopped; the same command goes on where this one was"
+    ]
+    kept = journal.read_bytes()
+    run("inference.predict", *words)
+    assert journal.read_bytes().startswith(kept)
+
+
+def test_a_second_process_in_a_run_folder_is_refused(world, tmp_path):
+    words = ["--data-root", world, "--split", "train", "--policy", "oracle", "--output", tmp_path / "run"]
+    first = subprocess.Popen(command("inference.predict", *words), stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "run" / "predictions.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        assert "another process is writing here; wait for it or end it" in run("inference.predict", *words, code=2)
+    finally:
+        first.terminate()
+        first.wait()
+
+
+@pytest.mark.parametrize("part", ["timings.jsonl", "predictions.jsonl", "Annotations", "a picture"])
+def test_a_finished_run_that_lost_a_part_is_not_called_done(hand_made, tmp_path, part):
+    words = ["--data-root", hand_made.write(), "--policy", "oracle", "--output", tmp_path / "run"]
+    run("inference.predict", *words)
+    whole = tree(tmp_path / "run")
+    path = tmp_path / "run" / part
+    if part == "a picture":
+        (tmp_path / "run" / "Annotations" / "UVO" / "-a_b" / "0" / "00005.png").write_bytes(b"")
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    done = subprocess.run(command("inference.predict", *words), capture_output=True, text=True, check=True)
+    assert ("made again" in done.stderr) == (part != "predictions.jsonl")
+    assert tree(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("meta", "meta_sha256: "),
+        ("frame", r"frames: .* put back what was there"),
+        ("masks", r"data masks: "),
+    ],
+)
+def test_other_inputs_under_the_same_path_are_refused(hand_made, tmp_path, change, message):
+    words = ["--data-root", hand_made.write(), "--policy", "oracle", "--output", tmp_path / "run", "--limit", 1]
+    run("inference.predict", *words)
+    if change == "frame":
+        os.utime(hand_made.frame("00015"), (5, 5))
+    else:
+        name = {"meta": "meta_expressions_valid_.json", "masks": "mask_dict.json"}[change]
+        (hand_made.path / name).write_text((hand_made.path / name).read_text() + " ")
+    said = run("inference.predict", *words, code=2)
+    assert re.search(message, said)
+    assert len(said.splitlines()) == 1
+
+
+def test_a_higher_limit_goes_on_and_a_lower_one_is_refused(hand_made, tmp_path):
+    words = ["--data-root", hand_made.write(), "--policy", "oracle", "--output", tmp_path / "run"]
+    run("inference.predict", *words, "--limit", 1)
+    run("inference.predict", *words)
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 3
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["settings"]["limit"], record["earlier_settings"][0]["limit"]) == (None, 1)
+    assert "raise --limit" in run("inference.predict", *words, "--limit", 2, code=2)
+
+
+@pytest.mark.parametrize("place", ["the root", "a video's frames", "a file", "below a file"])
+def test_a_place_that_cannot_be_the_output_is_one_line(hand_made, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    output = {
+        "the root": hand_made.path,
+        "a video's frames": hand_made.frame("00000").parent / "run",
+        "a file": tmp_path / "file",
+        "below a file": tmp_path / "file" / "run",
+    }[place]
+    said = run("inference.predict", "--data-root", hand_made.write(), "--output", output, code=2)
+    assert len(said.splitlines()) == 1
+    assert said.startswith("error: ")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -191,3 +191,31 @@ def test_a_worker_that_dies_every_time_ends_the_run(raylets, hand_made, tmp_path
     words = ["--data-root", hand_made.write(), "--workers", "1", "--address", raylets[0], "--output", tmp_path / "out"]
     said = changed("mortal", *words)
     assert re.search(r"4 workers in a row were lost over UVO/-a_b, .* What is finished is kept", said)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGTERM, 143, "stopped by SIGTERM; the same command goes on where this one was"),
+        (signal.SIGINT, 130, "stopped; the same command goes on where this one was"),
+        (signal.SIGKILL, -signal.SIGKILL, None),
+    ],
+)
+def test_a_run_that_is_stopped_leaves_no_process_behind(options, single, tmp_path, number, code, line):
+    """With a cluster of its own. After SIGKILL nobody is left to end Ray, whose processes then leave by themselves."""
+    words = command("inference.predict", *options, "--workers", 1, "--output", tmp_path)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    journal, seen = tmp_path / "predictions.jsonl", {}
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, process.stderr.read()
+        seen |= {child.pid: child for child in psutil.Process(process.pid).children(recursive=True)}
+        time.sleep(0.05)
+    assert any("TrackerWorker" in "".join(child.cmdline()) for child in seen.values() if child.is_running())
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code
+    assert line is None or [part for part in said.splitlines() if "exp/s" not in part and part.strip()] == [line]
+    _, left = psutil.wait_procs(list(seen.values()), timeout=120)
+    assert not left
+    run("inference.predict", *options, "--output", tmp_path)
+    assert tree(tmp_path) == single
