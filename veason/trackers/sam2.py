@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 
 from veason import masks
 from veason.errors import DataError
+from veason.files import foreign_content, read_head
 from veason.trackers import checks
 from veason.trackers.feature_store import FeatureStore
 from veason.types import Box, MaskTrack, Rle, Size
@@ -306,7 +307,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        head = read_head(path)
+        foreign = None if head.startswith(b"PK") else foreign_content(head)  # a .pt file is a zip archive
+        if foreign:
+            raise DataError(f"{path}: not a file of weights but {foreign}") from error
         first = str(error).partition("\n")[0].rstrip()  # torch goes on about how to read what runs code
         raise DataError(f"{path}: cannot be read as a file of weights alone: {first}; fetch it again") from error
     found = found.get("model", found) if isinstance(found, dict) else {}

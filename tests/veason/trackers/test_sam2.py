@@ -312,6 +312,11 @@ def test_a_checkpoint_cannot_run_code_and_must_be_one(tiny, tmp_path):
     for name in ("hostile.pt", "noise.pt", "noise.safetensors"):
         with pytest.raises(DataError, match=f"{name}: cannot be read as a file of weights alone"):
             Sam2Tracker(config=tiny.config, checkpoint=tmp_path / name, device="cpu")
+    (tmp_path / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "page.safetensors").write_bytes(b"<!DOCTYPE html><html></html>")
+    for name, said in (("pointer.pt", "a Git LFS pointer"), ("page.safetensors", "a web page")):
+        with pytest.raises(DataError, match=f"{name}: not a file of weights but {said}"):
+            Sam2Tracker(config=tiny.config, checkpoint=tmp_path / name, device="cpu")
     assert not (tmp_path / "written").exists()
     with pytest.raises(DataError, match=r"none\.pt: no such checkpoint"):
         Sam2Tracker(config=tiny.config, checkpoint=tmp_path / "none.pt", device="cpu")
