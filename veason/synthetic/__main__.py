@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from veason.errors import DataError
+from veason.command import run_command
 from veason.synthetic import twins
 from veason.synthetic.world import BACKGROUNDS
 from veason.synthetic.writer import build_world
@@ -36,23 +36,22 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    return run_command(lambda: _write(args))
+
+
+def _write(args: argparse.Namespace) -> None:
     root = Path(args.out, "revos") if args.formats else Path(args.out)
-    try:
-        world = build_world(
-            root,
-            videos=args.videos,
-            seed=args.seed,
-            size=args.size,
-            frames=(args.min_frames, max(args.min_frames, args.max_frames)),
-            background=args.background,
-            policy=args.policy,
-        )
-        made = [twins.build_twin(name, root, Path(args.out, name)) for name in args.formats or ()]
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    world = build_world(
+        root,
+        videos=args.videos,
+        seed=args.seed,
+        size=args.size,
+        frames=(args.min_frames, max(args.min_frames, args.max_frames)),
+        background=args.background,
+        policy=args.policy,
+    )
+    made = [twins.build_twin(name, root, Path(args.out, name)) for name in args.formats or ()]
     sys.stdout.write(f"{root}\n{_table(world['counts'])}\n" + "".join(f"{folder}\n" for folder in made))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 from veason import atomic
-from veason.errors import DataError
+from veason.command import run_command
 from veason.pool import map_in_order
 from veason.synthetic.facts import Facts, measure
 from veason.synthetic.reasoning import explain
@@ -118,20 +118,19 @@ example: write a world, start a teacher beside it, ask it for chains of thought,
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        manner = Manner(
-            seed=args.seed,
-            delay=args.delay,
-            fail_rate=args.fail_rate,
-            fail_kinds=tuple(args.fail_kinds.split(",")),
-            hang=args.hang,
-            model=args.model,
-        )
-        asyncio.run(_serve_until_told(Teacher(args.world, manner), args.host, args.port, args.port_file))
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return run_command(lambda: _serve(args))
+
+
+def _serve(args: argparse.Namespace) -> None:
+    manner = Manner(
+        seed=args.seed,
+        delay=args.delay,
+        fail_rate=args.fail_rate,
+        fail_kinds=tuple(args.fail_kinds.split(",")),
+        hang=args.hang,
+        model=args.model,
+    )
+    asyncio.run(_serve_until_told(Teacher(args.world, manner), args.host, args.port, args.port_file))
 
 
 def _parser() -> argparse.ArgumentParser:

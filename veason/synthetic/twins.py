@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from veason import atomic
 from veason.datasets.base import sha256
 from veason.errors import DataError
+from veason.files import load_json
+from veason.synthetic.writer import folder_in_place
 
 WRITERS = {
     "mevis": ("veason.synthetic.twin_mevis", "write_mevis"),
@@ -37,16 +36,9 @@ def build_twin(name: str, world: str | Path, out: str | Path) -> Path:
         return out
     module, function = WRITERS[name]
     write = getattr(importlib.import_module(module), function)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
-    try:
+    with folder_in_place(out) as temporary:
         write(world, temporary)
         atomic.write_json(temporary / "twin.json", record)
-        temporary.chmod(0o755)
-        temporary.rename(out.absolute())  # replaces an empty folder, refuses any other
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
     return out
 
 
@@ -54,6 +46,6 @@ def _stands(out: Path, record: dict[str, object]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     described = out / "twin.json"
-    if described.is_file() and json.loads(described.read_text()) == record:
+    if described.is_file() and load_json(described) == record:
         return True
     raise DataError(f"{out}: holds something else than this world as {record['format']}; choose another folder")

@@ -5,6 +5,9 @@ The folder appears whole or not at all, and the same arguments give the same byt
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import itertools
 import json
 import shutil
@@ -20,6 +23,7 @@ from PIL import Image
 
 from veason import atomic, masks
 from veason.errors import DataError
+from veason.files import load_json
 from veason.synthetic.expressions import Expression, questions
 from veason.synthetic.facts import measure_masks
 from veason.synthetic.render import render_clip, render_masks
@@ -100,22 +104,46 @@ def build_world(
     )
     if standing := _standing(out, parameters):
         return standing
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    with folder_in_place(out) as temporary:
+        return _write(temporary, parameters)
+
+
+@contextlib.contextmanager
+def folder_in_place(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end of the block, or goes if there is an exception.
+
+    What a killed writer of `out` left beside it is removed. An error of the disk names the folder; a DataError says
+    that another process was quicker.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.{'[a-z0-9_]' * 8}/"):
+        with contextlib.suppress(DataError), atomic.Lock(left / ".lock"):  # refused where the writer is alive
+            shutil.rmtree(left)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        world = _write(temporary, parameters)
-        temporary.chmod(0o755)
-        temporary.rename(out.absolute())  # replaces an empty folder, refuses any other
-    except BaseException:
+        with atomic.Lock(temporary / ".lock"):
+            yield temporary
+            (temporary / ".lock").unlink()
+            temporary.chmod(0o755)
+            temporary.rename(out)  # replaces an empty folder, refuses any other
+    except BaseException as error:
         shutil.rmtree(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"{out}: another process has written it meanwhile; run the same command again") from None
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(out)
         raise
-    return world
 
 
 def read_scenes(root: str | Path) -> dict[str, Scene]:
     """The scene behind each video of a written world, by video key."""
-    records = json.loads((Path(root) / "scenes.json").read_text())
-    return {key: Scene.from_json(record) for key, record in records.items()}
+    path = Path(root) / "scenes.json"
+    records = load_json(path, hint="is this a world that `python -m veason.synthetic` wrote?")
+    try:
+        return {key: Scene.from_json(record) for key, record in records.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not the scenes of a synthetic world ({error!r}); write the world again") from error
 
 
 def _check_parameters(**parameters: Any) -> dict[str, Any]:
@@ -138,12 +166,27 @@ def _standing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     described = out / "world.json"
     if not described.is_file():
         raise DataError(f"{out}: exists and is no synthetic world; choose another folder")
-    world = json.loads(described.read_text())
-    if world["parameters"] != parameters:
-        wrong = [f"{k} {world['parameters'].get(k)!r}, not {v!r}" for k, v in parameters.items()
-                 if world["parameters"].get(k) != v]  # fmt: skip
+    world = load_json(described)
+    found = world.get("parameters") if isinstance(world, dict) else None
+    if not isinstance(found, dict) or "counts" not in world:
+        raise DataError(f"{described}: not the description of a synthetic world; remove the folder or choose another")
+    if found != parameters:
+        wrong = [f"{k} {found.get(k)!r}, not {v!r}" for k, v in parameters.items() if found.get(k) != v]
         raise DataError(f"{out}: holds another world ({'; '.join(wrong)}); remove it or choose another folder")
+    _check_whole(out)
     return world
+
+
+def _check_whole(out: Path) -> None:
+    """DataError naming the first file of a standing world that is gone or empty: one of its files is not all of it."""
+    files = [out / name for name in ("mask_dict.json", "mask_dict_foreground.json", "scenes.json")]
+    for split in ("train", "valid"):
+        meta = out / f"meta_expressions_{split}_.json"
+        for video, entry in load_json(meta)["videos"].items():
+            files += [out / "JPEGImages" / video / f"{name}.jpg" for name in entry["frames"]]
+    for path in files:
+        if not path.is_file() or path.stat().st_size == 0:
+            raise DataError(f"{path}: gone or empty, so this world is not whole; remove {out} and write it again")
 
 
 def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from veason.atomic import Lock
 from veason.errors import DataError
 from veason.synthetic import build_world, questions, read_scenes
 from veason.synthetic.__main__ import main
+from veason.synthetic.writer import folder_in_place
 
 SMALL = {"videos": 3, "size": (84, 112), "frames": (4, 6)}
 
@@ -52,6 +56,51 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("veason.synthetic.writer._write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         build_world(tmp_path / "w", seed=1, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+@pytest.mark.parametrize("pattern", ["mask_dict.json", "meta_expressions_valid_.json", "JPEGImages/**/00001.jpg"])
+def test_a_standing_world_that_is_not_whole_is_named(tmp_path, pattern, damage):
+    build_world(tmp_path / "w", seed=1, **SMALL)
+    path = next((tmp_path / "w").glob(pattern))
+    path.unlink() if damage == "gone" else path.write_bytes(b"")
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        build_world(tmp_path / "w", seed=1, **SMALL)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"parameters": {}}', "{"])
+def test_a_description_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "world.json").write_text(text)
+    with pytest.raises(DataError, match=r"world\.json: "):
+        build_world(tmp_path, seed=1, **SMALL)
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    for name in (".w.abcdefg1", ".w.abcdefg2", ".w.notes", ".v.abcdefg1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "frame.jpg").touch()
+    with Lock(tmp_path / ".w.abcdefg2" / ".lock"):
+        build_world(tmp_path / "w", seed=1, **SMALL)
+    assert {path.name for path in tmp_path.iterdir()} == {"w", ".w.abcdefg2", ".w.notes", ".v.abcdefg1"}
+    assert not (tmp_path / "w" / ".lock").exists()
+
+
+def test_two_writers_of_one_world(tmp_path):
+    with pytest.raises(DataError, match="another process has written it meanwhile"), folder_in_place(tmp_path / "w"):
+        build_world(tmp_path / "w", seed=1, **SMALL)
+    assert {path.name for path in tmp_path.iterdir()} == {"w"}
+
+
+def test_a_full_disk_is_one_line_with_the_folder(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("veason.synthetic.writer._write_frames", fail)
+    assert main(["--out", str(tmp_path / "w"), "--videos", "1", "--no-policy"]) == 2
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path / 'w'}: no space left; free some and run the same command again\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,6 +158,7 @@ def test_the_world_is_made_without_torch(tmp_path):
     code = f"""
 import sys
 from veason.synthetic.__main__ import main
+from veason.synthetic.writer import folder_in_place
 main(["--out", {str(tmp_path / "w")!r}, "--videos", "1", "--size", "84x84", "--no-policy"])
 assert not {{"torch", "transformers", "tokenizers"}} & set(sys.modules), "a heavy import"
 """
