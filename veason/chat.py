@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import proxy_bypass_environment
 
 import httpx2 as httpx
 
@@ -120,7 +121,8 @@ class Chat:
                 self._secrets.append(value)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # below that it logs addresses, which may hold a key
         context = _certificates(self.base_url)
-        proxied = not is_loopback(self.base_url)
+        host = urlsplit(self.base_url).hostname or ""
+        proxied = not is_loopback(self.base_url) and not proxy_bypass_environment(host)  # which reads NO_PROXY
         if proxied:
             self._secrets += _check_proxies(context)
         return httpx.AsyncClient(

@@ -565,6 +565,8 @@ def test_a_proxy_that_cannot_be_used_is_named_with_its_variable(remote, monkeypa
         remote()
     assert "hunter2" not in str(error.value)
     remote("http://127.0.0.1:9/v1")  # this machine is asked without a proxy
+    monkeypatch.setenv("NO_PROXY", "other.example, .teacher.example")
+    remote()  # and so is a host that is named
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
