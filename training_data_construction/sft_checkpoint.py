@@ -1,9 +1,10 @@
 """Finish a model that LLaMA-Factory exported: its weights, and everything else as the base model has it.
 
-    python -m training_data_construction.sft_checkpoint BASE EXPORTED OUT
+    python -m training_data_construction.sft_checkpoint BASE EXPORTED OUT [--data DIR]
 
 LoRA changes no tokenizer, template, processor or generation setting, but the export rewrites them: padding side,
-offline flags, sampling, an Ollama file. So they are taken from BASE; then, if it loads, EXPORTED becomes OUT.
+offline flags, sampling, an Ollama file. So they are taken from BASE; then, if it is whole, EXPORTED becomes OUT. How it
+wants to be asked (``veason.json``) is what the data set says that it was trained on, else what BASE says.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from veason import asked
+from veason.command import run_command
 from veason.errors import DataError
-from veason.family import family_of
 
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of a checkpoint's files beside its weights."""
 
 
-def finish(base: str, exported: Path, out: Path) -> None:
-    """Replace the settings of `exported` by those of `base` (folder or hub name), check it, and rename it to `out`."""
+def finish(base: str, exported: Path, out: Path, *, data: Path | None = None) -> None:
+    """Replace the settings of `exported` by those of `base` (folder or hub name), check it, and rename it to `out`.
+
+    `data`: the folder that `build_sft` wrote. DataError for an export that is not whole.
+    """
     if out.exists():
         raise DataError(f"{out} exists; remove it to export again")
     source = _folder(base)
@@ -33,6 +38,9 @@ def finish(base: str, exported: Path, out: Path) -> None:
         for path in source.glob(pattern):
             if not _is_models(path.name):
                 shutil.copyfile(path, exported / path.name)
+    record = asked.read(data) if data else None
+    if record is not None:
+        asked.write(exported, record)
     for path in exported.iterdir():
         path.chmod(0o644)  # the weights come out readable by their owner only
     check(exported)
@@ -53,18 +61,10 @@ def _folder(base: str) -> Path:
 
 
 def check(folder: Path) -> None:
-    """DataError unless the folder has weights and a processor that GRPO, inference and vLLM can load."""
-    from transformers import AutoConfig, AutoProcessor
+    """DataError unless the folder has all weights and a processor that GRPO, inference and vLLM can load."""
+    from veason.policies.hf import open_checkpoint
 
-    if not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: no weights in it; the export failed")
-    try:
-        family_of(AutoConfig.from_pretrained(folder).model_type)
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: cannot be loaded as a checkpoint with its processor: {error}") from error
-    if not getattr(processor, "chat_template", None):
-        raise DataError(f"{folder}: its processor has no chat template; the base model's folder must hold one")
+    open_checkpoint(str(folder))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("base", help="the model that was trained from: folder or hub name")
     parser.add_argument("exported", type=Path, help="what `llamafactory-cli export` wrote; renamed")
     parser.add_argument("out", type=Path, help="the finished checkpoint; must not exist")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder, for how the model wants to be asked")
     args = parser.parse_args(argv)
-    try:
-        finish(args.base, args.exported, args.out)
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    print(f"{args.out}: merged checkpoint")
-    return 0
+
+    def run() -> None:
+        finish(args.base, args.exported, args.out, data=args.data)
+        print(f"{args.out}: merged checkpoint")
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,21 @@ drop_unfinished() {
     done
 }
 
+# hold FOLDER: its lock until this script and all that it started have ended; of several machines, the first one's
+hold() {
+    [[ ${NODE_RANK:-0} == 0 && ${VEASON_NO_LOCKS:-} != 1 ]] && command -v flock >/dev/null || return 0
+    mkdir -p "$1" && exec 9>>"$1/.lock" || exit 2
+    if ! flock --nonblock 9; then
+        echo "error: $1: another run is writing here, or this file system has no locks: wait for it or end it," \
+            "or set VEASON_NO_LOCKS=1 and make sure that one run writes at a time" >&2
+        exit 2
+    fi
+}
+
 # sft NAME DTYPE ARGUMENT…: train with sft_NAME.yaml, merge in DTYPE; arguments override the YAML's keys.
 # Writes OUTPUT/adapter (LoRA and checkpoints) and OUTPUT/merged. What is finished is not done again.
 sft() {
-    local name=$1 dtype=$2 here model output python=${PYTHON:-python3}
+    local name=$1 dtype=$2 here model data output python=${PYTHON:-python3}
     shift 2
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     PATHS=() MISSING=()
@@ -46,6 +57,7 @@ sft() {
     take output_dir OUTPUT "the folder to write adapter/ and merged/ to" "$@"
     stop_if_missing
     model=$(setting model_name_or_path "${PATHS[@]}" "$@")
+    data=$(setting dataset_dir "${PATHS[@]}" "$@")
     output=$(setting output_dir "${PATHS[@]}" "$@")
     refuse_spaces "${PATHS[@]}" "$@"
 
@@ -54,11 +66,14 @@ sft() {
     PATH="$(dirname "$python"):$PATH" # torchrun, which LLaMA-Factory starts by name for several GPUs
     export PATH WANDB_DISABLED=true
 
-    if [[ -e $output/adapter/train_results.json ]]; then
-        echo "$output/adapter is trained; remove it to train again"
-    elif [[ -e $output/merged ]]; then
+    if [[ -e $output/merged && ! -e $output/adapter/train_results.json ]]; then
         echo "error: $output/merged is there, but its adapter is not: remove it, or choose another OUTPUT" >&2
         exit 2
+    fi
+    hold "$output"
+    "$python" -m training_data_construction.sft_run start "$here/sft_$name.yaml" "$output" "${PATHS[@]}" "$@"
+    if [[ -e $output/adapter/train_results.json ]]; then
+        echo "$output/adapter is trained; remove it to train again"
     else
         drop_unfinished "$output/adapter"
         "$python" -m llamafactory.cli train "$here/sft_$name.yaml" "${PATHS[@]}" "$@" "output_dir=$output/adapter"
@@ -67,8 +82,10 @@ sft() {
         echo "$output/merged is there; remove it to merge again"
         return
     fi
+    "$python" -m training_data_construction.sft_run adapter "$model" "$output/adapter"
     rm -rf "$output/merged.partial"
     "$python" -m llamafactory.cli export --model_name_or_path "$model" --adapter_name_or_path "$output/adapter" \
         --template qwen2_vl --export_dir "$output/merged.partial" --export_device cpu --infer_dtype "$dtype"
-    "$python" -m training_data_construction.sft_checkpoint "$model" "$output/merged.partial" "$output/merged"
+    "$python" -m training_data_construction.sft_checkpoint "$model" "$output/merged.partial" "$output/merged" \
+        --data "$data"
 }

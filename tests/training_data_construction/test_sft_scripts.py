@@ -1,6 +1,8 @@
 """The SFT scripts: what they ask of LLaMA-Factory, and a real run from records to a checkpoint that all can load."""
 
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +11,10 @@ import pytest
 import sft_cases as cases
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training_data_construction import build_sft, sft_checkpoint
-from veason import frames
+from veason import asked, frames
 from veason.errors import DataError
 from veason.policies.hf import HFPolicy
 from veason.types import Question
@@ -58,32 +60,41 @@ class TestArguments:
     def test_train_merge_and_finish(self, name, dtype, tmp_path):
         here = str(tmp_path)
         done = self.run(f"run_sft_{name}.sh", "max_steps=3", MODEL_PATH=here, SFT_DATA=here, OUTPUT=f"{here}/o")
+        given = [f"model_name_or_path={here}", f"dataset_dir={here}", f"output_dir={here}/o", "max_steps=3"]
         assert done.stdout.splitlines() == [
+            "-m", "training_data_construction.sft_run", "start", f"{SCRIPTS}/sft_{name}.yaml", f"{here}/o", *given,
             "-m", "llamafactory.cli", "train", f"{SCRIPTS}/sft_{name}.yaml",
-            f"model_name_or_path={here}", f"dataset_dir={here}", f"output_dir={here}/o", "max_steps=3",
-            f"output_dir={here}/o/adapter",
+            *given, f"output_dir={here}/o/adapter",
+            "-m", "training_data_construction.sft_run", "adapter", here, f"{here}/o/adapter",
             "-m", "llamafactory.cli", "export", "--model_name_or_path", here,
             "--adapter_name_or_path", f"{here}/o/adapter", "--template", "qwen2_vl",
             "--export_dir", f"{here}/o/merged.partial", "--export_device", "cpu", "--infer_dtype", dtype,
             "-m", "training_data_construction.sft_checkpoint", here, f"{here}/o/merged.partial", f"{here}/o/merged",
+            "--data", here,
         ]  # fmt: skip
 
-    def test_paths_from_arguments(self):
-        done = self.run("run_sft_tiny.sh", "model_name_or_path=/m", "dataset_dir=/d", "output_dir=/o")
+    def test_paths_from_arguments(self, tmp_path):
+        out = f"{tmp_path}/o"
+        done = self.run("run_sft_tiny.sh", "model_name_or_path=/m", "dataset_dir=/d", f"output_dir={out}")
         lines = done.stdout.splitlines()
-        assert lines[4:8] == ["model_name_or_path=/m", "dataset_dir=/d", "output_dir=/o", "output_dir=/o/adapter"]
-        assert lines[-3:] == ["/m", "/o/merged.partial", "/o/merged"]
+        given = ["model_name_or_path=/m", "dataset_dir=/d", f"output_dir={out}"]
+        assert lines[4:8] == [out, *given]
+        assert lines[12:16] == [*given, f"output_dir={out}/adapter"]
+        assert lines[-5:] == ["/m", f"{out}/merged.partial", f"{out}/merged", "--data", "/d"]
 
     def test_what_is_finished_is_not_done_again(self, tmp_path):
         here = str(tmp_path)
         (tmp_path / "adapter").mkdir()
         (tmp_path / "adapter/train_results.json").write_text("{}")
         paths = {"MODEL_PATH": here, "SFT_DATA": here, "OUTPUT": here}
+        words = [f"{here}/adapter is trained; remove it to train again", "-m", "training_data_construction.sft_run"]
         lines = self.run("run_sft_tiny.sh", **paths).stdout.splitlines()
-        assert lines[:4] == [f"{here}/adapter is trained; remove it to train again", "-m", "llamafactory.cli", "export"]
+        assert lines[2] == "start"
+        assert lines[8:12] == [*words, "adapter"]
+        assert "train" not in lines
         (tmp_path / "merged").mkdir()
         lines = self.run("run_sft_tiny.sh", **paths).stdout.splitlines()
-        assert lines[1:] == [f"{here}/merged is there; remove it to merge again"]
+        assert lines[8:] == [words[0], f"{here}/merged is there; remove it to merge again"]
         (tmp_path / "adapter/train_results.json").unlink()
         done = self.run("run_sft_tiny.sh", **paths)
         assert (done.returncode, done.stdout) == (2, "")
@@ -105,6 +116,18 @@ class TestArguments:
         assert done.returncode == 2
         assert words in done.stderr
         assert done.stdout == ""
+
+    @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+    def test_two_runs_in_one_folder(self, tmp_path):
+        here = str(tmp_path)
+        paths = {"MODEL_PATH": here, "SFT_DATA": here, "OUTPUT": here}
+        with open(tmp_path / ".lock", "ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            done = self.run("run_sft_tiny.sh", **paths)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert f"error: {here}: another run is writing here" in done.stderr
+            assert self.run("run_sft_tiny.sh", **paths, NODE_RANK="1").returncode == 0
+        assert self.run("run_sft_tiny.sh", **paths).returncode == 0
 
     @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
     def test_shellcheck(self):
@@ -136,7 +159,7 @@ class TestFinish:
     def test_a_base_without_processor_is_refused(self, exported, tmp_path, capsys):
         (tmp_path / "bare").mkdir()
         assert sft_checkpoint.main([str(tmp_path / "bare"), str(exported), str(tmp_path / "merged")]) == 2
-        assert "cannot be loaded as a checkpoint with its processor" in capsys.readouterr().err
+        assert "it lacks a tokenizer (tokenizer.json)" in capsys.readouterr().err
         assert not (tmp_path / "merged").exists()
 
     def test_an_export_without_weights_and_an_output_in_the_way(self, world, exported, tmp_path):
@@ -144,8 +167,23 @@ class TestFinish:
         with pytest.raises(DataError, match="remove it to export again"):
             sft_checkpoint.finish(str(world / "tiny_policy"), exported, tmp_path / "merged")
         (exported / "model.safetensors").unlink()
-        with pytest.raises(DataError, match="no weights in it"):
+        with pytest.raises(DataError, match=r"it lacks weights \(model\.safetensors"):
             sft_checkpoint.finish(str(world / "tiny_policy"), exported, tmp_path / "other")
+
+    def test_an_export_that_lacks_a_part_of_the_model_is_refused(self, world, exported, tmp_path, capsys):
+        weights = load_file(exported / "model.safetensors")
+        kept = {name: tensor for name, tensor in weights.items() if "visual" not in name}
+        save_file(kept, exported / "model.safetensors", {"format": "pt"})
+        base, out = world / "tiny_policy", tmp_path / "merged"
+        assert sft_checkpoint.main([str(base), str(exported), str(out)]) == 2
+        assert re.search(r"\d+ missing \(model\.visual\.", capsys.readouterr().err)
+        assert not out.exists()
+
+    def test_it_says_how_it_wants_to_be_asked_as_its_data_do(self, world, exported, tmp_path):
+        record = asked.Asked(5, (84, 112), "Qwen2.5-VL", "Find $expression in $frames.", 300)
+        asked.write(tmp_path, record)
+        sft_checkpoint.finish(str(world / "tiny_policy"), exported, tmp_path / "merged", data=tmp_path)
+        assert asked.read(tmp_path / "merged") == record
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +238,8 @@ class TestRealRun:
     def test_settings_are_the_base_models(self, world, trained):
         names = {path.name for path in (world / "tiny_policy").iterdir()}
         assert {path.name for path in (trained / "merged").iterdir()} == names
-        for name in names - {"model.safetensors", "config.json"}:
+        assert asked.read(trained / "merged") == asked.Asked(4, (84, 84), "Qwen2.5-VL", None, 1024)
+        for name in names - {"model.safetensors", "config.json", asked.NAME}:
             assert (trained / "merged" / name).read_bytes() == (world / "tiny_policy" / name).read_bytes()
 
     def test_inference_opens_it(self, world, trained):
