@@ -133,6 +133,9 @@ class Checker:
     archive: Path
     prefix: str
 
+    def frames(self, sample: VideoSample) -> int:
+        return len(sample)
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, str | None]:
         """By the name of each entry that is in the archive: what is wrong with it, None if nothing is."""
         found: dict[str, str | None] = {}

@@ -48,6 +48,9 @@ class MapScorer:
     root: Path
     task: Task
 
+    def frames(self, sample: VideoSample) -> int:
+        return len(sample)
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, RunScore]:
         """By the name of the video, for any sample of it."""
         sample = samples[0]

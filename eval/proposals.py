@@ -55,6 +55,9 @@ class ProposalScorer:
     absent: frozenset[str]
     """Keys of samples without a prediction: their masks are empty."""
 
+    def frames(self, sample: VideoSample) -> int:
+        return len(sample)
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, RunScore]:
         """By `run_key`, for all samples of one video."""
         video, runs = samples[0].video, self._runs(samples)

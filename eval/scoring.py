@@ -65,6 +65,10 @@ class Scorer:
     predictions: Predictions
     measure: Measure
 
+    def frames(self, sample: VideoSample) -> int:
+        """Number of a sample's masks whose pixels are looked at."""
+        return len(self.dataset.gt_frames(sample))
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         """Outcome by sample key, for samples of one video."""
         outcomes: dict[str, Outcome] = {}
@@ -167,7 +171,7 @@ def score_videos(
 ) -> Iterator[tuple[str, dict[str, Outcome]]]:
     """(video, outcomes of its samples) as they are done; the longest videos start first."""
     order = sorted(videos, key=lambda video: -_pixels(videos[video]))
-    frames = sum(len(samples) * len(samples[0]) for samples in videos.values())
+    frames = sum(len(samples) * scorer.frames(samples[0]) for samples in videos.values())
     compiled = frames >= COMPILE_FROM * max(1, workers)
     bar = tqdm(total=len(order), unit="video", desc="scoring", disable=not sys.stderr.isatty())
     with bar:

@@ -77,6 +77,9 @@ class TrackScorer(Scorer):
 class MapScorer(TrackScorer):
     """Scores the tracks alone: no mask is decoded."""
 
+    def frames(self, sample: VideoSample) -> int:
+        return 0
+
     def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         return {sample.key: Score(math.nan, math.nan) for sample in samples}
 

@@ -111,13 +111,14 @@ class TrackFiles:
         if len(found[0]) > MAX_TRACKS:
             raise DataError(f"{where}: {len(found[0])} tracks; the benchmark takes {MAX_TRACKS} at most")
         try:
-            if any(rle is None for rles in found for rle in rles):
+            flat = masks.check_track([rle for rles in found for rle in rles], sample.size, where)
+            if None in flat:
                 raise ValueError("a mask is null")
-            checked = [masks.check_track(track, sample.size, where) for track in zip(*found, strict=True)]
         except ValueError:
             _name_fault(wanted, found, sample, where)
             raise
-        return tuple(checked)
+        count = len(found[0])
+        return tuple(flat[i::count] for i in range(count))
 
     def _path(self, sample: VideoSample) -> Path:
         return self.root / f"{sample.video}.json"

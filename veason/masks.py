@@ -23,10 +23,16 @@ def encode(mask: np.ndarray) -> Rle:
 
 
 def decode(rle: Rle | None, size: Size) -> np.ndarray:
-    """(H, W) bool mask of an RLE; None is an empty mask."""
+    """(H, W) bool mask of an RLE, column-major; None is an empty mask.
+
+    As pycocotools decodes it, which writes pixel by pixel; here each run is written at once, several times as fast.
+    """
     if rle is None:
         return np.zeros(size, dtype=bool)
-    return coco.decode(rle).view(bool)
+    counts = runs(rle["counts"])
+    inside = np.zeros(len(counts), dtype=bool)
+    inside[1::2] = True
+    return np.repeat(inside, counts).reshape(rle["size"], order="F")
 
 
 def area(rle: Rle | None) -> int:

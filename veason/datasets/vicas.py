@@ -8,6 +8,7 @@ rest, which serves training and the oracle.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -191,20 +192,34 @@ def _track_ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
 
 def _read_tracks(path: Path, sample: VideoSample, *, people_only: bool) -> dict[int, tuple[Rle | None, ...]]:
     """Every track of a video, by id; people_only: in the frames annotated by people, all that scoring looks at."""
-    found: dict[int, dict[str, Rle]] = {}
     content = _load(path, int(sample.video))
     if people_only:  # opening has checked the others' names
         content["segmentations"] = [entry for entry in content["segmentations"] if entry.get("is_gt") is True]
+    places: list[tuple[int, str]] = []
+    rles: list[object] = []
     for name, entry in _segmentations(content, path):
-        where = f"{path}: {name}.jpg"
-        ids, rles = _track_ids(entry, where), entry.get("mask_rles")
-        if not isinstance(rles, list) or len(rles) != len(ids):
-            raise DataError(f"{where}: mask_rles and track_ids are parallel lists; fetch the file again")
-        for track_id, rle in zip(ids, rles, strict=True):
-            try:
-                checked = masks.check(rle, sample.size, f"{where}, track {track_id}")
-            except ValueError as error:
-                raise DataError(str(error)) from error
-            if masks.area(checked):
-                found.setdefault(track_id, {})[name] = checked
+        ids, here = _track_ids(entry, f"{path}: {name}.jpg"), entry.get("mask_rles")
+        if not isinstance(here, list) or len(here) != len(ids):
+            raise DataError(f"{path}: {name}.jpg: mask_rles and track_ids are parallel lists; fetch the file again")
+        places += [(track_id, name) for track_id in ids]
+        rles += here
+    found: dict[int, dict[str, Rle]] = {}
+    for (track_id, name), rle in zip(places, _checked(rles, places, path, sample), strict=True):
+        if masks.area(rle):
+            found.setdefault(track_id, {})[name] = rle
     return {track_id: tuple(rles.get(name) for name in sample.frames) for track_id, rles in found.items()}
+
+
+def _checked(rles: list[object], places: list[tuple[int, str]], path: Path, sample: VideoSample) -> list[Rle]:
+    """All masks of a video through `masks.check`; all at once, one by one only to name the first that is wrong."""
+    with contextlib.suppress(ValueError):
+        checked = [rle for rle in masks.check_track(rles, sample.size, str(path)) if rle is not None]
+        if len(checked) == len(rles):
+            return checked
+    try:
+        return [
+            masks.check(rle, sample.size, f"{path}: {name}.jpg, track {track_id}")
+            for rle, (track_id, name) in zip(rles, places, strict=True)
+        ]
+    except ValueError as error:
+        raise DataError(str(error)) from error
