@@ -223,6 +223,7 @@ def test_missing_is_zero(world, holed):
     assert len(results.rows) == 6
     assert [(row.j, row.f, row.jf, row.a, row.r) for row in results.rows if row.problem] == [(0.0,) * 5] * 4
     assert results.counts() | {"by_type": None} == {
+        "videos": 2,
         "expected": 6,
         "found": 2,
         "missing": 4,
