@@ -10,10 +10,12 @@ configuration only where the keys that differ may change, see ``trainer.accept_c
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from verl import config as configuration
 from verl.config import Config
@@ -128,19 +130,26 @@ def command() -> int:
             raise
         return _told(f"{error.filename or 'the disk'}: {error.strerror}; {on}")
     except KeyboardInterrupt:
-        print(f"stopped; {on}", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:
-            raise
-        print(f"stopped by SIGTERM; {on}", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        _end(f"stopped; {on}", signal.SIGINT)
+    except SystemExit:  # Ray's handler of SIGTERM, or the one above
+        _end(f"stopped by SIGTERM; {on}", signal.SIGTERM)
     return 0
 
 
 def _told(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _end(message: str, number: signal.Signals) -> NoReturn:
+    """End the workers and this process. At once, since what is left in mid-call may abort in its own destructors."""
+    import ray
+
+    print(message, file=sys.stderr)
+    ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":
