@@ -1,4 +1,4 @@
-"""The J&F protocol of MeViS, ReasonVOS and Ref-DAVIS17's binary form: one binary mask a frame, plain means.
+"""J&F of MeViS, ReasonVOS, Ref-YouTube-VOS and Ref-DAVIS17's binary form: one binary mask a frame, plain means.
 
 - every frame that has ground truth counts, first and last too; a mask is where its PNG is not zero;
 - J and F of an expression are means over its frames, those of a data set means over its expressions: videos with many

@@ -1,5 +1,7 @@
 """Archives for servers: what goes in, bytes that repeat, and checking a file that may come from anywhere."""
 
+import json
+import os
 import zipfile
 
 import cv2
@@ -9,7 +11,7 @@ import pytest
 import small_roots as small
 
 from eval import submit
-from veason import mask_png
+from veason import atomic, mask_png
 
 NAMES = [f"Annotations/v1/{i}/{frame}.png" for i in "01" for frame in ("00000", "00005")]
 GOOD = mask_png.encode(small.SQUARE)
@@ -191,3 +193,63 @@ def test_entries_know_no_time_and_no_machine(root, pred, tmp_path):
         for info in archive.infolist():
             assert (info.date_time, info.compress_type) == ((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED)
             assert (info.create_system, info.external_attr) == (3, 0o644 << 16)
+
+
+# what is lost, foreign or in use
+
+
+def claim(run, *keys):
+    """A run folder's word that samples are done."""
+    lines = [{"video": key.rpartition("/")[0], "exp_id": key.rpartition("/")[2]} for key in keys]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_masks_lost_from_a_run_are_not_packed_as_empty(root, pred, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    pred.rename(run_folder / "Annotations")
+    claim(run_folder, "v1/0", "v1/1")
+    assert run(root, "--pred", run_folder, "--out", tmp_path / "s.zip") == 0
+    (tmp_path / "s.zip").unlink()
+    (run_folder / "Annotations/v1/1/00005.png").unlink()
+    for missing in ("zero", "skip"):
+        assert run(root, "--pred", run_folder, "--out", tmp_path / "s.zip", "--missing", missing) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: v1/1: ")
+        assert "says that it is done" in line
+        assert not (tmp_path / "s.zip").exists()
+
+
+@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>log in</html>"])
+def test_a_foreign_file_is_called_what_it_is(root, tmp_path, capsys, data):
+    words = "Git LFS pointer" if data.startswith(b"version") else "a web page"
+    for name, option in (("pred.jsonl", "--pred"), ("s.zip", "--check")):
+        (tmp_path / name).write_bytes(data)
+        more = ["--out", tmp_path / "out.zip"] if option == "--pred" else []
+        assert run(root, option, tmp_path / name, *more) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(root, tmp_path, capsys):
+    os.mkfifo(tmp_path / "s.zip")
+    assert run(root, "--check", tmp_path / "s.zip") == 2
+    assert "no regular file" in capsys.readouterr().err
+
+
+def test_a_run_on_another_data_set_is_not_packed(root, pred, tmp_path, capsys):
+    (pred / "run.json").write_text(json.dumps({"settings": {"dataset": "mevis", "split": "valid"}}))
+    assert run(root, "--pred", pred, "--out", tmp_path / "s.zip") == 2
+    assert "the run predicted 'mevis'" in capsys.readouterr().err
+
+
+def test_an_archive_that_another_process_writes_is_left_alone(root, pred, tmp_path, capsys):
+    partial = tmp_path / ".s.zip.partial"
+    with open(partial, "wb") as file:
+        file.write(b"theirs")
+        file.flush()
+        atomic.take_lock(file.fileno(), partial)
+        assert run(root, "--pred", pred, "--out", tmp_path / "s.zip") == 2
+        assert "another process is writing here" in capsys.readouterr().err
+        assert partial.read_bytes() == b"theirs"
+    assert run(root, "--pred", pred, "--out", tmp_path / "s.zip") == 0  # it ended without finishing
+    assert not partial.exists()
