@@ -6,19 +6,17 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from grpo_reward import matching, terms
 from grpo_reward.target import Target
-from veason import answer, files, masks
+from veason import answer, masks
 from veason import boxes as geometry
 from veason.answer import RELEASED as RELEASED_RULES
 from veason.answer import STRICT as STRICT_RULES
 from veason.answer import Rules
-from veason.errors import DataError
 from veason.family import BY_MODEL_TYPE
 from veason.trackers import open_tracker
 from veason.trackers.base import Tracker
@@ -256,18 +254,12 @@ def _open(config: RewardConfig, *, device: str | None = None) -> Tracker:
         raise ValueError(f"sam2_mode is {config.sam2_mode!r}; the consistency term tracks through a video: 'video'")
     if config.tracker != "sam2":
         return open_tracker(config.tracker)
-    path = Path(config.sam2_checkpoint)
     if not config.sam2_checkpoint:
         raise ValueError(
             "worker.reward.sam2_checkpoint is empty: give the SAM2 weights, another worker.reward.tracker (grabcut "
             "needs none), or set worker.reward.weights.consistency=0"
         )
-    files.check_regular(path, hint="worker.reward.sam2_checkpoint is the file of SAM2's weights")
-    head = files.read_head(path)
-    foreign = None if head.startswith(b"PK") else files.foreign_content(head)  # torch's files are zip archives
-    if foreign is not None:
-        raise DataError(f"{path}: {foreign}")
-    return open_tracker("sam2", config=config.sam2_config, checkpoint=path, device=device)
+    return open_tracker("sam2", config=config.sam2_config, checkpoint=config.sam2_checkpoint, device=device)
 
 
 def _value(name: str, text: str | bool) -> bool | str | int:

@@ -170,6 +170,8 @@ def test_what_stops_a_run_before_ray(policy, tmp_path, monkeypatch, wrong, messa
 def test_a_rollout_says_what_was_asked():
     text = readable(Rollout("a", 0, "hi", 10, 2, True), Reward(0.25, {"format": 0.25}), note="asked: where\ntruth: 2")
     assert text == "== a #0: 0.250 (format 0.250); no problem; 2 tokens\nasked: where\ntruth: 2\nhi\n"
+    hostile = readable(Rollout("a", 0, "猫\x1b[2J\ud800", 10, 2, True), Reward(0.25, {}))
+    assert hostile.splitlines()[1] == "猫\\x1b[2J\\ud800"
 
 
 def environment() -> dict[str, str]:

@@ -55,4 +55,5 @@ def readable(rollout: Rollout, reward: Reward, *, note: str = "") -> str:
     parts = ", ".join(f"{name} {value:.3f}" for name, value in reward.parts.items())
     head = f"== {rollout.uid} #{rollout.index}: {reward.total:.3f} ({parts}); {reward.problem or 'no problem'}"
     head += f"; {rollout.response_tokens} tokens{'' if rollout.finished else ', cut off'}"
-    return "\n".join([head, *([note] if note else []), rollout.text, ""])
+    text = "\n".join([head, *([note] if note else []), rollout.text, ""])
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)  # none reaches a terminal
