@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval import jf, mevis, reasonvos, refdavis, revos, vicas
+from eval import jf, mevis, reasonvos, refdavis, refytvos, revos, vicas
 from eval.results import Problem
 from inference.report_run import Run
 from veason.errors import DataError
@@ -72,6 +72,10 @@ def _mevis(gt: Path, pred: Path, **options: Any) -> Scores:
     return _plain(mevis.evaluate(gt, pred, **options))
 
 
+def _refytvos(gt: Path, pred: Path, **options: Any) -> Scores:
+    return _plain(refytvos.evaluate(gt, pred, **options))
+
+
 def _reasonvos(gt: Path, pred: Path, *, split: str | None, **options: Any) -> Scores:
     """The benchmark has one split."""
     return _plain(reasonvos.evaluate(gt, pred, layout="position", **options))
@@ -105,6 +109,7 @@ EVALUATORS: dict[str, Callable[..., Scores]] = {
     "mevis": _mevis,
     "reasonvos": _reasonvos,
     "refdavis": _refdavis,
+    "refytvos": _refytvos,
     "vicas": _vicas,
 }
-"""By name of the data set; refytvos is scored by its server alone."""
+"""By name of the data set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ def run(module: str, *arguments: object, code: int = 0) -> str:
     done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
+
+
+def heed_interrupts() -> None:
+    """For a child process: an interrupt is none where the tests run in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def tree(path: Path) -> dict[str, bytes]:

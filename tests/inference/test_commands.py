@@ -12,7 +12,7 @@ from random import Random
 import cv2
 import numpy as np
 import pytest
-from commands import command, run, tree
+from commands import command, heed_interrupts, run, tree
 
 KILLS = int(os.environ.get("VEASON_TEST_KILLS", "20"))
 
@@ -132,7 +132,8 @@ def test_help_teaches(module):
 
 def test_an_interrupt_is_one_line_and_the_run_goes_on(world, tmp_path):
     words = ["--data-root", world, "--split", "train", "--policy", "oracle", "--output", tmp_path / "run"]
-    process = subprocess.Popen(command("inference.predict", *words), stderr=subprocess.PIPE, text=True)
+    line = command("inference.predict", *words)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     journal = tmp_path / "run" / "predictions.jsonl"
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, process.stderr.read()

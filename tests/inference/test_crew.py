@@ -16,7 +16,7 @@ from random import Random
 
 import psutil
 import pytest
-from commands import command, run, tree
+from commands import command, heed_interrupts, run, tree
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("VEASON_TEST_WORKER_KILLS", "3"))
@@ -204,7 +204,8 @@ def test_a_worker_that_dies_every_time_ends_the_run(raylets, hand_made, tmp_path
 def test_a_run_that_is_stopped_leaves_no_process_behind(options, single, tmp_path, number, code, line):
     """With a cluster of its own. After SIGKILL nobody is left to end Ray, whose processes then leave by themselves."""
     words = command("inference.predict", *options, "--workers", 1, "--output", tmp_path)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, **pipes, preexec_fn=heed_interrupts)
     journal, seen = tmp_path / "predictions.jsonl", {}
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None, process.stderr.read()

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from eval import mevis, reasonvos, refdavis, vicas
+from eval import mevis, reasonvos, refdavis, refytvos, vicas
 from inference import predict, report, report_scores
 from inference.report_run import Run
 from veason.errors import DataError
@@ -15,15 +15,17 @@ EVALUATORS = {
     "mevis": (mevis, []),
     "reasonvos": (reasonvos, []),
     "refdavis": (refdavis, ["--protocol", "binary"]),
+    "refytvos": (refytvos, ["--split", "train"]),
     "vicas": (vicas, ["--split", "v1.0/test"]),
 }
+SPLITS = {"vicas": "v1.0/test", "refytvos": "train"}
 
 
 def predicted(name, world, folder):
     """(data set, run folder) of the first five expressions of a twin of the world."""
     root, run = build_twin(name, world, folder / name), folder / "run"
     options = ["--dataset", name, "--data-root", str(root), "--policy", "oracle", "--tracker", "grabcut"]
-    split = ["--split", "v1.0/test"] if name == "vicas" else []
+    split = ["--split", SPLITS[name]] if name in SPLITS else []
     predict.main([*options, *split, "--limit", "5", "--output", str(run)])
     return root, run
 
@@ -49,7 +51,7 @@ def test_a_report_shows_what_the_evaluator_finds(two_videos, tmp_path, name):
     assert found["protocol"]["name"] in page
 
 
-def test_a_benchmark_that_only_its_server_scores_is_refused(tmp_path):
-    run = Run(path=tmp_path, settings={"dataset": "refytvos"}, versions={})
-    with pytest.raises(DataError, match=r"runs of 'refytvos' cannot be scored here, those of revos, .* leave out --gt"):
+def test_a_benchmark_without_an_evaluator_is_refused(tmp_path):
+    run = Run(path=tmp_path, settings={"dataset": "sav"}, versions={})
+    with pytest.raises(DataError, match=r"runs of 'sav' cannot be scored here, those of revos, .* leave out --gt"):
         report_scores.evaluate(run, gt=tmp_path, split="valid", meta=None, missing="zero", workers=1)
