@@ -40,7 +40,22 @@ def save_and_go_on(rank, folder):
         found["failure"] = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     checkpoint.save(checkpoint.step_folder(folder / "lora", 3), cases.open_actor(policy, rank=4), {"step": 3})
+    harmed = checkpoint.step_folder(folder / "harmed", 1)
+    if rank == 0:
+        shutil.copytree(checkpoint.step_folder(root, 1), harmed)
+        flip(harmed / "__1_0.distcp", 1000, 3)
+    torch.distributed.barrier()
+    try:
+        checkpoint.load(harmed, resumed)
+    except checkpoint.Damaged as error:
+        found["damage"] = str(error)
     return found
+
+
+def flip(path, place, bit):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
 
 
 def going_on(actor, rows):
@@ -84,6 +99,13 @@ def test_saved_on_two_ranks_resumed_on_one(ranks, alone):
     stats = actor.update(cases.six_rollouts(alone / "policy"))
     assert stats == pytest.approx(ranks[0]["next"]["stats"], rel=1e-5, abs=1e-5)
     assert cases.largest_gap(cases.weights(actor), ranks[0]["next"]["weights"]) < 1e-5
+
+
+def test_damage_stops_all_ranks_and_not_only_the_one_that_read_it(ranks, folder):
+    told = (
+        f"{folder / 'harmed' / 'step_000001'}: __1_0.distcp is not as it was written (its checksum differs); no other"
+    )
+    assert [rank["damage"].startswith(told) for rank in ranks] == [True, True]
 
 
 def test_a_full_disk_leaves_the_last_one(ranks, folder):
@@ -166,12 +188,6 @@ def two(ranks, folder, tmp_path):
     for step in (1, 2):
         shutil.copytree(folder / "run" / "step_000001", checkpoint.step_folder(tmp_path, step))
     return tmp_path
-
-
-def flip(path, place, bit):
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1 << bit
-    path.write_bytes(data)
 
 
 FILES = ("complete.json", ".metadata", "__0_0.distcp", "__1_0.distcp", "rng_0.pt", "rng_1.pt")

@@ -113,6 +113,20 @@ def test_old_and_new_names_are_right_and_load_the_same(whole, copy, names):
     assert cases.largest_gap(found, wanted) == 0
 
 
+def test_the_files_of_the_published_checkpoints_will_do(copy):
+    """``preprocessor_config.json`` and ``chat_template.json``, as older versions of transformers wrote them."""
+    settings = json.loads((copy / "processor_config.json").read_text())
+    (copy / "processor_config.json").unlink()
+    (copy / "preprocessor_config.json").write_text(
+        json.dumps({**settings["image_processor"], "processor_class": "Qwen2_5_VLProcessor"})
+    )
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert folder.problem(copy) is None
+    assert loading.load_processor(copy).chat_template == template
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_tied_head_may_be_stored_or_not(tmp_path, stored):
     tied = cases.write_policy(tmp_path / "tied", tied=True)
