@@ -58,9 +58,10 @@ def rooms(count: int, *, gpu: bool, address: str | None) -> Iterator[list[Room]]
     DataError, with what there is, if the room does not come in time.
     """
     made: list[Room] = []
+    terminated = threading.Event()
     try:
         _connect(address, cpus=count)
-        terminated = _end_on_sigterm()
+        _end_on_sigterm(terminated)
         bundle = {"CPU": 1.0, **({"GPU": 1.0} if gpu else {})}
         _check_gpus(count if gpu else 0)
         made += [Room(placement_group([bundle], strategy="PACK"), gpu) for _ in range(count)]
@@ -102,12 +103,11 @@ def _connect(address: str | None, *, cpus: int) -> None:
     )
 
 
-def _end_on_sigterm() -> threading.Event:
-    """End this process in order where SLURM or a service manager asks it to end; the event says that it does.
+def _end_on_sigterm(terminated: threading.Event) -> None:
+    """End this process in order where SLURM or a service manager asks it to end, and set the event then.
 
     Ray's own handler, which this takes the place of, prints a stack and leaves workers on other nodes to time out.
     """
-    terminated = threading.Event()
 
     def end(number: int, frame: object) -> NoReturn:
         if not terminated.is_set():
@@ -117,7 +117,6 @@ def _end_on_sigterm() -> threading.Event:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
-    return terminated
 
 
 def _knock(address: str) -> None:

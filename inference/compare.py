@@ -31,6 +31,7 @@ from veason import atomic
 from veason.command import run_command
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.safe_text import printable
 
 FURTHER_FRAMES = 3
 """Frames beside the keyframe, the same ones for every run."""
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     shown = [{"sample": e.entry.sample.key, "kind": e.kind, "jf": [row.jf for row in e.entry.rows]} for e in examples]
     atomic.write_json(args.out / "comparison.json", {**compare_tables.document(contenders, found), "examples": shown})
     print(compare_tables.text(names, compare_tables.measures(contenders, found), len(found)))
-    print(f"\n{output}: {output.stat().st_size / 1e6:.1f} MB")
+    print(f"\n{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 def _names(args: argparse.Namespace) -> list[str]:

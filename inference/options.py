@@ -51,6 +51,7 @@ def add_policy_options(
 ) -> None:
     """`default` says in words which of the `choices` is taken where none is given; without it that is the first."""
     group = parser.add_argument_group("policy: who names the keyframe and the boxes")
+    parser.set_defaults(template_text=None)  # of the prompt, once `settle` has read it; None is the built-in one
     first = choices[0] if default is None else None
     group.add_argument("--policy", choices=choices, default=first, help=f"default: {default or first}")
     trained = "what the checkpoint was trained with, else"
@@ -390,6 +391,11 @@ def build_tracker(args: argparse.Namespace) -> Tracker:
         offload_state_to_cpu=args.sam2_offload,
         spill_dir=args.sam2_spill_dir,
     )
+
+
+def public(policy: dict[str, Any]) -> dict[str, Any]:
+    """What a policy says of itself, for a record: not a server's address, which may change and may be private."""
+    return {name: value for name, value in policy.items() if name != "base_url"}
 
 
 def _required(value: Any, message: str) -> Any:

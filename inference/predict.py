@@ -36,6 +36,7 @@ from veason.atomic import read_journal
 from veason.command import run_command
 from veason.datasets.base import sha256
 from veason.errors import DataError
+from veason.safe_text import printable
 from veason.types import VideoSample
 
 HOW = {
@@ -123,7 +124,11 @@ def _predict(
         from inference import crew  # seconds: Ray
 
         came = crew.predict(
-            args, dataset, folder.samples, done=frozenset(folder.done), describe=lambda said: _describe(folder, said)
+            args,
+            dataset,
+            folder.samples,
+            done=frozenset(folder.done),
+            describe=lambda policy: folder.describe(options.public(policy)),
         )
         steps = map(folder.keep, came)
     else:
@@ -143,7 +148,7 @@ def _predict_here(
     """In this process, in the order of the data set; what comes out is on the disk."""
     policy, tracker = options.build_policy(args, dataset), options.build_tracker(args)
     policy.family.check_size(sampling.size)
-    _describe(folder, policy.describe())
+    folder.describe(options.public(policy.describe()))
     return pipeline.run(
         folder.samples,
         policy=policy,
@@ -155,11 +160,6 @@ def _predict_here(
         then=lambda finished: folder.keep(pack(finished, masks=folder.masks)),
         **options.asking(args),
     )
-
-
-def _describe(folder: RunFolder, policy: dict[str, Any]) -> None:
-    """Record how the policy decodes; a server's address may change and is nobody's business."""
-    folder.describe({name: value for name, value in policy.items() if name not in HOW})
 
 
 def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
@@ -186,11 +186,11 @@ def _inputs(args: argparse.Namespace, dataset: datasets.Dataset, samples: Sequen
 def _report(output: Path, complete: bool) -> None:
     if not complete:
         print(
-            f"{output}: this shard is done; others are not, or are damaged, so predictions.jsonl is not joined yet: "
-            "run the same command for each of them"
+            f"{printable(output)}: this shard is done; others are not, or are damaged, so predictions.jsonl is not "
+            "joined yet: run the same command for each of them"
         )
         return
-    for line in replies.summary(read_journal(output / "predictions.jsonl"), str(output)):
+    for line in replies.summary(read_journal(output / "predictions.jsonl"), printable(output)):
         print(line)
 
 

@@ -28,6 +28,7 @@ from inference.report_summary import summarise
 from veason import atomic, datasets
 from veason.command import run_command
 from veason.errors import DataError
+from veason.safe_text import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output or runs[0].path / "report.html"
     parts = page.page(summarise(runs, scores, cards=args.limit), cards)
     atomic.write_parts(output, (part.encode("utf-8", "replace") for part in parts))
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    print(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 def open_data(run: Run, args: argparse.Namespace) -> datasets.Dataset:

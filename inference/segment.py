@@ -100,10 +100,11 @@ def main(argv: list[str] | None = None) -> None:
             open_frames=lambda _: pictures,
             reading=args.reading,
         )
-        written = write(args.output, finished.prediction, pictures, playback)
+        record = {**output.prediction_record(finished.prediction), "policy": options.public(policy.describe())}
+        written = write(args.output, finished.prediction, pictures, playback, record=record)
     _report(finished.prediction, stride=args.stride)
     for path in written:
-        print(f"wrote     {path}")
+        print(f"wrote     {printable(path)}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -240,8 +241,15 @@ def _pixels(size: Size) -> str:
     return f"{size[1]} x {size[0]} pixels (width x height)"
 
 
-def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], playback: Playback) -> list[Path]:
-    """Write the masks, the overlay, the keyframe and, last, the record of a prediction; where they are.
+def write(
+    folder: Path,
+    prediction: Prediction,
+    pictures: Sequence[np.ndarray],
+    playback: Playback,
+    *,
+    record: dict[str, Any],
+) -> list[Path]:
+    """Write the masks, the overlay, the keyframe and, last, the `record` of a prediction; where they are.
 
     What an earlier run of this command left there goes first.
     """
@@ -259,7 +267,7 @@ def write(folder: Path, prediction: Prediction, pictures: Sequence[np.ndarray], 
         atomic.write_bytes(folder / "keyframe.png", data)
         written.insert(1, folder / "keyframe.png")
     video.encode(folder / "overlay.mp4", _painted(prediction, pictures), **vars(playback))
-    atomic.write_json(folder / "prediction.json", output.prediction_record(prediction))
+    atomic.write_json(folder / "prediction.json", record)
     return written
 
 

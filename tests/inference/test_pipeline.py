@@ -329,3 +329,32 @@ def test_policy_and_tracker_get_half_of_the_threads_each(dataset):
         assert (seen, torch.get_num_threads()) == ([3], 6)
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_is_tracked_is_encoded_and_written_on_a_thread_of_its_own(dataset):
+    """The policy's thread waits for neither: it answers again while the first prediction is still being stored."""
+    answering, storing, second = [], [], threading.Event()
+
+    class Asked(Spy):
+        def answer(self, questions, *, seed):
+            answering.append(threading.get_ident())
+            if len(answering) == 2:
+                second.set()
+            return super().answer(questions, seed=seed)
+
+    def store(finished):
+        assert second.wait(30), "the policy waited until the first prediction was stored"
+        storing.append(threading.get_ident())
+        return finished.prediction.sample.exp_id
+
+    assert run([dataset[0], dataset[1]], Asked(), then=store) == ["0", "1"]
+    assert set(answering).isdisjoint(storing)
+    assert len(set(storing)) == 1
+
+
+def test_a_failure_to_store_ends_the_run(dataset):
+    def full(finished):
+        raise DataError("no space left")
+
+    with pytest.raises(DataError, match="no space left"):
+        run([dataset[0], dataset[1]], Spy(), then=full)

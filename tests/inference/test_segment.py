@@ -49,6 +49,7 @@ def segmented(source, output, *words):
 def test_a_box_alone_is_replayed_on_frame_0_and_says_so(clip, tmp_path, capsys):
     record = segmented(clip, tmp_path / "out", *BOX)
     assert (record["keyframe"], record["reply"].startswith("<think>Replayed.")) == (0, True)
+    assert record["policy"] == {"name": "replay", "replay": "--box"}
     printed = capsys.readouterr()
     assert "--box without --keyframe: on frame 0" in printed.err
     assert printed.out.count("wrote") == 4

@@ -29,6 +29,7 @@ def test_a_unit_from_batches_to_what_is_written(job):
     assert tracked.build(job("--masks", "rle"), 0) is None
     replies = pickle.loads(pickle.dumps(asked.answer((1, 0))))
     assert [told.number for told in replies.told] == [2, 0, 1]
+    assert replies.policy == {"name": "oracle"}
     assert replies.failure is None
     tracks = pickle.loads(pickle.dumps(tracked.track(replies.told, replies.family)))
     assert [packed.key for packed in tracks.packed] == ["UVO/-a_b/2", "UVO/-a_b/0", "UVO/-a_b/1"]
