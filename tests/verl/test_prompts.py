@@ -112,6 +112,11 @@ class TestLength:
         assert "so none is left: show fewer or smaller frames" in done.stderr
         assert not (tmp_path / "run" / "config.yaml").exists()
 
+    def test_a_task_that_cannot_tell_beforehand_is_told_in_one_line_later(self, policy, config):
+        prompt = open_prompts(config("data.train_files=4")).train.get(0, epoch=0)
+        with pytest.raises(ConfigError, match=r"0/0: the prompt has \d+ tokens, data\.max_prompt_length is 5"):
+            process(prompt, load_processor(policy), max_length=5)
+
     def test_validation_prompts_are_checked_too(self, config):
         chosen = open_prompts(config("data.train_files=4", "data.val_files=2/50", "data.max_prompt_length=40",
                                      "trainer.val_freq=1"))  # fmt: skip

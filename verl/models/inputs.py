@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from verl.config import ConfigError
 from verl.protocol import Prompt
 
 
@@ -36,13 +37,13 @@ class PromptInputs:
 
 
 def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
-    """Run the processor over one prompt, its images at hand. ValueError if it has more than `max_length` tokens."""
+    """Run the processor over one prompt, its images at hand. ConfigError if it has more than `max_length` tokens."""
     images = [Image.fromarray(image) for image in prompt.images]
     text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
     made = processor(text=[text], images=images or None, return_tensors="pt")
     length = made["input_ids"].shape[1]
     if length > max_length:
-        raise ValueError(
+        raise ConfigError(
             f"{prompt.uid}: the prompt has {length} tokens, data.max_prompt_length is {max_length}; "
             "show fewer or smaller frames, or raise it"
         )
