@@ -15,13 +15,13 @@ from eval import convert, submit
 from veason import mask_lines, mask_png, masks
 
 ROOT = Path(__file__).parents[2]
-SIZE, FRAMES, EXPRESSIONS = (480, 640), 20, 30
+SIZE, FRAMES, EXPRESSIONS = (480, 640), 20, 20
 VIDEOS = ("a", "b", "c", "d")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """2,400 masks to score, convert or pack, seconds of work for two processes: links to twenty files."""
+    """1,600 masks to score, convert or pack, seconds of work for two processes: links to twenty files."""
     root = tmp_path_factory.mktemp("work")
     names = [f"{t:05d}" for t in range(FRAMES)]
     noise = np.random.default_rng(0).random((6, 8)) < 0.5
