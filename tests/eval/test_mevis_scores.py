@@ -225,7 +225,7 @@ mevis.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("module", "name", "at"), [("metrics", "j_and_f", 4), ("jf.atomic", "write_json", 1)])
+@pytest.mark.parametrize(("module", "name", "at"), [("predictions", "read_png", 4), ("jf.atomic", "write_json", 1)])
 def test_a_killed_evaluation_leaves_nothing_half_done(root, pred, tmp_path, module, name, at):
     """Killed among the frames, and between the two files: the same command again writes what it would have written."""
     arguments = [str(a) for a in ("--gt", root, "--pred", pred, "--out", tmp_path / "out", "--workers", 1)]

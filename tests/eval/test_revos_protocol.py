@@ -350,6 +350,9 @@ def test_two_workers_write_the_same_bytes(world, tmp_path):
 class Faulty:
     """A data set with a defect, which is ours to see and not the user's to put right."""
 
+    def gt_frames(self, sample):
+        return range(len(sample))
+
     def foreground(self, video):
         raise TypeError("a defect")
 
