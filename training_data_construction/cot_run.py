@@ -18,12 +18,11 @@ from concurrent.futures.process import BrokenProcessPool
 
 from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_progress import Progress
-from training_data_construction.cot_replies import REASONS, rejection
+from training_data_construction.cot_replies import Watch, rejection
 from training_data_construction.cot_requests import TOGETHER, CotRequest, build_in_worker
 from training_data_construction.cot_teacher import Teacher
 from training_data_construction.records import CotRecord
 from veason.chat import GaveUp
-from veason.completion import UnfitFromTheStart
 from veason.errors import DataError
 
 GIVE_UP_AFTER = 20
@@ -50,9 +49,9 @@ class CotRun:
         self.failures: list[tuple[str, str]] = []
         """(key, what came last) of samples without an answer."""
         self._in_a_row = 0
-        self._unfit = UnfitFromTheStart(REASONS)
+        self._watch = Watch()
         if journal.records:  # of earlier runs: server and model can do it
-            self._unfit.note(None, "")
+            self._watch.add(None, "")
         self._error: BaseException | None = None
         self._stopping = asyncio.Event()
 
@@ -131,14 +130,14 @@ class CotRun:
             self._in_a_row = 0
             reason = rejection(reply, expression=sample.expression, keyframe=answer.keyframe)
             if reason is None:
-                self._unfit.note(None, "")
+                self._watch.add(None, reply.text)
                 record = CotRecord(sample=sample, clip=request.task.clip, thinking=reply.text, answer=answer)
                 self.journal.accept(record, reply, template=self.template)
                 self.progress.settle("records")
                 return
             self.journal.reject(request.key, reply, reason)
             self.progress.count_unfit()
-            self._unfit.note(reason, reply.text or reply.reasoning)
+            self._watch.add(reason, reply.text or reply.reasoning)
             if self._stopping.is_set():
                 return
         self.progress.settle("rejected")

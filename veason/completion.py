@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from veason.errors import DataError
 from veason.safe_text import printable
 
 
@@ -91,34 +90,6 @@ class Completion:
             return self.reasoning
         thinking = self.reasoning.strip().removeprefix("<think>").removesuffix("</think>")
         return f"<think>{thinking}</think>{self.text.strip().removeprefix('</think>').lstrip()}"
-
-
-class UnfitFromTheStart:
-    """Stops a run whose answers are unfit for one and the same reason from the first on.
-
-    A fit answer, or one that is unfit for another reason, shows that server and model can do better: from then on
-    nothing is counted any more.
-    """
-
-    def __init__(self, remedies: dict[str, str], *, patience: int = 20) -> None:
-        """remedies: what to do about a reason, by its code. patience: answers before the run is stopped."""
-        self._remedies, self._patience = remedies, patience
-        self._reason: str | None = None
-        self._count = 0
-
-    def note(self, reason: str | None, text: str) -> None:
-        """Count one answer; reason None is a fit one. DataError when the patience is at its end."""
-        if self._count < 0:
-            return
-        if reason is None or (self._count and reason != self._reason):
-            self._count = -1
-            return
-        self._reason, self._count = reason, self._count + 1
-        if self._count == self._patience:
-            raise DataError(
-                f"the first {self._count} answers are all unfit for one reason: {self._remedies.get(reason, reason)}; "
-                f"nothing more is asked. The last one: {printable(text, limit=200) or '(no text)'!r}"
-            )
 
 
 def read_completion(body: bytes) -> Completion:

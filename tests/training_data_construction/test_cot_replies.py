@@ -7,11 +7,13 @@ import pytest
 from training_data_construction.cot_replies import (
     MAX_CHARS,
     REASONS,
+    Watch,
     keyframes_named,
     mentions_boxes,
     rejection,
 )
 from veason.completion import Completion
+from veason.errors import DataError
 
 FIT = "At 0s a cat sits on a wall. At 12s, the keyframe, it is closest to the camera. It then jumps to the left."
 
@@ -47,6 +49,21 @@ def test_a_fit_reply():
 def test_each_reason(expected, case):
     assert reason(**case) == expected
     assert expected in REASONS
+
+
+def test_answers_that_are_unfit_for_one_reason_from_the_first_on_stop_the_run():
+    watch = Watch()
+    for _ in range(19):
+        watch.add("tags", "a")
+    with pytest.raises(DataError, match=r"first 20 answers are all unfit for one reason: the reply holds tags.*'c d'"):
+        watch.add("tags", "c\nd")
+
+
+@pytest.mark.parametrize("first", [[None], ["tags", None], ["tags", "empty"]])
+def test_one_fit_answer_or_another_reason_shows_that_it_is_no_fault_of_the_whole(first):
+    watch = Watch()
+    for reason in [*first, *["tags"] * 50]:
+        watch.add(reason, "")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from chat_server import TEXT, Act, ChatServer, completion
 
 from veason import chat
 from veason.chat import Chat, GaveUp, Pace, Request, retry_after
-from veason.completion import Completion, Malformed, ServerError, UnfitFromTheStart, read_completion, read_error
+from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
 
 MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Expression: a\nKeyframe: 0s"}]}]
@@ -621,18 +621,6 @@ def test_a_certificate_of_the_environment_holds_for_this_machine_too(remote, mon
         monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
         (reply,) = asyncio.run(run(url))
     assert reply.text == TEXT
-
-
-def test_answers_that_are_unfit_from_the_first_on_stop_the_run():
-    unfit = UnfitFromTheStart({"tags": "the reply holds tags"}, patience=3)
-    unfit.note("tags", "a")
-    unfit.note("tags", "b")
-    with pytest.raises(DataError, match=r"first 3 answers are all unfit for one reason: the reply holds tags.*'c d'"):
-        unfit.note("tags", "c\nd")
-    for first in ([None], ["tags", None], ["tags", "empty"]):
-        unfit = UnfitFromTheStart({}, patience=3)
-        for reason in [*first, *["tags"] * 9]:
-            unfit.note(reason, "")
 
 
 @pytest.mark.parametrize(

@@ -19,29 +19,19 @@ import cv2
 import numpy as np
 
 from veason import chat, prompt
-from veason.completion import Completion, UnfitFromTheStart
+from veason.completion import Completion
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL, Family
 from veason.types import Clip, Question, VideoSample
-
-UNFIT = {
-    "empty": "the server sent no text",
-    "withheld": "the server withheld the reply (refusal or content filter)",
-    "cut_off": "the reply was cut off before its answer; raise --max-new-tokens",
-    "in_reasoning": "the server put all of the text into a field for reasoning, and there is no answer in it; start "
-    "the server without its reasoning parser (vLLM: without --reasoning-parser), or raise --max-new-tokens",
-}
-"""What makes a reply no answer whatever its wording, and what to do if that is so from the first reply on."""
 
 
 class OpenAIPolicy:
     """Replies of `model` at `base_url`. `answer` may be called from several threads at once.
 
     A reply that is empty or cut off is the model's and goes to the parser as it is; thinking that the server took out
-    of the text is put back. If the first twenty replies are all unfit for one reason of `UNFIT`, that is no accident:
-    DataError. An attempt that brings no reply (429, 5xx, timeout, broken connection, broken JSON) is repeated with
-    back-off; DataError after the last one, naming the sample, and at once for what a retry cannot help (key, address,
-    model, a refused request).
+    of the text is put back. An attempt that brings no reply (429, 5xx, timeout, broken connection, broken JSON) is
+    repeated with back-off; DataError after the last one, naming the sample, and at once for what a retry cannot help
+    (key, address, model, a refused request).
     """
 
     name = "openai"
@@ -85,7 +75,6 @@ class OpenAIPolicy:
         )
         self._places = asyncio.Semaphore(requests)
         self._failure: DataError | None = None
-        self._unfit = UnfitFromTheStart(UNFIT)
         self._told = False
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
 
@@ -116,7 +105,6 @@ class OpenAIPolicy:
             try:
                 reply = await self._chat.ask(messages, seed=seed)
                 self._tell_where(reply)
-                self._unfit.note(unfit(reply), reply.whole)
                 return reply.whole
             except (chat.GaveUp, DataError) as error:
                 if self._failure is None:  # the run ends here: those on their way may still arrive, no more
@@ -131,7 +119,8 @@ class OpenAIPolicy:
         self._told = True
         print(
             f"{self._url}: the reply has no content, all of its text is in {reply.reasoning_field}; it is read from "
-            "there (a server without a reasoning parser would not split it off)",
+            "there. Start the server without its reasoning parser (vLLM: without --reasoning-parser) if answers are "
+            "missing",
             file=sys.stderr,
         )
 
@@ -144,19 +133,6 @@ class OpenAIPolicy:
     def describe(self) -> dict[str, Any]:
         limits = {"max_new_tokens": self._request.max_tokens, "temperature": self._request.temperature}
         return {"name": self.name, "model": self._request.model, "base_url": self._url, **limits}
-
-
-def unfit(reply: Completion) -> str | None:
-    """Why a reply can be no answer, by code of `UNFIT`; None where the parser has something to read."""
-    if not reply.whole.strip():
-        return "cut_off" if reply.finish_reason == "length" else "empty"
-    if reply.finish_reason == "content_filter":
-        return "withheld"
-    if reply.finish_reason == "length" and "</answer>" not in reply.whole:
-        return "cut_off"
-    if not reply.text.strip() and "{" not in reply.reasoning:
-        return "in_reasoning"
-    return None
 
 
 def data_url(image: np.ndarray) -> str:
