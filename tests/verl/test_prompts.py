@@ -139,7 +139,11 @@ class TestValidation:
                 open_prompts(config("data.train_files=4", "data.val_limit=4", "trainer.val_freq=1", other))
         accepted = config("data.train_files=4", "data.val_limit=5", "trainer.val_freq=1",
                           "trainer.accept_changes=[data.val_limit]")  # fmt: skip
-        assert "do not compare with those before" in open_prompts(accepted).notes[-1]
+        changed = open_prompts(accepted)
+        assert "do not compare with those before" in changed.notes[-1]
+        changed.record(tmp_path)
+        assert (tmp_path / "val_keys.before.txt").read_text().split() == keys
+        assert (tmp_path / "val_keys.txt").read_text().split() == changed.held_out.keys
 
     def test_without_validation_nothing_is_chosen(self, config, tmp_path):
         chosen = open_prompts(config("data.train_files=4"))

@@ -63,17 +63,26 @@ class RunPrompts:
         return {"data/overlong": float(self.overlong["train"])}
 
     def record(self, folder: Path) -> None:
-        """Write ``data.json`` and the keys of the validation prompts into the run's folder."""
+        """Write ``data.json`` and the keys of the validation prompts into the run's folder, each whole or not at all.
+        Other keys that were there stay, as ``val_keys.before.txt``."""
         parts = {"train": self.train, "val": self.held_out}
         counts = {
             name: {"prompts": len(part), "overlong": self.overlong[name]}
             for name, part in parts.items()
             if part is not None
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "data.json").write_text(json.dumps({**counts, "notes": self.notes}, indent=2), encoding="utf-8")
+        facts = json.dumps({**counts, "notes": self.notes}, indent=2, ensure_ascii=False)
+        texts = {"data.json": f"{facts}\n"}
         if self.held_out is not None and self.held_out.keys is not None:
-            (folder / VAL_KEYS).write_text("".join(f"{key}\n" for key in self.held_out.keys), encoding="utf-8")
+            texts[VAL_KEYS] = "".join(f"{key}\n" for key in self.held_out.keys)
+            path = folder / VAL_KEYS
+            if path.is_file() and path.read_text(encoding="utf-8") != texts[VAL_KEYS]:
+                path.replace(folder / "val_keys.before.txt")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial = folder / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(folder / name)
 
 
 def open_prompts(config: Config) -> RunPrompts:
