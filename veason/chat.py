@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import errno
 import ipaddress
 import json
 import logging
@@ -170,7 +171,7 @@ class Chat:
             except (TimeoutError, httpx.TimeoutException):
                 kind, detail = "timeout", f"no answer within {self.request.timeout:g} s"
             except httpx.HTTPError as error:
-                self._check_certificate(error)
+                self._check_connection(error)
                 kind, detail = "connection", self.public(error)
             except Malformed as error:
                 kind, detail = "malformed", self.public(error)
@@ -249,8 +250,10 @@ class Chat:
                 f"{remedy.format(key=self._key_name)} (the server says: {self.public(error)})"
             ) from None
 
-    def _check_certificate(self, error: BaseException) -> None:
-        """DataError where the server's certificate is not trusted: that will not change by itself."""
+    def _check_connection(self, error: httpx.HTTPError) -> None:
+        """DataError where a proxy wants a password or the server's certificate is not trusted: that will not change."""
+        if isinstance(error, httpx.ProxyError) and str(error).startswith("407"):
+            raise DataError(f"{public_url(self.base_url)}: {_FATAL[407]} ({self.public(error)})") from None
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
             cause = cause.__cause__ or cause.__context__
@@ -375,10 +378,13 @@ def _certificates(base_url: str) -> ssl.SSLContext:
     """What the server's certificate is checked against; DataError naming the variable that says so wrongly."""
     if urlsplit(base_url).scheme == "http":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and nobody is asked
+    variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
     try:
+        folders = os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)
+        if variable == "SSL_CERT_DIR" and folders != [""] and not any(map(os.path.isdir, folders)):
+            raise NotADirectoryError(errno.ENOTDIR, "no such folder")  # which OpenSSL takes for one without any
         return httpx.create_ssl_context()
     except (OSError, ssl.SSLError) as error:
-        variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
         raise DataError(
             f"{variable}={printable(os.environ.get(variable, ''))}: no certificates can be read there "
             f"({printable(error.strerror or error)}); set it to a file of certificates (PEM), or unset it to trust "
@@ -438,9 +444,11 @@ def is_loopback(base_url: str) -> bool:
 
 
 def public_url(base_url: str) -> str:
-    """The address without user, password and query."""
+    """The address without user, password and query; of what is no address, what stands behind the last ``@``."""
     try:
         parts = urlsplit(base_url)
+        if parts.scheme and parts.netloc:
+            return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
     except ValueError:
-        return printable(base_url.partition("?")[0].rpartition("@")[2])
-    return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+        pass
+    return printable(base_url.partition("?")[0].rpartition("@")[2])

@@ -525,6 +525,19 @@ def test_no_part_of_a_key_in_any_message(status):
     assert error.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:pw123@host/v1?key=abc", "https://host/v1"),
+        ("me:pw123@host/v1", "host/v1"),
+        ("http://me:pw123@[::1/v1", "[::1/v1"),
+        ("host:8000", "host:8000"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(address, shown):
+    assert chat.public_url(address) == shown
+
+
 def test_the_query_of_an_address_goes_along_and_the_path_is_kept():
     server = ChatServer()
 
@@ -569,8 +582,31 @@ def test_a_proxy_that_cannot_be_used_is_named_with_its_variable(remote, monkeypa
     remote()  # and so is a host that is named
 
 
-@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_cannot_be_read_are_named_with_their_variable(remote, monkeypatch, tmp_path, name):
+def test_a_proxy_that_wants_a_password_stops_at_once(remote, monkeypatch):
+    asked = []
+
+    async def refuse(reader, writer):
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def run():
+        proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        port = proxy.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:hunter2@127.0.0.1:{port}")
+        async with remote() as it:
+            with pytest.raises(DataError, match="the proxy wants a user and a password") as error:
+                await it.ask(MESSAGES, seed=0)
+        proxy.close()
+        return str(error.value)
+
+    assert "hunter2" not in asyncio.run(run())
+    assert len(asked) == 1
+    assert KEY.encode() not in asked[0]
+
+
+def test_certificates_that_cannot_be_read_are_named_with_their_variable(remote, monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", "/no/file")
     for url in ("https://teacher.example/v1", "https://localhost:9/v1"):
         with pytest.raises(DataError, match=r"^SSL_CERT_FILE=/no/file: no certificates can be read"):
@@ -579,6 +615,10 @@ def test_certificates_that_cannot_be_read_are_named_with_their_variable(remote, 
     (tmp_path / "empty.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
     with pytest.raises(DataError, match=r"^SSL_CERT_FILE=.*empty\.pem: no certificates"):
+        remote()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv("SSL_CERT_DIR", "/no/folder")
+    with pytest.raises(DataError, match=r"^SSL_CERT_DIR=/no/folder: no certificates.*no such folder"):
         remote()
 
 
