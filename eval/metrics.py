@@ -39,8 +39,15 @@ def boundary_measure(pred: np.ndarray, gt: np.ndarray) -> float:
 
 def j_and_f(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
     """(J, F) of two (H, W) masks: `region_similarity` and `boundary_measure` for the price of one."""
+    return j_f_and_part(pred, gt)[:2]
+
+
+def j_f_and_part(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float, tuple[slice, slice]]:
+    """`j_and_f`, and the rows and columns outside which both masks are empty."""
     window = _Window.around(pred, gt)
-    return (1.0, 1.0) if window is None else (window.region_similarity(), window.boundary_measure())
+    if window is None:
+        return 1.0, 1.0, (slice(0, 0), slice(0, 0))
+    return window.region_similarity(), window.boundary_measure(), window.part
 
 
 def tolerance(size: tuple[int, int]) -> int:
@@ -75,10 +82,10 @@ class _Window:
     has at least `radius` zero bits, so that what a shift carries over a row's end stays out of the next row's pixels.
     """
 
-    def __init__(self, crops: list[np.ndarray], width: int, radius: int) -> None:
+    def __init__(self, crops: list[np.ndarray], part: tuple[slice, slice], width: int, radius: int) -> None:
         height, held = crops[0].shape
         self.words = (width + radius + 63) // 64
-        self.width, self.radius = width, radius
+        self.part, self.width, self.radius = part, width, radius
         canvas = np.zeros((2, height, self.words * 8), dtype=np.uint8)
         canvas[0, :, :held], canvas[1, :, :held] = crops
         self.masks = canvas.view("<u8").reshape(2, height * self.words)
@@ -93,7 +100,8 @@ class _Window:
         if pred.shape != gt.shape or pred.ndim != 2:
             raise ValueError(f"expected two masks of one (height, width), found {pred.shape} and {gt.shape}")
         radius = tolerance(pred.shape)
-        if pred.flags.f_contiguous and gt.flags.f_contiguous:  # as RLEs decode
+        turned = pred.flags.f_contiguous and gt.flags.f_contiguous  # as RLEs decode
+        if turned:
             pred, gt = pred.T, gt.T  # J and F know no direction
         pred, gt = _row_major(pred), _row_major(gt)
         width = pred.shape[1]
@@ -106,7 +114,9 @@ class _Window:
         rows = np.flatnonzero(np.bitwise_or.reduce(used[:, columns[0] : columns[-1] + 1], axis=1))
         top, bottom = max(rows[0] - 1, 0), rows[-1] + 2
         crops = [bits[top:bottom, left:right] for bits in packed]
-        return cls(crops, width=min(crops[0].shape[1] * 8, width - left * 8), radius=radius)
+        part = (slice(top, bottom), slice(left * 8, right * 8))
+        width = min(crops[0].shape[1] * 8, width - left * 8)
+        return cls(crops, part[::-1] if turned else part, width, radius)
 
     def region_similarity(self) -> float:
         pred, gt = self.masks

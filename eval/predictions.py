@@ -136,10 +136,11 @@ class PngFolder:
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
         """Grey as OpenCV converts: 1-bit files give 0/255, 8-bit grey their values, the rest their luminance."""
-        return read_png(self.path(sample, frame_id), sample.size, sample.key)
+        path = f"{self.root}/{self.layout(sample)}/{sample.frames[frame_id]}.png"  # a Path takes as long as its file
+        return read_png(path, sample.size, sample.key)
 
 
-def read_png(path: Path, size: Size, key: str) -> np.ndarray:
+def read_png(path: str | Path, size: Size, key: str) -> np.ndarray:
     """(H, W) uint8 grey values of a mask file of the sample `key`; a DataError if it is no whole PNG of `size`.
 
     The header tells the size, so that nothing of another size is ever decoded, however large it says it is.
@@ -182,7 +183,7 @@ def png_size(path: Path) -> Size:
     return (height, width)
 
 
-def _read_regular(path: Path) -> bytes:
+def _read_regular(path: str | Path) -> bytes:
     """The whole of a regular file; a FIFO, on which reading waits for ever, is an OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(handle, "rb", buffering=0) as file:
@@ -193,7 +194,7 @@ def _read_regular(path: Path) -> bytes:
 
 def values(mask: np.ndarray) -> set[int]:
     """The nonzero grey values in a mask."""
-    top = int(mask.max())
+    top = int(mask.max(initial=0))
     if top == 0:
         return set()
     if np.count_nonzero(mask) == np.count_nonzero(mask == top):

@@ -83,11 +83,11 @@ class Scorer:
             foreground = masks.area(truth.foreground[t]) if truth.foreground else None
             for sample in alive:
                 try:
-                    pred = self._prediction(sample, t, frames[sample.key].values)
+                    pred = self.predictions.read(sample, t)
                 except DataError as error:
                     outcomes[sample.key] = str(error)
                     continue
-                frames[sample.key].add(pred, targets[sample.anno_ids], foreground)
+                frames[sample.key].add(pred, targets[sample.anno_ids], foreground, binary=self.measure == "binary")
         return {s.key: outcomes[s.key] if s.key in outcomes else frames[s.key].mean() for s in samples}
 
     def _ground_truth(self, samples: Sequence[VideoSample], outcomes: dict[str, Outcome]) -> _Truth:
@@ -106,19 +106,11 @@ class Scorer:
         """The target of frame t: (H, W) uint8, row-major; how many objects are over each pixel, or whether any is."""
         rles = [one[t] for one in track]
         if self.measure == "visa":
-            target = np.zeros(size, dtype=np.uint8, order="F")  # as RLEs decode
-            for rle in rles:
-                if rle is not None:
-                    target += masks.decode(rle, size)
+            present = [masks.decode(rle, size).view(np.uint8) for rle in rles if rle is not None]
+            target = functools.reduce(np.add, present) if present else np.zeros(size, np.uint8, order="F")
         else:
             target = masks.union(rles, size).view(np.uint8)
         return cv2.transpose(target.T)  # row-major, ten times as fast as NumPy
-
-    def _prediction(self, sample: VideoSample, t: int, values: set[int]) -> np.ndarray:
-        """The predicted mask of frame t: (H, W) uint8, row-major; its grey values are added to `values`."""
-        mask = self.predictions.read(sample, t)
-        values |= predictions.values(mask)
-        return (mask != 0).view(np.uint8) if self.measure == "binary" else mask
 
 
 @dataclass
@@ -141,12 +133,18 @@ class _Frames:
     """J and F, or J, F, A and R, of each frame."""
     values: set[int] = field(default_factory=set)
 
-    def add(self, pred: np.ndarray, gt: np.ndarray, foreground: int | None) -> None:
-        """Score one frame; foreground: its annotated pixels, None for J and F alone."""
-        row = metrics.j_and_f(pred, gt)
+    def add(self, pred: np.ndarray, gt: np.ndarray, foreground: int | None, *, binary: bool) -> None:
+        """Score one frame of row-major uint8 (H, W) masks.
+
+        foreground: its annotated pixels, None for J and F alone. binary: A and R are computed on {0, 1}.
+        """
+        *row, part = metrics.j_f_and_part(pred, gt)
+        pixels, pred, gt = pred.size, pred[part], gt[part]
+        self.values |= predictions.values(pred)
         if foreground is not None:
-            row += (accuracy(pred, gt), robustness(pred, gt, foreground))
-        self.rows.append(row)
+            pred = (pred != 0).view(np.uint8) if binary else pred
+            row += (accuracy(pred, gt, pixels), robustness(pred, gt, foreground))
+        self.rows.append(tuple(row))
 
     def mean(self) -> Score:
         columns = np.ascontiguousarray(np.array(self.rows).T)  # (M, T): each mean sums one contiguous row, pairwise
@@ -175,8 +173,10 @@ def score_videos(
     compiled = frames >= COMPILE_FROM * max(1, workers)
     bar = tqdm(total=len(order), unit="video", desc="scoring", disable=not sys.stderr.isatty())
     with bar:
-        _use_compiled(compiled)
-        done = _in_pool(scorer, videos, order, workers, compiled) if workers > 1 else _in_turn(scorer, videos, order)
+        if workers > 1:
+            done = _in_pool(scorer, videos, order, workers, compiled)
+        else:
+            done = _in_turn(scorer, videos, order, compiled)
         for video, outcomes in done:
             bar.update()
             yield video, outcomes
@@ -188,8 +188,9 @@ def _pixels(samples: Sequence[VideoSample]) -> int:
 
 
 def _in_turn(
-    scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str]
+    scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str], compiled: bool
 ) -> Iterator[tuple[str, dict[str, Outcome]]]:
+    _use_compiled(compiled)
     for video in order:
         yield video, _score_named(scorer, videos[video])
 
