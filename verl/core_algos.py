@@ -59,11 +59,12 @@ def group_advantages(rewards_B: Tensor, groups_B: Tensor, *, estimator: str) -> 
 
 
 def groups_with_spread(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Whether the rewards of the rollout's group differ at all: (B,) bool. Groups without spread teach nothing."""
+    """Whether the rewards of the rollout's group differ at all: (B,) bool. Groups without spread teach nothing, where
+    the estimator compares within groups. A group with a NaN counts as differing: its loss is to show it."""
     index_B, count = _number_groups(groups_B)
     lowest_G = _per_group(rewards_B, index_B, count, "amin")
     highest_G = _per_group(rewards_B, index_B, count, "amax")
-    return (highest_G > lowest_G)[index_B]
+    return (highest_G != lowest_G)[index_B]
 
 
 def _within_groups(rewards_B: Tensor, groups_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

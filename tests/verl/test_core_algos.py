@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks import trl_peer
 from verl import core_algos
+from verl.config import Config, ConfigError, check
 from verl.core_algos import (
     aggregate,
     denominator,
@@ -406,3 +407,31 @@ class TestAgainstTRL:
         logits, tokens = 4 * torch.randn(3, 6, 50, generator=torch.manual_seed(6)), torch.randint(50, (3, 6))
         close(gather_logprobs(logits, tokens), selective_log_softmax(logits, tokens), 1e-5)
         close(entropy_from_logits(logits), their_entropy(logits), 1e-5)
+
+
+@pytest.mark.parametrize("estimator", core_algos.ESTIMATORS)
+def test_dropping_leaves_out_what_the_estimator_learns_nothing_from(estimator):
+    """Rows of equal groups have no advantage, and the others the one they have alone; reinforce_pp is another matter,
+    since it compares with the whole batch, and the configuration refuses the two together."""
+    rewards, groups = torch.tensor([1.0, 1.0, 0.0, 2.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1, 2, 2])
+    kept = core_algos.groups_with_spread(rewards, groups)
+    assert kept.tolist() == [False, False, True, True, False, False]
+    advantages = core_algos.group_advantages(rewards, groups, estimator=estimator)
+    alone = core_algos.group_advantages(rewards[kept], groups[kept], estimator=estimator)
+    config = Config()
+    config.algorithm.adv_estimator, config.algorithm.drop_equal_groups = estimator, True
+    with pytest.raises(ConfigError) as refused:
+        check(config)  # as it lacks paths; what matters is whether it says this, too
+    if estimator == "reinforce_pp":
+        assert (advantages[~kept] != 0).all()
+        assert "reinforce_pp compares a reply with the whole batch" in str(refused.value)
+    else:
+        assert (advantages[~kept] == 0).all()
+        assert torch.equal(advantages[kept], alone)
+        assert "drop_equal_groups" not in str(refused.value)
+
+
+def test_a_group_with_a_nan_is_not_dropped_in_silence():
+    rewards = torch.tensor([math.nan, math.nan, 1.0, 1.0])
+    kept = core_algos.groups_with_spread(rewards, torch.tensor([0, 0, 1, 1]))
+    assert kept.tolist() == [True, True, False, False]

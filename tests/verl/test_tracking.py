@@ -64,6 +64,16 @@ class TestJsonLines:
         with pytest.raises(ValueError, match=r"metrics\.jsonl:2: expected a JSON object with a step, found b'nonsense"):
             log(tmp_path, first_step=2)
 
+    @pytest.mark.parametrize("left", [b"", b'{"step": 1, "a": 0}\n', b'{"step": 1, "a": 0}\n{"step": 2, "a', None])
+    def test_lines_that_are_lost_are_told(self, tmp_path, capsys, left):
+        log(tmp_path, steps=[1, 2])
+        assert capsys.readouterr().err == ""
+        path = tmp_path / "metrics.jsonl"
+        path.unlink() if left is None else path.write_bytes(left)
+        log(tmp_path, first_step=2, steps=[3])
+        assert capsys.readouterr().err == f"note: {path} has no line of step 2, after which the run goes on\n"
+        assert [line["step"] for line in read_lines(path)] == ([1, 3] if left else [3])
+
     def test_no_finite_number_is_null(self, tmp_path):
         lines = JsonLines(tmp_path)
         lines.write(1, {"a": math.nan, "b": math.inf, "c": 1.0}, {})

@@ -217,18 +217,22 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             return  # cut off while it was written
         try:
             record = json.loads(line)
-            record["step"]
+            record["step"] + 0
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object with a step, found {line[:80]!r}") from error
+            raise ConfigError(f"{path}:{number}: expected a JSON object with a step, found {line[:80]!r}") from error
         end += len(line)
         yield record, end
 
 
 def _open_after(path: Path, first_step: int) -> int:
-    """Handle that appends to `path` after the lines of the first `first_step` steps; what follows them is removed."""
-    end = 0
+    """Handle that appends to `path` after the lines of the first `first_step` steps; what follows them is removed.
+    Lines that should be there and are not are told on stderr."""
+    end = last = 0
     if first_step > 0 and path.exists():
-        end = max((end for record, end in _records(path) if record["step"] <= first_step), default=0)
+        kept = [(end, record["step"]) for record, end in _records(path) if record["step"] <= first_step]
+        end, last = kept[-1] if kept else (0, 0)
+    if last < first_step:
+        print(f"note: {path} has no line of step {first_step}, after which the run goes on", file=sys.stderr)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.ftruncate(handle, end)
     return handle
