@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eval import command, data_version, jf
-from eval.predictions import Layout, Predictions, open_predictions
+from eval.predictions import Layout, Predictions, open_predictions, run_folder
 from eval.results import Missing
-from eval.survey import check_choice
+from eval.survey import check_choice, check_run
 from veason.datasets import open_dataset
 from veason.datasets.reasonvos import ReasonVOS
 from veason.errors import DataError
@@ -64,12 +64,16 @@ def _layouts(dataset: ReasonVOS) -> dict[str, Layout]:
 
 
 def _detect(dataset: ReasonVOS, pred: Path) -> str:
-    """The layout whose folders are in `pred`; DataError if both are or none is."""
+    """The layout whose folders are in `pred`, that of a run folder where none is; DataError if both are or none is."""
+    predicted = open_predictions(pred)
+    check_run(dataset, predicted)
     found = {name: _folders(dataset, open_predictions(pred, layout=place), place) for name, place in
              _layouts(dataset).items()}  # fmt: skip
     present = [name for name, number in found.items() if number]
     if len(present) == 1:
         return present[0]
+    if not present and run_folder(predicted.root) is not None:
+        return "position"  # the masks are gone, which the survey tells
     if present:
         raise DataError(
             f"{pred}: folders of both layouts are there ({', '.join(f'{n} {name}' for name, n in found.items())}); "

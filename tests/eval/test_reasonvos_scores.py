@@ -124,3 +124,19 @@ def test_other_annotations_are_another_version(root):
     before = reasonvos.annotations_sha256(dataset)
     small.write_masks(root / "Annotations/mose_v1_12", ["00006"], [small.SQUARE], value=1)
     assert reasonvos.annotations_sha256(dataset) != before
+
+
+def test_a_run_that_lost_its_masks_and_a_run_on_another_data_set(root, tmp_path, capsys):
+    run = tmp_path / "run"
+    small.predict_reasonvos(run / "Annotations", str)
+    lines = [{"video": sample.video, "exp_id": sample.exp_id} for sample in open_dataset("reasonvos", root)]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["--gt", root, "--pred", run, "--out", tmp_path / "out", "--workers", 1]
+    assert reasonvos.main([str(argument) for argument in arguments]) == 0
+    (run / "run.json").write_text(json.dumps({"settings": {"dataset": "mevis", "split": "valid_u"}}))
+    assert reasonvos.main([str(argument) for argument in arguments]) == 2
+    assert "python -m eval.mevis" in capsys.readouterr().err
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "Annotations")
+    assert reasonvos.main([str(argument) for argument in arguments]) == 2
+    assert "the masks of none are there" in capsys.readouterr().err
