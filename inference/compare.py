@@ -31,6 +31,7 @@ from veason import atomic
 from veason.command import run_command
 from veason.datasets.base import Dataset
 from veason.errors import DataError
+from veason.files import check_regular
 from veason.safe_text import printable
 
 FURTHER_FRAMES = 3
@@ -102,6 +103,7 @@ def _subtitle(first: Contender, with_target: int, count: int) -> str:
 
 def _curves(path: Path) -> str:
     """A PNG as a data URI, smaller if it is large."""
+    check_regular(path, hint="--curves takes what verl.plot wrote")
     try:
         data = path.read_bytes()
     except OSError as error:

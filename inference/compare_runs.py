@@ -22,6 +22,7 @@ from inference.report_cards import find_sample
 from inference.report_run import Outcome, Run, open_run
 from veason.datasets.base import Dataset, sha256
 from veason.errors import DataError
+from veason.files import check_regular
 from veason.targets import Tracks
 from veason.types import VideoSample
 
@@ -90,6 +91,9 @@ def _command(run: Run, *, gt: Path, split: str) -> str:
 
 def _read_results(folder: Path, command: str) -> Results:
     """The results that `eval.results.write` put into `folder`; `command` writes them."""
+    for path in (folder / "results.json", folder / "results.csv"):
+        if path.exists():
+            check_regular(path)
     try:
         document = json.loads((folder / "results.json").read_bytes())
         table = (folder / "results.csv").read_text(encoding="utf-8")

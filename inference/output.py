@@ -27,6 +27,7 @@ from inference import run_record
 from inference.pipeline import Finished
 from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
+from veason.files import check_regular
 from veason.safe_text import printable
 from veason.types import MaskTrack, Prediction, Size, VideoSample
 
@@ -299,6 +300,8 @@ def _spans(paths: Iterable[Path], fits: Callable[[str, dict[str, Any]], bool] | 
     """The lines of some journals that hold records for which `fits` is true; a file that is not there has none."""
     spans = _Spans()
     for path in paths:
+        if path.exists():
+            check_regular(path)
         start = 0
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # a shard that has not begun
             for line in file:

@@ -164,7 +164,8 @@ def _predict_here(
 
 def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
     """Everything that decides the outcome, but for the contents of files (`_inputs`)."""
-    chosen = {key: value for key, value in vars(args).items() if key not in HOW}
+    unused = () if args.policy in ("hf", "vllm") else ("generation_defaults",)
+    chosen = {key: value for key, value in vars(args).items() if key not in HOW and key not in unused}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
     data = {"split": dataset.split, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
     return {**plain, "shards": args.shard.count, **data}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from veason.atomic import read_journal
 from veason.datasets.base import check_name
 from veason.errors import DataError
+from veason.files import foreign_content, load_json, read_head
 from veason.types import Box
 
 _LARGEST = 1e12
@@ -83,12 +83,7 @@ def open_run(path: Path) -> Run:
     if not (path / "predictions.jsonl").is_file():
         remedy = "run the shards that are left" if (path / "shards").is_dir() else "expected a run of inference.predict"
         raise DataError(f"{path}: holds no predictions.jsonl; {remedy}")
-    try:
-        record = json.loads((path / "run.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: holds no run.json; expected a run of inference.predict") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path / 'run.json'}: not valid JSON: {error}") from error
+    record = load_json(path / "run.json", hint="expected a run of inference.predict")
     parts = [record.get(name) if isinstance(record, dict) else None for name in ("settings", "versions")]
     if not all(isinstance(part, dict) for part in parts):
         raise DataError(f"{path / 'run.json'}: expected an object with settings and versions, found {str(record)[:80]}")
@@ -96,6 +91,9 @@ def open_run(path: Path) -> Run:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    found = foreign_content(read_head(path) or b"\n")  # an empty file has no lines
+    if found:
+        raise DataError(f"{path}: not lines of a run but {found}")
     try:
         yield from read_journal(path)
     except ValueError as error:

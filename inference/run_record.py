@@ -19,7 +19,7 @@ MAY_CHANGE = ("limit", "samples", "sam2_spill_dir", "sam2_offload")
 COMPARED = ("settings", "inputs", "policy")
 """Parts of the record that a run that goes on must agree with."""
 
-OLDER = {"reading": "strict"}
+OLDER = {"reading": "strict", "generation_defaults": "checkpoint"}
 """What was in force in runs of before there was such a setting."""
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja")

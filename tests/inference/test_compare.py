@@ -5,6 +5,7 @@ the square (referring), both (reasoning; areas 100, 136, 136, 136) and a dog tha
 """
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -299,6 +300,15 @@ def test_a_run_without_scores_is_told_the_command(base):
     (base / "oracle" / "scores" / "results.csv").write_text("a\n")
     with pytest.raises(DataError, match=r"not the scores of eval\.revos"):
         make(base)
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.csv", "curves"])
+def test_a_pipe_is_refused_and_not_waited_for(base, name):
+    path = base / "pipe" if name == "curves" else base / "oracle" / "scores" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="pipe"):
+        make(base, *(["--curves", path] if name == "curves" else []))
 
 
 def edit(path, change):

@@ -215,6 +215,18 @@ def test_a_shard_is_not_told_to_complete_a_run_of_which_another_one_is_damaged(f
         assert not out.join()
 
 
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(finished, tmp_path):
+    complete(tmp_path, finished, "png", 1)
+    picture = tmp_path / "Annotations" / "b" / "1" / "00010.png"
+    picture.unlink()
+    os.mkfifo(picture)
+    assert complete(tmp_path, finished, "png", 1) == (["b/1"], True)
+    (tmp_path / "timings.jsonl").unlink()
+    os.mkfifo(tmp_path / "timings.jsonl")
+    with pytest.raises(DataError, match=r"timings\.jsonl: no regular file"), folder(tmp_path, finished):
+        pass
+
+
 def test_a_line_comes_after_its_masks_are_on_the_disk(finished, tmp_path, monkeypatch):
     order = []
     with folder(tmp_path, finished) as out:

@@ -305,6 +305,15 @@ def test_a_missing_mask_is_said_on_the_card_and_above(run, world):
     assert "data-jf" not in page.cards[1]
 
 
+def test_another_file_in_the_place_of_the_predictions_is_named(run, world):
+    (run / "predictions.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"predictions\.jsonl: not lines of a run but a Git LFS pointer"):
+        make(run, "--gt", world)
+    (run / "run.json").write_text("<!DOCTYPE html>\n")
+    with pytest.raises(DataError, match=r"run\.json: not JSON but a web page"):
+        make(run, "--gt", world)
+
+
 def test_lenient_readings_are_counted(run, world):
     assert "Read leniently" not in read(run, "--gt", world).source
     edit(run, repairs=["fence", "<b>"])
@@ -358,7 +367,11 @@ def test_a_folder_that_is_no_run_is_refused(run, world, tmp_path):
     with pytest.raises(DataError, match=r"holds no predictions\.jsonl"):
         make(world)
     text = (run / "run.json").read_text()
-    for content, message in (("{", "not valid JSON"), ("[]", "settings and versions"), (None, "holds no run.json")):
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[]", "settings and versions"),
+        (None, "run.json: no such file; expected a run"),
+    ):
         (run / "run.json").unlink()
         if content is not None:
             (run / "run.json").write_text(content)
