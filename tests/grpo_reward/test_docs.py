@@ -1,15 +1,16 @@
 """The page on rewards keeps its word: its example runs, its table names every switch and term."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from grpo_reward.reward_score import TERMS, Preset
 from veason.answer import Rules
-from verl.config import RewardConfig
+from verl.config import ConfigError, RewardConfig
 from verl.utils import plugins
+from verl.workers.reward.base import check_reward
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -22,6 +23,13 @@ def test_the_reward_in_ten_lines_runs(prompt, say, tmp_path, monkeypatch):
     reward = plugins.find("my_reward:Brief", group="verl.rewards")(RewardConfig(options={"longest": "10"}))
     rewards = reward.score(prompt, [say(12, "[[1, 2, 3, 4]]"), "no"])
     assert [(r.total, r.problem) for r in rewards] == [(pytest.approx(1.9), None), (0.0, "no_answer")]
+    assert rewards[0].parts == {"usable": 1.0, "brief": pytest.approx(0.9)}
+    named = RewardConfig(compute_score="my_reward:Brief", options={"longest": "10"})
+    check_reward(named)
+    with pytest.raises(ConfigError, match=r"it needs worker\.reward\.options\.longest"):
+        check_reward(replace(named, options={}))
+    with pytest.raises(ConfigError, match=r"worker\.reward\.options\.longes is no option of it \(did you mean longest"):
+        check_reward(replace(named, options={"longes": "10"}))
 
 
 def test_every_term_and_switch_is_named():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 from verl.config import ConfigError, RewardConfig
@@ -16,8 +17,9 @@ class RewardFunction(Protocol):
     """Built late, inside the reward worker that owns it, by ``factory(config.worker.reward)``.
 
     The factory is found by name: an entry point of the group ``verl.rewards``, or ``package.module:attribute``. It may
-    have an attribute ``check``, called with the same settings before anything is started: a ValueError of it is told
-    in one line.
+    have two attributes that are looked at before anything is started: ``options``, a tuple with the names of all
+    ``worker.reward.options`` that it needs, and ``check``, called with the same settings, whose ValueError is told in
+    one line.
     """
 
     def score(self, prompt: Prompt, replies: Sequence[str]) -> list[Reward]:
@@ -32,8 +34,24 @@ def check_reward(config: RewardConfig) -> None:
     """ConfigError if there is no reward of the configured name, or it cannot work with its settings."""
     try:
         factory = plugins.find(config.compute_score, group=GROUP)
+        wanted = getattr(factory, "options", None)
+        if isinstance(wanted, tuple):
+            _check_options(config.options, wanted)
         check = getattr(factory, "check", None)
         if check is not None:
             check(config)
     except ValueError as error:
         raise ConfigError(f"worker.reward.compute_score={config.compute_score}: {error}") from error
+
+
+def _check_options(given: Mapping[str, str], wanted: tuple[str, ...]) -> None:
+    """ValueError that names the options which are missing, and the nearest to one that the reward does not read."""
+    all_of_them = ", ".join(wanted) or "none"
+    for name in given:
+        if name not in wanted:
+            near = get_close_matches(name, wanted, n=1, cutoff=0.3)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"worker.reward.options.{name} is no option of it{meant}; it has {all_of_them}")
+    missing = [f"worker.reward.options.{name}" for name in wanted if name not in given]
+    if missing:
+        raise ValueError(f"it needs {', '.join(missing)}")
