@@ -23,7 +23,7 @@ import numpy as np
 from eval.predictions import Predictions
 from eval.results import Missing, Problem, count_encodings, encodings_text, sample_counts, versions
 from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import PUBLISHED_TEXT, Published, Survey, print_warnings, survey
+from eval.survey import PUBLISHED_TEXT, Published, Survey, check_not_all_alike, print_warnings, survey
 from veason import atomic
 from veason.datasets.base import Dataset, sha256
 from veason.tables import aligned
@@ -170,6 +170,7 @@ def evaluate(
     outcomes: dict[str, Outcome] = {**found.broken}
     outcomes |= score_all(scorer(dataset, predicted, "jf"), found.present, workers=workers)
     print_warnings(dataset)
+    check_not_all_alike(outcomes)
     scored = [outcome.values for outcome in outcomes.values() if isinstance(outcome, Score)]
     return JFResults(
         protocol=protocol,

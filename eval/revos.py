@@ -31,7 +31,7 @@ from eval import command
 from eval.predictions import open_predictions
 from eval.results import GROUPS, Missing, Problem, Results, Robustness, Row, count_encodings, table, write
 from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import Survey, check_choice, print_warnings, survey
+from eval.survey import Survey, check_choice, check_not_all_alike, print_warnings, survey
 from veason.datasets import open_dataset
 from veason.datasets.base import Dataset, sha256
 from veason.types import VideoSample
@@ -64,6 +64,7 @@ def evaluate(
     outcomes: dict[str, Outcome] = {**found.broken}
     outcomes |= score_all(Scorer(dataset, predicted, robustness), found.present, workers=workers)
     print_warnings(dataset)
+    check_not_all_alike(outcomes)
     return _collect(dataset, found, outcomes, robustness=robustness, missing=missing)
 
 

@@ -148,6 +148,13 @@ def print_warnings(dataset: Dataset) -> None:
         print(f"warning: {printable(line)}", file=sys.stderr)
 
 
+def check_not_all_alike(outcomes: Mapping[str, object]) -> None:
+    """DataError if all of several samples failed for one and the same reason: a file that they share is to blame."""
+    reasons = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
+    if 1 < len(reasons) == len(outcomes) and len(set(reasons)) == 1:
+        raise DataError(reasons[0])
+
+
 def _scored_part(dataset: Dataset, sample: VideoSample) -> VideoSample:
     """The sample with the frames that have ground truth: no other needs a predicted mask."""
     return dataclasses.replace(sample, frames=tuple(sample.frames[t] for t in dataset.gt_frames(sample)))

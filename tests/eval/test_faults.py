@@ -204,6 +204,16 @@ def test_a_foreign_file_is_called_what_it_is(world, tmp_path, capsys, name, cont
     assert words in one_line(capsys.readouterr())
 
 
+@pytest.mark.parametrize(("content", "words"), [(LFS, "a Git LFS pointer"), (HTML, "a web page")])
+def test_foreign_ground_truth_is_one_line_for_all_samples(world, run, capsys, content, words):
+    (world.root / "mask_dict_foreground.json").unlink()
+    (world.root / "mask_dict.json").write_bytes(content)
+    assert score(world, run) == 2
+    line = one_line(capsys.readouterr())
+    assert f"mask_dict.json: not JSON but {words}" in line
+    assert not (world.root.parent / "scores/results.json").exists()
+
+
 @pytest.mark.parametrize("content", [b"[]", b'"text"', b"nothing at all", b"3"])
 def test_a_document_that_is_no_object_is_told(world, tmp_path, capsys, content):
     (tmp_path / "pred.json").write_bytes(content)
