@@ -25,12 +25,14 @@ from veason import files, frames, prompt, targets
 from veason.asked import NAME as ASKED_NAME
 from veason.asked import Asked, differences
 from veason.asked import read as read_asked
+from veason.command import run_command
 from veason.datasets import NAMES, mixture, open_dataset
 from veason.datasets.base import Dataset
 from veason.datasets.mixture import Mixture, named_key, unique_key
 from veason.errors import DataError
 from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL, Family
+from veason.safe_text import printable
 from veason.types import Clip, VideoSample
 from verl.config import DataConfig
 from verl.protocol import Prompt
@@ -49,7 +51,8 @@ def _told_to_the_trainer() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise TaskError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+        lines = [str(error), *getattr(error, "__notes__", [])]
+        raise TaskError("\n".join(printable(line) for line in lines)) from error
 
 
 class KeyframeTask:
@@ -323,14 +326,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="train", help="where DATA names none (default: %(default)s)")
     parser.add_argument("--meta", type=Path, help="another expression file, such as the sampled subset")
     args = parser.parse_args(argv)
-    parts = mixture.parse_parts(args.data) or (mixture.Part("revos", args.data),)
-    try:
+
+    def print_keys() -> None:
+        parts = mixture.parse_parts(args.data) or (mixture.Part("revos", args.data),)
         keys = without_target(mixture.open_parts(parts, split=args.split, meta=args.meta))
-    except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write("".join(f"{key}\n" for key in keys))
-    return 0
+        sys.stdout.write("".join(f"{key}\n" for key in keys))
+
+    return run_command(print_keys)
 
 
 if __name__ == "__main__":
