@@ -198,6 +198,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-new-tokens", type=int, default=1024, metavar="N",
+        help="room for a reply, which the trained checkpoint will ask for (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-thinking", action="store_true", help="empty think blocks: the ablation without chain of thought"
     )
     return parser
@@ -209,8 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(args: argparse.Namespace) -> None:
-    if args.workers < 1:
-        raise DataError(f"--workers must be at least 1, found {args.workers}")
+    for option, value in (("--workers", args.workers), ("--max-new-tokens", args.max_new_tokens)):
+        if value < 1:
+            raise DataError(f"{option} must be at least 1, found {value}")
     check_name(args.name, "--name")
     dataset = datasets.open_dataset(
         "revos", args.data_root, split=args.split, image_root=args.image_root, meta=args.meta

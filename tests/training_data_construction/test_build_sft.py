@@ -101,8 +101,8 @@ class TestRows:
         template.write_text("$frames Where is $expression?")
         _, output = build(root, tmp_path, records)
         assert asked.read(output) == asked.Asked(2, (56, 56), "Qwen2.5-VL", None, 1024)
-        build(root, tmp_path, records, "--prompt-template", template)
-        assert asked.read(output).prompt_template == "$frames Where is $expression?"
+        build(root, tmp_path, records, "--prompt-template", template, "--max-new-tokens", 120)
+        assert asked.read(output) == asked.Asked(2, (56, 56), "Qwen2.5-VL", "$frames Where is $expression?", 120)
 
     @pytest.mark.parametrize(
         ("sizes", "words"),
@@ -121,7 +121,7 @@ class TestRows:
         assert build(root, tmp_path, [replace(records[0], sample=sample)])[0] == 2
         assert "'../../UVO/-a_b/0' is not in" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("option", [("--workers", 0), ("--name", "../x")])
+    @pytest.mark.parametrize("option", [("--workers", 0), ("--name", "../x"), ("--max-new-tokens", 0)])
     def test_options_that_make_no_sense(self, root, records, tmp_path, option, capsys):
         assert build(root, tmp_path, records, *option)[0] == 2
         assert option[0] in capsys.readouterr().err
