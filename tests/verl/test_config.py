@@ -265,7 +265,7 @@ class TestCheck:
             (["worker.rollout.name=vllm", "worker.rollout.tensor_parallel_size=4"], "does not divide the 2 processes"),
             (["data.val_limit=0"], "data.val_limit=0: must be more than 0"),
             (["data.seed=4294967296"], "less than 2^32"),
-            (["worker.actor.fsdp.torch_dtype=float16"], "there is no loss scaling; take bfloat16"),
+            (["worker.actor.fsdp.torch_dtype=float16"], "take bfloat16: small gradients would vanish"),
             (["worker.actor.optim.betas=0.9,1"], "betas holds 1.0"),
             (["worker.reward.weights.spatial=-1"], "worker.reward.weights.spatial=-1.0: must be 0 or more"),
             (["worker.actor.model.lora.rank=8", "worker.actor.model.lora.target_modules=,"], "names no module"),

@@ -58,6 +58,12 @@ class TestLock:
         with run_folder.locked(tmp_path):
             pass
 
+    @pytest.mark.parametrize("path", ["/proc/run", "file/run"])
+    def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path, path):
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"save_checkpoint_path=.*; give a folder to write to$"):
+            run_folder.locked(tmp_path / path).__enter__()
+
 
 class TestFindPast:
     def test_auto_takes_the_last_and_never_takes_none(self, config, tmp_path):

@@ -23,6 +23,12 @@ CHOICES = {
 }
 """Known names; for a list, of each item."""
 
+WHY_NOT = {
+    ("worker.actor.fsdp.torch_dtype", "float16"): "; take bfloat16: small gradients would vanish in float16, for there "
+    "is no loss scaling"
+}
+"""Names that one could expect to be known, and the reason why they are not."""
+
 NEEDED = {
     "data.name": "the data set plug-in, such as video_seg_keyframe_sft_base_mod",
     "data.train_files": "the root of the training data",
@@ -100,12 +106,7 @@ def _unknown_names(config: Config) -> Iterator[str]:
         value = get(config, key)
         for name in value if isinstance(value, list) else [value]:
             if name not in known:
-                yield f"{key}={name}: known are {', '.join(known)}"
-    if config.worker.actor.fsdp.torch_dtype == "float16":
-        yield (
-            "worker.actor.fsdp.torch_dtype=float16: small gradients would vanish, for there is no loss scaling; take "
-            "bfloat16"
-        )
+                yield f"{key}={name}: known are {', '.join(known)}{WHY_NOT.get((key, name), '')}"
     for name in config.trainer.accept_changes:
         if name not in flatten(config):
             yield f"trainer.accept_changes names {name!r}, which is no key; the nearest is {nearest(name)!r}"

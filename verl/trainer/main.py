@@ -39,14 +39,21 @@ def _check_parts(config: Config) -> None:
     """ConfigError for a part that is missing or cannot work with its settings: before anything is started or written.
     What the data sets have to say comes with their opening, which is before anything is started, too."""
     from verl.models import loading
-    from verl.utils import tracking
+    from verl.utils import plugins, tracking
     from verl.workers.reward.base import check_reward
+    from verl.workers.rollout import GROUP as ENGINES
     from verl.workers.rollout import check_installed, samplings
 
     tracking.check(config.trainer.logger)
     check_installed(config.worker.rollout)
+    try:
+        if config.worker.rollout.name not in ("hf", "vllm"):
+            plugins.find(config.worker.rollout.name, group=ENGINES)
+    except ValueError as error:
+        raise configuration.ConfigError(f"worker.rollout.name: {error}") from error
     check_reward(config.worker.reward)
     loading.check(config.worker.actor.model.model_path)
+    samplings(config)  # reads what the checkpoint recommends
     samplings(config)  # raises where the checkpoint recommends what the engines cannot do
 
 

@@ -108,8 +108,14 @@ class Past:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process; ConfigError if another run holds it, or none can be had."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "ab") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(
+            f"trainer.save_checkpoint_path={folder}: {error.strerror}; give a folder to write to"
+        ) from None
+    with file:
         if os.environ.get(NO_LOCKS) != "1":
             _take(file, folder)
         yield
