@@ -59,19 +59,25 @@ def is_scored_name(name: str) -> bool:
     return bool(_SCORED_WORD.search(name.lower())) and not _TRAIN_WORD.search(name.lower())
 
 
-def scored_by_content(parts: Sequence[Part], *, meta: str) -> str | None:
+def scored_by_content(parts: Sequence[Part], *, meta: str) -> tuple[str | None, list[str]]:
     """Why data must not be trained on: it is that of a scored split which lies beside it. None if it is of none.
+    And a line for each scored file that could not be compared with, such as the pointer to one that was not fetched.
 
     parts: the data sets, a split without a name being ``train``; meta: as above. An expression is scored if a scored
     file has its video; where the benchmark's own training file has that video, too, only if the scored file has the
     expression itself. Nothing but expression files is read.
     """
+    remarks = []
     for part in parts:
         root, form = Path(part.root), EXPRESSIONS.get(part.name)
         source = Path(meta) if meta else root / str(form).format(part.split or TRAINING)
         asked = _read(source) if form else {}
         for path in (root / str(form).format(split) for split in SCORED.get(part.name, ())):
-            scored = _read(path)
+            try:
+                scored = _read(path)
+            except DataError as error:
+                remarks.append(f"{error}; whether it holds what is trained on was not looked at")
+                continue
             shared = asked.keys() & scored.keys()
             if shared and part.name != "vicas":  # whose lists name videos alone, none of them in two parts
                 training = _read(root / str(form).format(TRAINING))
@@ -80,8 +86,8 @@ def scored_by_content(parts: Sequence[Part], *, meta: str) -> str | None:
                 return (
                     f"{source}: {len(shared):,} of its {len(asked):,} videos (the first: {min(shared)}) are those of "
                     f"{path}, which is there to be scored, so nothing may be trained on them"
-                )
-    return None
+                ), remarks
+    return None, remarks
 
 
 def _read(path: Path) -> dict[str, frozenset[str]]:

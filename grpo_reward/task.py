@@ -267,10 +267,12 @@ def _open_training(config: DataConfig) -> tuple[Dataset, list[str]]:
         _check_default("train_split", config.train_split, DataConfig.train_split)
     named = parts or (mixture.Part("revos", config.train_files, config.train_split),)
     reason = scored.scored_by_name(parts, split=config.train_split, meta=meta)
-    reason = reason or scored.scored_by_content(named, meta=meta)
+    inside, remarks = scored.scored_by_content(named, meta=meta)
+    reason = reason or inside
     if reason is not None and not config.allow_scored_split:
         raise DataError(f"{reason}; data.allow_scored_split=true does it all the same")
-    remarks = [] if reason is None else [f"{reason}. data.allow_scored_split=true does it all the same"]
+    if reason is not None:
+        remarks.append(f"{reason}. data.allow_scored_split=true does it all the same")
     return mixture.open_parts(named, split=mixture.TRAINING, meta=meta or None), remarks
 
 

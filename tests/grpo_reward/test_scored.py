@@ -111,6 +111,17 @@ def test_whoever_wants_to_is_told(world):
     assert task.build(replace(given, train_split="train"), split="train").notes("nowhere") == []
 
 
+def test_a_scored_file_that_was_not_fetched_is_no_obstacle(world, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(world, root, ignore=shutil.ignore_patterns("tiny_policy"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (root / "meta_expressions_valid_.json").write_text(pointer)
+    [note] = task.build(config(root), split="train").notes("nowhere")
+    assert "meta_expressions_valid_.json" in note
+    assert "a Git LFS pointer" in note
+    assert note.endswith("whether it holds what is trained on was not looked at")
+
+
 def test_validation_may_be_on_what_is_scored(world):
     assert task.build(config(world), split="val").dataset.split == "valid"
 
