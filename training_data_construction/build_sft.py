@@ -198,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=1024, metavar="N",
+        "--max-new-tokens", type=int, default=REPLY_TOKENS, metavar="N",
         help="room for a reply, which the trained checkpoint will ask for (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -241,7 +241,7 @@ def build(args: argparse.Namespace) -> None:
                 size=size,
                 family=QWEN2_5_VL.name,
                 prompt_template=None if args.prompt_template is None else template,
-                max_new_tokens=REPLY_TOKENS,
+                max_new_tokens=args.max_new_tokens,
             ),
         )
         atomic.write_bytes(args.output / "train.json", (json.dumps(rows, indent=1) + "\n").encode("ascii"))
