@@ -265,6 +265,11 @@ class TestDecoding:
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
             folder.decoding(self.given(copy, **wrong), "checkpoint")
 
+    def test_what_holds_no_settings(self, copy):
+        (copy / "generation_config.json").write_text("[]")
+        with pytest.raises(ValueError, match="expected an object of settings, found list"):
+            folder.decoding(copy, "plain")
+
     def test_another_word(self, copy):
         with pytest.raises(ValueError, match="plain or checkpoint, found 'vllm'"):
             folder.decoding(copy, "vllm")

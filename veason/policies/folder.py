@@ -86,11 +86,13 @@ def decoding(source: str | Path, defaults: str) -> Decoding:
         raise ValueError(f"generation defaults are {' or '.join(DEFAULTS)}, found {defaults!r}")
     path = _fetched(source) / "generation_config.json"
     found = json.loads(path.read_bytes()) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected an object of settings, found {type(found).__name__}")
     about_tokens = ("transformers_version", "max_length", "max_new_tokens")
     found = {
         key: value
         for key, value in found.items()
-        if value is not None and key[0] != "_" and "_token_id" not in key and key not in about_tokens
+        if value is not None and not key.startswith("_") and "_token_id" not in key and key not in about_tokens
     }
     if defaults == "plain":
         return Decoding(not_taken=found)
