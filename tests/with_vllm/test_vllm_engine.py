@@ -52,8 +52,9 @@ def prompts(folder):
     return some_prompts(folder, 6)
 
 
-def test_greedy_replies_are_those_of_the_hf_engine_token_for_token(engine, folder):
-    prompts, greedy = some_prompts(folder, 50), Sampling(LENGTH, temperature=0)
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_replies_are_those_of_the_hf_engine_token_for_token(engine, folder, penalty):
+    prompts, greedy = some_prompts(folder, 50), Sampling(LENGTH, temperature=0, repetition_penalty=penalty)
     ours = engine.generate(prompts, n=1, sampling=greedy, seeds=[0] * 50)
     theirs = engine_of(folder, "hf").generate(prompts, n=1, sampling=greedy, seeds=[0] * 50)
     assert words(ours) == words(theirs)
@@ -61,7 +62,10 @@ def test_greedy_replies_are_those_of_the_hf_engine_token_for_token(engine, folde
     torch.testing.assert_close(ours["engine_logprobs"], theirs["engine_logprobs"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("temperature", "cut"), [(1.0, {}), (0.6, {}), (1.3, {"top_p": 0.5, "top_k": 40})])
+CUTS = [(1.0, {}), (0.6, {}), (1.3, {"top_p": 0.5, "top_k": 40}), (0.8, {"repetition_penalty": 1.5})]
+
+
+@pytest.mark.parametrize(("temperature", "cut"), CUTS)
 def test_logprobs_are_those_of_a_plain_forward_pass(engine, model, prompts, temperature, cut):
     sampling = Sampling(LENGTH, temperature=temperature, **cut)
     replies = engine.generate(prompts, n=3, sampling=sampling, seeds=range(6))
