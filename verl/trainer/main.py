@@ -53,7 +53,6 @@ def _check_parts(config: Config) -> None:
         raise configuration.ConfigError(f"worker.rollout.name: {error}") from error
     check_reward(config.worker.reward)
     loading.check(config.worker.actor.model.model_path)
-    samplings(config)  # reads what the checkpoint recommends
     samplings(config)  # raises where the checkpoint recommends what the engines cannot do
 
 
