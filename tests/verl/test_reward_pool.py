@@ -121,7 +121,7 @@ def test_work_of_a_lost_worker_is_done_again(cluster, prompts, tmp_path):
 
 
 def test_a_worker_that_hangs_is_replaced(cluster, prompts, tmp_path):
-    with opened(tmp_path, timeout_s=4) as pool:
+    with opened(tmp_path, timeout_s=30) as pool:
         pending = pool.submit(prompts(2), [["hang_once"], ["a"]])
         assert totals(pending.result()) == [[9], [1]]
         assert pending.metrics()["retries"] == 1
@@ -162,7 +162,7 @@ def test_an_unknown_reward_is_refused_here_and_now(tmp_path):
 def test_closing_ends_what_hangs(cluster, prompts, tmp_path):
     with opened(tmp_path) as pool:
         pending = pool.submit(prompts(2), [["hang_once"], ["a"]])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not (tmp_path / "hang").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -25,9 +25,9 @@ from verl.single_controller.placement import SHARE, Placement
 START_S = 300.0
 """Seconds that a process may take to come up."""
 
-GRACE_S = 5.0
-"""After one rank has failed, how long the others are listened to: a crashed rank makes its peers fail, too, and their
-complaint can arrive before the news of its death."""
+GRACE_S, NEWS_S = 5.0, 60.0
+"""After one rank has raised, how long the others are listened to; and after one has complained about a peer, how long
+the news of that peer's death may take, which is long on a busy machine."""
 
 LINK_TROUBLE = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
 """How gloo says that a peer is gone; it has no exception class of its own for that."""
@@ -175,7 +175,8 @@ class WorkerGroup:
             for ref in done:
                 _sort(ref, rank_of[ref], results, failures, lost)
             if failures:
-                deadline = min(deadline, time.monotonic() + GRACE_S)
+                grace_s = NEWS_S if all(failed.peer_gone for failed in failures.values()) else GRACE_S
+                deadline = min(deadline, time.monotonic() + grace_s)
             elif pending and time.monotonic() >= stuck_at:
                 late = sorted(rank_of[ref] for ref in pending)
                 words = f"rank(s) {', '.join(map(str, late))} had not finished after {self._stuck_after:g} s"
