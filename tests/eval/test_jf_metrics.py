@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from benchmarks import plain_metrics
-from eval import metrics
+from eval import metrics, robustness
 
 
 @pytest.fixture(autouse=True, scope="module", params=["NumPy", "numba"])
@@ -119,6 +119,16 @@ def check(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
     expected = plain(pred, gt)
     assert metrics.j_and_f(pred, gt) == expected
     assert (metrics.region_similarity(pred, gt), metrics.boundary_measure(pred, gt)) == expected
+    *scores, part = metrics.j_f_and_part(pred, gt)
+    assert tuple(scores) == expected
+    for mask in (pred, gt):
+        assert np.count_nonzero(mask[part]) == np.count_nonzero(mask)  # nothing lies outside
+    grey, count = pred.astype(np.uint8) * 255, gt.astype(np.uint8) * 2
+    for stored in (grey, grey // 255, grey // 127):
+        assert robustness.accuracy(stored[part], count[part], stored.size) == robustness.accuracy(stored, count)
+        assert robustness.accuracy(stored, count) == float(np.mean(stored == count))
+        of_part = robustness.robustness(stored[part], count[part], 70_000)
+        assert of_part == robustness.robustness(stored, count, 70_000)
     return expected
 
 
