@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 from chat_server import Act, ChatServer, completion
 
 from inference import options, predict, replies
-from veason import asked
+from veason import asked, synthetic
 from veason.atomic import read_journal
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -151,3 +152,15 @@ def test_run_json_says_how_the_model_decodes_and_a_run_goes_on_only_so(world, tm
         predict.main([*words, "--limit", "2", "--generation-defaults", "checkpoint"])
     predict.main([*words, "--limit", "3", "--keep-going"])
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_the_demos_own_model_answers_under_the_defaults(world, tmp_path):
+    """It learned on 6 frames of 84 pixels; shown 8 of 560 it says nothing usable."""
+    model = Path(synthetic.__file__).with_name("base_policy")
+    words = ["--data-root", str(world), "--policy", "hf", "--model", str(model), "--device", "cpu"]
+    predict.main([*words, "--limit", "8", "--batch-size", "8", "--output", str(tmp_path / "run")])
+    lines = list(read_journal(tmp_path / "run" / "predictions.jsonl"))
+    assert {tuple(line["model_size"]) for line in lines} == {(84, 84)}
+    assert max(len(line["frame_ids"]) for line in lines) <= 6
+    assert any(replies.answered(line) for line in lines)
