@@ -12,7 +12,6 @@ import contextlib
 import email.utils
 import errno
 import ipaddress
-import json
 import logging
 import math
 import os
@@ -21,14 +20,15 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import proxy_bypass_environment
 
-import httpx2 as httpx
+import httpx2 as httpx  # what the openai client speaks
+import openai
 
 from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
@@ -107,18 +107,12 @@ class Chat:
         self._pace = Pace(per_minute)
         self._jitter = Random()
         self._closing = asyncio.Event()
-        parts = urlsplit(base_url)
-        path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        self._endpoint = httpx.URL(parts._replace(path=f"{path}/chat/completions", fragment="").geturl())
         self._client = self._open_client(key)
 
-    def _open_client(self, key: str) -> httpx.AsyncClient:
+    def _open_client(self, key: str) -> openai.AsyncOpenAI:
         """A client that minds certificates and proxies of the environment; on this machine no proxy is asked."""
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        headers |= {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "veason"}
-        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+        for variable in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends them as headers
             if value := header_value(os.environ.get(variable), variable):
-                headers[name] = value
                 self._secrets.append(value)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # below that it logs addresses, which may hold a key
         context = _certificates(self.base_url)
@@ -126,20 +120,33 @@ class Chat:
         proxied = not is_loopback(self.base_url) and not proxy_bypass_environment(host)  # which reads NO_PROXY
         if proxied:
             self._secrets += _check_proxies(context)
-        return httpx.AsyncClient(
-            headers=headers,
-            verify=context,
-            trust_env=proxied,
-            follow_redirects=False,
-            timeout=httpx.Timeout(self.request.timeout),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        parts = urlsplit(self.base_url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")
+        return openai.AsyncOpenAI(
+            base_url=parts._replace(path=path, query="", fragment="").geturl(),
+            api_key=key,
+            organization=(os.environ.get("OPENAI_ORG_ID") or "").strip() or None,
+            project=(os.environ.get("OPENAI_PROJECT_ID") or "").strip() or None,
+            max_retries=0,
+            timeout=self.request.timeout,
+            default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+            default_headers={"Accept-Encoding": "gzip, deflate"},  # what `_Bounded` unpacks
+            http_client=httpx.AsyncClient(
+                verify=context,
+                trust_env=proxied,
+                follow_redirects=True,
+                max_redirects=2,
+                event_hooks={"response": [self._receive]},  # also sees each redirect before it is followed
+                timeout=httpx.Timeout(self.request.timeout),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            ),
         )
 
     async def __aenter__(self) -> Chat:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
     def stop_retrying(self) -> None:
         """From now on a failed attempt is the last one; those on their way are still waited for."""
@@ -155,7 +162,7 @@ class Chat:
             refused, wait = frozenset(self._refused), None
             try:
                 async with asyncio.timeout(self.request.timeout):
-                    completion = await self._exchange(self._body(messages, seed, refused))
+                    completion = await self._exchange(self._fields(messages, seed, refused))
                 self._answered = True
                 return completion
             except ServerError as error:
@@ -168,11 +175,12 @@ class Chat:
                 if error.status not in _RETRIED and error.status < 500:
                     self.problems[kind] += 1
                     raise GaveUp(f"{kind}: {detail}") from None
-            except (TimeoutError, httpx.TimeoutException):
+            except (TimeoutError, httpx.TimeoutException, openai.APITimeoutError):
                 kind, detail = "timeout", f"no answer within {self.request.timeout:g} s"
-            except httpx.HTTPError as error:
-                self._check_connection(error)
-                kind, detail = "connection", self.public(error)
+            except (httpx.HTTPError, openai.APIConnectionError) as error:
+                origin = (isinstance(error, openai.APIConnectionError) and error.__cause__) or error
+                self._check_connection(origin)
+                kind, detail = "connection", self.public(origin)
             except Malformed as error:
                 kind, detail = "malformed", self.public(error)
             self.problems[kind] += 1
@@ -181,33 +189,40 @@ class Chat:
             await self._sleep(self._backoff(attempt, wait))
             attempt += 1
 
-    def _body(self, messages: list[dict[str, Any]], seed: int, refused: frozenset[str]) -> bytes:
+    def _fields(self, messages: list[dict[str, Any]], seed: int, refused: frozenset[str]) -> dict[str, Any]:
         request = self.request
-        body: dict[str, Any] = {"model": request.model, "messages": messages, **request.extra}
-        body["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = request.max_tokens
-        body |= {"temperature": request.temperature, "seed": seed}
-        return json.dumps({name: value for name, value in body.items() if name not in refused}).encode()
+        fields: dict[str, Any] = {**request.extra, "messages": messages}
+        fields["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = request.max_tokens
+        fields |= {"temperature": request.temperature, "seed": seed}
+        return {name: value for name, value in fields.items() if name not in refused}
 
-    async def _exchange(self, body: bytes) -> Completion:
-        """One request and its response, at most `MAX_BODY` of it; `ServerError` for an error of any form."""
-        url = self._endpoint
-        for _ in range(3):
-            async with self._client.stream("POST", url, content=body) as response:
-                if response.has_redirect_location:
-                    url = self._redirected(response)
-                    continue
-                if response.is_success:
-                    data, whole = await _read(response, MAX_BODY)
-                    if not whole:
-                        raise Malformed(f"the reply is longer than {MAX_BODY} bytes")
-                    return read_completion(data)
-                error = read_error(response.status_code, await _read_beginning(response))
-                error.wait = retry_after(response.headers, now=time.time())
-                raise error
-        raise Malformed(f"the server redirects again and again, at last to {public_url(str(url))}")
+    async def _exchange(self, fields: dict[str, Any]) -> Completion:
+        """One request and its response, read as far as `_Bounded` lets it; `ServerError` for an error of any form."""
+        completions = self._client.chat.completions.with_streaming_response
+        try:
+            # As extra_body the fields are not checked: the client's check of every part took most of its time.
+            async with completions.create(model=self.request.model, messages=[], extra_body=fields) as response:
+                body = b"".join([chunk async for chunk in response.iter_bytes()])
+        except openai.APIStatusError as error:
+            made = read_error(error.status_code, error.response.content)
+            made.wait = retry_after(error.response.headers, now=time.time())
+            raise made from None
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx.TooManyRedirects):
+                raise Malformed(f"{public_url(self.base_url)} redirects again and again") from None
+            raise
+        return read_completion(body)
 
-    def _redirected(self, response: httpx.Response) -> httpx.URL:
-        """Where a redirect leads, if that is the same server and the request stays one; DataError otherwise."""
+    async def _receive(self, response: httpx.Response) -> None:
+        """Bound the body of a response that has just begun; DataError for a redirect that must not be followed."""
+        encoding = response.headers.pop("content-encoding", "identity")
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _Bounded(response.stream, encoding, answer=response.is_success)
+        if response.has_redirect_location:
+            self._check_redirect(response)
+
+    def _check_redirect(self, response: httpx.Response) -> None:
+        """DataError unless a redirect leads to the same server and the request stays one."""
         here, location = response.url, response.headers["location"]
         try:
             there = here.join(location)
@@ -215,7 +230,7 @@ class Chat:
             there = httpx.URL()
         same = (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
         if same and response.status_code in (307, 308):
-            return there
+            return
         target = self.public(public_url(str(there)).removesuffix("/chat/completions") if there.host else location)
         raise DataError(
             f"{public_url(self.base_url)} answered HTTP {response.status_code}, a redirect to {target}; it was not "
@@ -250,7 +265,7 @@ class Chat:
                 f"{remedy.format(key=self._key_name)} (the server says: {self.public(error)})"
             ) from None
 
-    def _check_connection(self, error: httpx.HTTPError) -> None:
+    def _check_connection(self, error: BaseException) -> None:
         """DataError where a proxy wants a password or the server's certificate is not trusted: that will not change."""
         if isinstance(error, httpx.ProxyError) and str(error).startswith("407"):
             raise DataError(f"{public_url(self.base_url)}: {_FATAL[407]} ({self.public(error)})") from None
@@ -285,30 +300,48 @@ class Chat:
                     await self._closing.wait()
 
 
-async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """(at most `limit` bytes of a response's body, whether that is all of it); never more than that is unpacked."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
-    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
-        raise Malformed(f"the reply is encoded as {encoding!r}, which was not asked for")
-    unpack = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        try:
-            body += unpack.decompress(chunk, limit + 1 - len(body)) if unpack else chunk[: limit + 1 - len(body)]
-        except zlib.error as error:
-            raise Malformed(f"the reply cannot be unpacked ({error})") from None
-        if len(body) > limit:
-            return bytes(body[:limit]), False
-    return bytes(body), True
+class _Bounded(httpx.AsyncByteStream):
+    """The body of a response, unpacked piece by piece, so that no more than its bound is ever held.
 
+    An answer may have `MAX_BODY` bytes (`Malformed` beyond them). An error is cut after `MAX_ERROR` bytes or
+    `ERROR_SECONDS`: its beginning says what there is to say.
+    """
 
-async def _read_beginning(response: httpx.Response) -> bytes:
-    """The beginning of an error's body: what came within `MAX_ERROR` bytes and `ERROR_SECONDS`."""
-    try:
-        async with asyncio.timeout(ERROR_SECONDS):
-            return (await _read(response, MAX_ERROR))[0]
-    except (TimeoutError, Malformed, httpx.HTTPError):
-        return b""
+    def __init__(self, stream: httpx.AsyncByteStream, encoding: str, *, answer: bool) -> None:
+        self._stream, self._encoding, self._answer = stream, encoding.strip().lower() or "identity", answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if not self._answer:
+            yield await self._beginning()
+            return
+        async for piece in self._unpacked(MAX_BODY):
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def _beginning(self) -> bytes:
+        body = bytearray()
+        with contextlib.suppress(TimeoutError, Malformed, httpx.HTTPError):
+            async with asyncio.timeout(ERROR_SECONDS):
+                async for piece in self._unpacked(MAX_ERROR):
+                    body += piece
+        return bytes(body)
+
+    async def _unpacked(self, limit: int) -> AsyncIterator[bytes]:
+        if self._encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+            raise Malformed(f"the reply is encoded as {printable(self._encoding)!r}, which was not asked for")
+        unpack = None if self._encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib
+        left = limit
+        async for chunk in self._stream:
+            try:
+                piece = unpack.decompress(chunk, left + 1) if unpack else chunk[: left + 1]
+            except zlib.error as error:
+                raise Malformed(f"the reply cannot be unpacked ({error})") from None
+            yield piece[:left]
+            left -= len(piece)
+            if left < 0:
+                raise Malformed(f"the reply is longer than {limit} bytes")
 
 
 class Pace:
