@@ -39,16 +39,16 @@ from transformers import AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from benchmarks import trl_peer
-from veason.synthetic.policy import write_tiny_policy
+from demo.policy import write_tiny_policy
 from veason.tables import aligned
 from verl import config as configuration
 from verl import core_algos
 from verl.config import Config, DataConfig, RewardConfig
+from verl.engines import pretrained
+from verl.engines.inputs import process
 from verl.models import loading
-from verl.models.inputs import process
 from verl.protocol import Batch, Prompt, Reward
 from verl.utils import device
-from verl.workers.rollout.hf import VISION_TOKENS
 from verl.workers.worker import Worker
 
 WARM_UP = 2
@@ -348,7 +348,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
 
     actor, rows = config.worker.actor, config.data.rollout_batch_size * config.worker.rollout.n
     passes = rows // actor.micro_batch_size_per_device_for_update
-    model = loading.load_base(actor.model.model_path)
+    model = pretrained.load_base(actor.model.model_path)
     model.warnings_issued = {}
     processor = AutoProcessor.from_pretrained(actor.model.model_path)
     ends = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]
@@ -361,7 +361,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         max_prompt_length=None,
         max_completion_length=config.data.max_response_length,
         # ours never draws vision tokens, which mean nothing in a reply
-        generation_kwargs={"suppress_tokens": [*ends, *(getattr(model.config, name) for name in VISION_TOKENS)]},
+        generation_kwargs={"suppress_tokens": [*ends, *pretrained.banned_ids(model.config)]},
         temperature=config.worker.rollout.temperature,
         top_k=0,
         beta=actor.kl_loss_coef,

@@ -23,20 +23,22 @@ import numpy as np
 import torch
 
 from benchmarks.bench_sam2 import quiet
+from demo.writer import build_world
 from inference import cluster, pipeline, predict, units
 from inference.crew import Crew
+from inference.policies.base import Policy
+from inference.policies.engine import EnginePolicy
 from inference.workers import Job
 from veason import frames, masks
 from veason.datasets import open_dataset
-from veason.policies.base import Policy
-from veason.policies.hf import HFPolicy
-from veason.synthetic.writer import build_world
 from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import TinySam2, tiny_sam2
 from veason.types import Prediction, Question, Rle, VideoSample
+from verl.engines.inputs import collate
+from verl.engines.pretrained import banned_ids, pad_id
 
-MODEL = Path(__file__).parents[1] / "veason" / "synthetic" / "base_policy"
+MODEL = Path(__file__).parents[1] / "demo" / "base_policy"
 SHOWN = pipeline.Sampling(n=6, size=(84, 84))
 LONGEST = 120
 """Tokens of a reply."""
@@ -45,16 +47,25 @@ WORKERS, WORKERS_BATCH = 2, 16
 """Pairs of policy and tracker on Ray, a core each."""
 
 
-def plain(samples: Sequence[VideoSample], policy: HFPolicy, tracker: Sam2Tracker) -> list[Prediction]:
+def plain(samples: Sequence[VideoSample], policy: EnginePolicy, tracker: Sam2Tracker) -> list[Prediction]:
     """One sample after the other, nothing kept from one to the next."""
     return [_alone(sample, policy, tracker) for sample in samples]
 
 
-def _alone(sample: VideoSample, policy: HFPolicy, tracker: Sam2Tracker) -> Prediction:
+def _generate(question: Question, policy: EnginePolicy) -> str:
+    """A reply by `generate` of transformers."""
+    none = torch.zeros(1, 0, dtype=torch.long)
+    given = collate(policy.prompts([question]), none, none, pad_id=pad_id(policy.processor))
+    model = policy.engine.model
+    tokens = model.generate(**given, max_new_tokens=LONGEST, do_sample=False, suppress_tokens=banned_ids(model.config))
+    return policy.processor.decode(tokens[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _alone(sample: VideoSample, policy: EnginePolicy, tracker: Sam2Tracker) -> Prediction:
     clip, video = SHOWN.clip(sample), frames.VideoFrames(sample)
     shown = tuple(frames.resize(video[t], clip.size) for t in clip.frame_ids)
     question = Question(sample=sample, clip=clip, images=shown)
-    prediction = pipeline.ground(policy.answer([question], seed=0)[0], question, policy.family)
+    prediction = pipeline.ground(_generate(question, policy), question, policy.family)
     if prediction.keyframe is not None:
         _session(tracker, sample.frame_dir, prediction)
     return prediction
@@ -107,7 +118,7 @@ def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
         sam2 = tiny_sam2(Path(temporary) / "sam2", 0, image_size=128)
         tracker = Sam2Tracker(config=sam2.config, checkpoint=sam2.checkpoint, device="cpu")
         samples = list(open_dataset("revos", root, split="valid"))
-        hf = HFPolicy(MODEL, device="cpu", max_new_tokens=LONGEST)
+        hf = EnginePolicy("hf", MODEL, device="cpu", max_new_tokens=LONGEST, batch_size=BATCH)
 
         def timed(run: Callable[[Sequence[VideoSample]], list[Any]]) -> tuple[list[Any], float]:
             run(samples[:2])
@@ -131,9 +142,7 @@ def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
 
 
 def _vllm() -> Policy:
-    from veason.policies.vllm import VLLMPolicy
-
-    return VLLMPolicy(MODEL, device="cpu", max_new_tokens=LONGEST, max_model_len=2048)
+    return EnginePolicy("vllm", MODEL, device="cpu", max_new_tokens=LONGEST, max_model_len=2048)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,16 +28,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from demo.policy import write_tiny_policy
+from demo.writer import build_world
 from grpo_reward.task import build
 from veason import atomic
 from veason.answer import format_reply
-from veason.synthetic import build_world
-from veason.synthetic.policy import write_tiny_policy
 from veason.tables import aligned
 from veason.types import Answer
 from verl import config as configuration
-from verl.models.inputs import PromptInputs, collate, process
-from verl.models.loading import load_processor
+from verl.engines.inputs import PromptInputs, collate, process
+from verl.engines.pretrained import load_processor
 from verl.protocol import Prompt
 from verl.utils.tracking import read_lines
 

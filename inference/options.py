@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from inference import policies
 from inference.output import MASKS
 from inference.pipeline import Sampling
-from veason import asked, policies, prompt, trackers
+from inference.policies.base import Policy
+from veason import asked, prompt, trackers
 from veason.answer import READINGS
 from veason.datasets.base import Dataset
 from veason.errors import DataError
-from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Size
 
@@ -287,46 +288,35 @@ def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
 
 
 def _oracle(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    from veason.policies.oracle import OraclePolicy
+    from inference.policies.oracle import OraclePolicy
 
     assert dataset is not None, "the oracle needs a data set"
     return OraclePolicy(dataset)
 
 
 def _replay(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    from veason.policies.replay import ReplayPolicy
+    from inference.policies.replay import ReplayPolicy
 
     path = _required(args.replay, "--policy replay needs --replay FILE")
     return ReplayPolicy.from_file(path, n=args.frames, size=args.model_size)
 
 
-def _hf(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    model = _required(args.model, "--policy hf needs --model DIR")  # before torch is imported
-    from veason.policies.hf import HFPolicy
-
-    return HFPolicy(
-        model,
-        device=args.device,
-        dtype=args.dtype,
-        generation_defaults=args.generation_defaults,
-        **_speech(args),
-    )
-
-
-def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    """With room for the pictures, as much text as a prompt and an expression have, and the reply."""
-    model = _required(args.model, "--policy vllm needs --model DIR")
-    from veason.policies.vllm import VLLMPolicy
+def _engine(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
+    """hf or vllm. The latter gets room for the pictures, as much text as a prompt and an expression have, and the
+    reply."""
+    model = _required(args.model, f"--policy {args.policy} needs --model DIR")  # before torch is imported
+    from inference.policies.engine import EnginePolicy
 
     pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
-    length = pictures + TEXT_TOKENS + args.max_new_tokens
     memory = {"gpu_memory": args.policy_gpus} if "policy_gpus" in args else {}
-    return VLLMPolicy(
+    return EnginePolicy(
+        args.policy,
         model,
         device=args.device,
         dtype=args.dtype,
         generation_defaults=args.generation_defaults,
-        max_model_len=length,
+        batch_size=args.batch_size,
+        max_model_len=pictures + TEXT_TOKENS + args.max_new_tokens,
         **memory,
         **_speech(args),
     )
@@ -335,7 +325,7 @@ def _vllm(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
 def _openai(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
     model = _required(args.model, "--policy openai needs --model NAME")
     base_url = _required(args.base_url, "--policy openai needs --base-url URL, or OPENAI_BASE_URL")
-    from veason.policies.openai import OpenAIPolicy
+    from inference.policies.openai import OpenAIPolicy
 
     return OpenAIPolicy(
         model,
@@ -361,8 +351,8 @@ def _speech(args: argparse.Namespace) -> dict[str, Any]:
 BUILDERS: dict[str, Callable[[argparse.Namespace, Dataset | None], Policy]] = {
     "oracle": _oracle,
     "replay": _replay,
-    "hf": _hf,
-    "vllm": _vllm,
+    "hf": _engine,
+    "vllm": _engine,
     "openai": _openai,
 }
 """Who makes the policy of each of `policies.NAMES`."""

@@ -330,7 +330,7 @@ def _key_of(line: bytes, fits: Callable[[str, dict[str, Any]], bool] | None) -> 
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as a line of ``predictions.jsonl``; `veason.policies.replay` reads it back."""
+    """A prediction as a line of ``predictions.jsonl``; `inference.policies.replay` reads it back."""
     sample, reply = prediction.sample, prediction.reply
     return {
         "video": sample.video,

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from inference.policies.base import Policy
 from veason import boxes, frames
 from veason.answer import place, read_reply
 from veason.family import Family
-from veason.policies.base import Policy
 from veason.trackers.base import Tracker
 from veason.types import Clip, MaskTrack, Prediction, Question, Size, VideoSample
 

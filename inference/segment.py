@@ -29,13 +29,13 @@ import numpy as np
 from tqdm import tqdm
 
 from inference import options, output, overlay, pipeline, replies
+from inference.policies import replay
+from inference.policies.base import Policy
 from veason import atomic, frames, mask_png, masks, video
 from veason import boxes as geometry
 from veason.answer import REPAIRS
 from veason.command import run_command
 from veason.errors import DataError
-from veason.policies import replay
-from veason.policies.base import Policy
 from veason.safe_text import printable
 from veason.trackers.base import Tracker
 from veason.types import Box, MaskTrack, Prediction, Size, VideoSample

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from veason import asked
+from veason import asked, files
 from veason.command import run_command
 from veason.errors import DataError
+from veason.family import family_of
 
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of a checkpoint's files beside its weights."""
@@ -62,9 +63,11 @@ def _folder(base: str) -> Path:
 
 def check(folder: Path) -> None:
     """DataError unless the folder has all weights and a processor that GRPO, inference and vLLM can load."""
-    from veason.policies.hf import open_checkpoint
+    from verl.engines.folder import problem
 
-    open_checkpoint(str(folder))
+    if found := problem(folder):
+        raise DataError(found)
+    family_of(files.load_json(folder / "config.json")["model_type"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,7 +59,7 @@ def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
 
     DataError for a base model or data set that cannot be used, and for changes that may not be.
     """
-    from veason.policies import folder
+    from verl.engines import folder
 
     settings = read_settings(yaml_file, arguments)
     model, data = str(settings["model_name_or_path"]), Path(str(settings["dataset_dir"]))
@@ -125,7 +125,7 @@ def check_adapter(base: str, adapter: Path) -> None:
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from veason.policies import folder
+    from verl.engines import folder
 
     weights = adapter / "adapter_model.safetensors"
     for path in (adapter / folder.ADAPTER, weights):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from verl.config import LoraConfig, ModelConfig
-from verl.models import folder as folders
+from verl.engines import folder as folders
+from verl.engines import pretrained
 from verl.models import loading
 from verl.workers import checkpoint
 
@@ -50,7 +51,7 @@ def export(folder: str | Path, out: str | Path, *, merge: bool = True, base: str
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     _finished(policy, merge=merge, dtype=dtype).save_pretrained(partial)
-    loading.load_processor(source).save_pretrained(partial)
+    pretrained.load_processor(source).save_pretrained(partial)
     asked = _asked(facts, source)
     if asked:
         (partial / ASKED).write_text(json.dumps(asked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

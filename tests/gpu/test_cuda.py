@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from inference.policies.engine import EnginePolicy
 from veason.datasets import open_dataset
-from veason.policies.hf import HFPolicy
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Clip, Question
@@ -25,7 +25,7 @@ def frames():
 def test_a_policy_answers_in_bfloat16(world):
     samples = list(open_dataset("revos", world, split="valid"))[:3]
     images = (np.zeros((84, 84, 3), np.uint8), np.full((84, 84, 3), 200, np.uint8))
-    policy = HFPolicy(world / "tiny_policy", max_new_tokens=8)
+    policy = EnginePolicy("hf", world / "tiny_policy", max_new_tokens=8)
     assert (policy.device.type, policy.dtype) == ("cuda", torch.bfloat16)
     questions = [Question(sample=sample, clip=CLIP, images=images) for sample in samples]
     assert policy.answer(questions, seed=0) == policy.answer(questions, seed=0)

@@ -46,7 +46,7 @@ def raylets():
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """A world, and 60 of its samples to be predicted."""
-    from veason.synthetic import __main__ as build
+    from demo import world as build
 
     root = tmp_path_factory.mktemp("crew") / "world"
     build.main(["--out", str(root), "--videos", "10", "--seed", "7", "--no-policy"])

@@ -12,10 +12,10 @@ import pytest
 from inference import pipeline, run_record
 from inference.output import MASKS, RunFolder, Shard, pack
 from inference.pipeline import Sampling
+from inference.policies.oracle import OraclePolicy
 from veason import atomic, mask_lines, mask_png
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.policies.oracle import OraclePolicy
 from veason.trackers import open_tracker
 
 

@@ -11,12 +11,12 @@ import pytest
 from inference import pipeline
 from inference.output import RunFolder, Shard
 from inference.pipeline import Sampling
+from inference.policies.oracle import OraclePolicy
 from veason import masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
 from veason.frames import VideoFrames
-from veason.policies.oracle import OraclePolicy
 from veason.trackers import open_tracker
 from veason.types import MaskTrack
 

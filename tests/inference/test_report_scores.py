@@ -5,11 +5,11 @@ import re
 
 import pytest
 
+from demo.twins import build_twin
 from eval import mevis, reasonvos, refdavis, refytvos, vicas
 from inference import predict, report, report_scores
 from inference.report_run import Run
 from veason.errors import DataError
-from veason.synthetic.twins import build_twin
 
 EVALUATORS = {
     "mevis": (mevis, []),

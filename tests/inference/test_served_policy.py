@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from chat_server import Act, ChatServer, completion
 from commands import run, tree
+from policy_server import PolicyServer
 
+from demo.server import ServerOptions, serving
 from inference.pipeline import Sampling
+from inference.policies.oracle import OraclePolicy
 from veason.datasets import open_dataset
-from veason.policies.oracle import OraclePolicy
-from veason.synthetic.answering import Answering
-from veason.synthetic.server import Manner, serving
 
 SAMPLING = Sampling(n=4, size=(84, 84))
 COMMON = ["--tracker", "grabcut", "--frames", 4, "--model-size", 84, "--limit", 12]
 
 
-def served(policy, dataset, **manner):
-    return serving(Answering(policy, dataset, SAMPLING.clip, Manner(model="m", **manner)))
+def served(policy, dataset, **options):
+    return serving(PolicyServer(policy, dataset, SAMPLING.clip, ServerOptions(model="m", **options)))
 
 
 def ask(url, root, path, *more, code=0):
@@ -42,11 +42,11 @@ def test_in_bad_weather_the_files_are_those_of_the_policy_itself(world, tmp_path
 
 @pytest.mark.slow
 def test_a_served_checkpoint_gives_the_files_of_hf(world, tmp_path):
-    from veason.policies.hf import HFPolicy
+    from inference.policies.engine import EnginePolicy
 
     hf = ["--policy", "hf", "--model", world / "tiny_policy", "--max-new-tokens", 24, "--device", "cpu"]
     run("inference.predict", "--data-root", world, *COMMON, *hf, "--output", tmp_path / "hf")
-    policy = HFPolicy(world / "tiny_policy", device="cpu", max_new_tokens=24)
+    policy = EnginePolicy("hf", world / "tiny_policy", device="cpu", max_new_tokens=24)
     with served(policy, open_dataset("revos", world, split="valid")) as url:
         ask(url, world, tmp_path / "served")
     assert tree(tmp_path / "served") == tree(tmp_path / "hf")

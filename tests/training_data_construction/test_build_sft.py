@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from grpo_reward.task import KeyframeTask
+from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft
 from veason import asked, atomic, frames, prompt
 from veason.datasets import open_dataset
-from veason.policies.hf import HFPolicy
 from veason.types import Question
-from verl.models import inputs, loading
+from verl.engines import inputs, pretrained
 
 ROOT = Path(__file__).parents[2]
 
@@ -276,7 +276,7 @@ def batches(world, chosen, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processor(world):
-    return loading.load_processor(world / "tiny_policy")
+    return pretrained.load_processor(world / "tiny_policy")
 
 
 @pytest.fixture(scope="module")
@@ -305,14 +305,13 @@ class TestOnePrompt:
             assert int((ids == pad).sum()) == 4 * 3 * 3
 
     def test_as_inference_asks(self, world, batches, chosen):
-        policy = HFPolicy(world / "tiny_policy")
+        policy = EnginePolicy("hf", world / "tiny_policy")
         for batch, record in zip(batches, chosen, strict=True):
             video = frames.VideoFrames(record.sample)
             images = tuple(frames.resize(video[t], record.clip.size) for t in record.clip.frame_ids)
-            asked = policy._inputs([Question(record.sample, record.clip, images)])
-            length = asked["input_ids"].shape[1]
-            assert torch.equal(batch["input_ids"][:, :length], asked["input_ids"])
-            assert torch.equal(batch["pixel_values"], asked["pixel_values"])
+            [asked] = policy.prompts([Question(record.sample, record.clip, images)])
+            assert torch.equal(batch["input_ids"][0, : len(asked)], asked.input_ids)
+            assert torch.equal(batch["pixel_values"], asked.pixel_values)
 
     def test_only_the_reply_is_learnt(self, batches, grpo, chosen, processor):
         for batch, ours, record in zip(batches, grpo, chosen, strict=True):
@@ -323,7 +322,7 @@ class TestOnePrompt:
 
     def test_positions_agree(self, world, batches, grpo):
         """The untrained adapter changes nothing, so equal logits mean equal rotary positions."""
-        model = loading.load_base(world / "tiny_policy").eval()
+        model = pretrained.load_base(world / "tiny_policy").eval()
         for batch, ours in zip(batches, grpo, strict=True):
             with torch.inference_mode():
                 logits = model(

@@ -18,13 +18,13 @@ import sft_cases as cases
 import torch
 
 from grpo_reward import task
+from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft
 from veason import frames
 from veason.datasets import open_dataset
-from veason.policies.hf import HFPolicy
 from veason.types import Clip, Question
 from verl.config import DataConfig
-from verl.models import inputs, loading
+from verl.engines import inputs, pretrained
 
 ROOT = Path(__file__).parents[2]
 BPE = Path(os.environ.get("VEASON_QWEN2_BPE", ROOT.parent / "shared" / "data" / "qwen2_bpe"))
@@ -58,8 +58,8 @@ def real(tmp_path_factory):
     """A checkpoint of random weights with the real tokenizer."""
     from transformers import AddedToken, Qwen2Tokenizer
 
-    from veason.synthetic.policy import PolicySize, build_model, save_policy
-    from veason.synthetic.tokenizer import CHAT_TEMPLATE
+    from demo.policy import PolicySize, build_model, save_policy
+    from demo.tokenizer import CHAT_TEMPLATE
 
     merges = [tuple(line.split()) for line in (BPE / "merges.txt").read_text().splitlines() if line[:8] != "#version"]
     tokenizer = Qwen2Tokenizer(
@@ -80,7 +80,7 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processor(real):
-    return loading.load_processor(real)
+    return pretrained.load_processor(real)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +130,16 @@ def training(spoken):
 def test_sft_grpo_and_inference_ask_in_the_same_ids(real, spoken, records, batches, processor):
     same = task.KeyframeTask(open_dataset("revos", spoken, split="train"), policy="linspace", n=4, side=cases.SIDE)
     prompts = {prompt.uid: prompt for prompt in (same.get(i, epoch=0) for i in range(len(same)))}
-    policy = HFPolicy(real)
+    policy = EnginePolicy("hf", real)
     for record, batch in zip(records, batches, strict=True):
         grpo = inputs.process(prompts[record.sample.key], processor, max_length=2048)
         video = frames.VideoFrames(record.sample)
         images = tuple(frames.resize(video[t], record.clip.size) for t in record.clip.frame_ids)
-        asked = policy._inputs([Question(record.sample, record.clip, images)])["input_ids"][0]
+        [asked] = policy.prompts([Question(record.sample, record.clip, images)])
         sft = batch["input_ids"][0]
-        assert sft[: len(grpo)].tolist() == grpo.input_ids.tolist() == asked.tolist(), record.sample.expression
+        assert sft[: len(grpo)].tolist() == grpo.input_ids.tolist() == asked.input_ids.tolist(), (
+            record.sample.expression
+        )
         assert (grpo.input_ids == 151655).sum() == 4 * 3 * 3
         reply = processor.tokenizer(f"{record.reply}<|im_end|>\n")["input_ids"]
         assert sft[len(grpo) :].tolist() == reply  # what is learnt is what a rollout would have to say

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from demo.policy import PolicySize, write_tiny_policy
 from training_data_construction import sft_run
-from veason.synthetic.policy import PolicySize, write_tiny_policy
 from verl.config import LoraConfig
+from verl.engines import pretrained
 from verl.models import loading
 
 SETTINGS = "learning_rate: 1.0e-4\nnum_train_epochs: 1.0\nlora_rank: 8\npreprocessing_num_workers: null\n"
@@ -161,7 +162,7 @@ def test_a_data_folder_that_is_none(place, capsys):
 @pytest.fixture
 def adapter(base, tmp_path):
     """As LLaMA-Factory leaves one."""
-    policy = loading.add_lora(loading.load_base(base), LoraConfig(rank=4))
+    policy = loading.add_lora(pretrained.load_base(base), LoraConfig(rank=4))
     policy.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 

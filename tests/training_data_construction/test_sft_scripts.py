@@ -13,12 +13,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft, sft_checkpoint
 from veason import asked, frames
 from veason.errors import DataError
-from veason.policies.hf import HFPolicy
 from veason.types import Question
 from verl.config import ModelConfig
+from verl.engines import pretrained
 from verl.models import loading
 
 SCRIPTS = cases.ROOT / "training_scripts"
@@ -219,7 +220,7 @@ class TestRealRun:
     def test_merged_is_base_plus_lora(self, world, trained):
         """lora_alpha is twice the rank by default, so the scale is 2."""
         base, merged = (
-            loading.load_base(folder).state_dict() for folder in (world / "tiny_policy", trained / "merged")
+            pretrained.load_base(folder).state_dict() for folder in (world / "tiny_policy", trained / "merged")
         )
         adapter = load_file(trained / "adapter/adapter_model.safetensors")
         halves = {name.removeprefix("base_model.model.") for name in adapter}
@@ -243,7 +244,7 @@ class TestRealRun:
             assert (trained / "merged" / name).read_bytes() == (world / "tiny_policy" / name).read_bytes()
 
     def test_inference_opens_it(self, world, trained):
-        policy = HFPolicy(trained / "merged", max_new_tokens=4)
+        policy = EnginePolicy("hf", trained / "merged", max_new_tokens=4)
         record = cases.make_records(world)[0]
         images = tuple(frames.resize(frames.load(record.sample.frame_path(t)), (84, 84)) for t in record.clip.frame_ids)
         [reply] = policy.answer([Question(record.sample, record.clip, images)], seed=0)
@@ -251,10 +252,10 @@ class TestRealRun:
 
     def test_grpo_opens_it(self, world, trained):
         model = loading.load_policy(ModelConfig(model_path=str(trained / "merged")))
-        processor = loading.load_processor(trained / "merged")
+        processor = pretrained.load_processor(trained / "merged")
         assert model.dtype == torch.float32
-        assert loading.pad_id(processor) == loading.pad_id(loading.load_processor(world / "tiny_policy"))
-        ends = loading.end_ids(trained / "merged", processor)
+        assert pretrained.pad_id(processor) == pretrained.pad_id(pretrained.load_processor(world / "tiny_policy"))
+        ends = pretrained.end_ids(trained / "merged", processor)
         assert processor.tokenizer.convert_ids_to_tokens(list(ends)) == ["<|im_end|>", "<|endoftext|>"]
 
     def test_a_killed_run_goes_on_to_the_same_weights(self, world, trained, tmp_path):

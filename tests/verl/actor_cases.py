@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from veason.synthetic.policy import PolicySize, build_config, build_processor, write_tiny_policy
-from veason.synthetic.tokenizer import build_tokenizer
+from demo.policy import PolicySize, build_config, build_processor, write_tiny_policy
+from demo.tokenizer import build_tokenizer
 from verl.config import ActorConfig, FSDPConfig, LoraConfig, ModelConfig, OptimConfig
-from verl.models import loading
-from verl.models.inputs import PromptInputs, process
+from verl.engines import pretrained
+from verl.engines.inputs import PromptInputs, process
 from verl.protocol import Batch, Prompt
 from verl.utils import device
 from verl.workers.actor import Actor
@@ -72,7 +72,7 @@ def open_actor(policy: Path, *, rank: int = 0, total_steps: int = 0, **fields: A
 
 def prompts(policy: Path) -> list[PromptInputs]:
     """Two images, one image of another size, and none."""
-    processor = loading.load_processor(policy)
+    processor = pretrained.load_processor(policy)
     made = []
     for images, words, side in ((2, 3, 56), (1, 5, 84), (0, 2, 0)):
         rng = np.random.default_rng(words)
@@ -131,7 +131,7 @@ def on_two_ranks(
 ) -> list[dict[str, Any]]:
     """Run `scenario(rank, folder)` in two processes of one group; what each returned."""
     # Both are forked from a server that imported everything once, which takes longer than most scenarios.
-    multiprocessing.set_forkserver_preload(["verl.workers.checkpoint", "veason.synthetic.policy"])
+    multiprocessing.set_forkserver_preload(["verl.workers.checkpoint", "demo.policy"])
     running = start_processes(_one_of_two, (scenario, folder), nprocs=2, join=False, start_method="forkserver")
     end = time.monotonic() + timeout_s
     try:

@@ -10,8 +10,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from verl.config import LoraConfig, ModelConfig, OptimConfig
+from verl.engines import pretrained
+from verl.engines.inputs import collate
 from verl.models import loading
-from verl.models.inputs import collate
 from verl.protocol import Batch
 from verl.utils import fsdp
 from verl.workers.actor import LearningRate, lr_factor, updates_per_step
@@ -46,7 +47,7 @@ def plain_logprobs(model, batch, *, temperature):
 def test_logprobs_are_those_of_the_plain_model(policy, fields):
     batch = cases.six_rollouts(policy)
     actor = cases.open_actor(policy, **fields)
-    wanted = plain_logprobs(loading.load_base(policy), batch, temperature=0.9)
+    wanted = plain_logprobs(pretrained.load_base(policy), batch, temperature=0.9)
     torch.testing.assert_close(actor.reference_logprobs(batch), wanted, atol=1e-5, rtol=0)
     if "rank" not in fields:
         torch.testing.assert_close(actor.logprobs(batch), wanted, atol=1e-5, rtol=0)
@@ -102,7 +103,7 @@ def test_loss_against_a_plain_backward_pass(policy):
     del batch.tensors["old_logprobs"]
     actor = cases.open_actor(policy, use_kl_loss=False, entropy_coeff=0.0)
     stats = actor.update(batch)
-    model = loading.load_base(policy)
+    model = pretrained.load_base(policy)
     total = 0.0
     for row, prompt in enumerate(batch["inputs"]):
         reply = batch["responses"][row : row + 1, : cases.LENGTHS[row]]
@@ -139,7 +140,7 @@ def test_a_frozen_vision_tower_stays(policy):
 def test_weights_are_the_merged_model(policy, tied, kind):
     folder = policy if kind == "untied" else tied
     actor = cases.open_actor(folder, rank=4)
-    base = loading.load_base(folder)
+    base = pretrained.load_base(folder)
     merged = loading.add_lora(base, LoraConfig(rank=4))
     adapter = {name: p.full_tensor() for name, p in actor.trained.items()}
     merged.load_state_dict(adapter, strict=False)
@@ -153,9 +154,9 @@ def test_tied_weights_train_as_one(tied):
     actor = cases.open_actor(tied)
     actor.update(cases.six_rollouts(tied))
     weights = cases.weights(actor)
-    assert weights.keys() == loading.load_base(tied).state_dict().keys()
+    assert weights.keys() == pretrained.load_base(tied).state_dict().keys()
     assert torch.equal(weights["lm_head.weight"], weights["model.language_model.embed_tokens.weight"])
-    assert not torch.equal(weights["lm_head.weight"], loading.load_base(tied).lm_head.weight)
+    assert not torch.equal(weights["lm_head.weight"], pretrained.load_base(tied).lm_head.weight)
 
 
 def test_weights_after_scoring_are_the_trained_ones(policy):
@@ -164,7 +165,7 @@ def test_weights_after_scoring_are_the_trained_ones(policy):
     before = cases.weights(actor)
     actor.logprobs(cases.six_rollouts(policy))
     assert cases.largest_gap(before, cases.weights(actor)) == 0
-    wanted = loading.load_base(policy).state_dict()
+    wanted = pretrained.load_base(policy).state_dict()
     assert cases.largest_gap(before, wanted) == 0
 
 
@@ -189,9 +190,9 @@ def test_half_precision_passes_leave_full_precision_weights(policy, monkeypatch,
     batch = cases.six_rollouts(policy)
     sizes = {f"micro_batch_size_per_device_for_{use}": rows for use in ("update", "experience")}
     actor = cases.open_actor(policy, checkpointing=True, **sizes)
-    gap = actor.logprobs(batch) - plain_logprobs(loading.load_base(policy), batch, temperature=0.9)
+    gap = actor.logprobs(batch) - plain_logprobs(pretrained.load_base(policy), batch, temperature=0.9)
     assert 0 < gap.abs().max() < 0.1
-    assert cases.largest_gap(cases.weights(actor), loading.load_base(policy).state_dict()) == 0
+    assert cases.largest_gap(cases.weights(actor), pretrained.load_base(policy).state_dict()) == 0
     stats = actor.update(batch)
     monkeypatch.undo()
     assert stats["grad_norm"] == pytest.approx(cases.open_actor(policy).update(batch)["grad_norm"], rel=0.05)

@@ -13,18 +13,18 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from inference.policies.engine import EnginePolicy
 from veason import asked, prompt
-from veason.policies.hf import HFPolicy
 from veason.types import Clip, Question, VideoSample
 from verl import export
 from verl.config import RolloutConfig
-from verl.models import folder as folders
+from verl.engines import folder as folders
+from verl.engines import open_engine, pretrained
+from verl.engines.base import Sampling
+from verl.engines.inputs import collate, process
 from verl.models import loading
-from verl.models.inputs import collate, process
 from verl.protocol import Prompt
 from verl.workers import checkpoint
-from verl.workers.rollout import open_engine
-from verl.workers.rollout.base import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def logits(model, base):
 
 def adapted(base, actor):
     """The base model with the actor's adapter beside it, unmerged."""
-    model = loading.add_lora(loading.load_base(base), actor.config.model.lora)
+    model = loading.add_lora(pretrained.load_base(base), actor.config.model.lora)
     assert export.fill(model, {name: parameter.full_tensor() for name, parameter in actor.trained.items()}) is None
     return model
 
@@ -66,7 +66,7 @@ def test_merged_is_the_adapter_model(adapter, tmp_path):
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     gap = logits(merged, base) - logits(adapted(base, actor), base)
     assert gap.abs().max() < 1e-5
-    assert (logits(merged, base) - logits(loading.load_base(base), base)).abs().max() > 1e-2
+    assert (logits(merged, base) - logits(pretrained.load_base(base), base)).abs().max() > 1e-2
     wanted = cases.weights(actor)
     assert cases.largest_gap(merged.state_dict(), wanted) < 1e-6
     assert merged.config.dtype == torch.float32
@@ -85,7 +85,7 @@ def test_tokenizer_template_and_processor_come_along(adapter, tmp_path):
 def test_unmerged_is_a_peft_adapter(adapter, tmp_path):
     base, saved, actor = adapter
     assert export.main([str(saved), str(tmp_path / "out"), "--no-merge"]) == 0
-    model = PeftModel.from_pretrained(loading.load_base(base), tmp_path / "out")
+    model = PeftModel.from_pretrained(pretrained.load_base(base), tmp_path / "out")
     assert (logits(model, base) - logits(adapted(base, actor), base)).abs().max() < 1e-6
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -142,15 +142,15 @@ def test_inference_with_the_export_replies_as_the_rollouts_did(folder, tmp_path,
         for turn in turns:
             turn["content"] = [{"type": "image"} if part["type"] == "image" else part for part in turn["content"]]
         made = Prompt(str(number), turns, list(images), None)
-        prompts.append(process(made, loading.load_processor(base), max_length=2000))
-    decode = loading.load_processor(base).tokenizer.decode
+        prompts.append(process(made, pretrained.load_processor(base), max_length=2000))
+    decode = pretrained.load_processor(base).tokenizer.decode
     for defaults, penalty in (("plain", 1.0), ("checkpoint", 100.0)):
         sampling = Sampling(max_tokens=24, temperature=0.0, repetition_penalty=penalty)
         drawn = engine.generate(prompts, n=1, sampling=sampling, seeds=[0, 0])
         rows = zip(drawn["responses"], drawn["response_mask"], strict=True)
         tokens = [tokens[mask.bool()].tolist() for tokens, mask in rows]
         replies = [decode(reply, skip_special_tokens=True) for reply in tokens]
-        policy = HFPolicy(tmp_path / "out", device="cpu", max_new_tokens=24, generation_defaults=defaults)
+        policy = EnginePolicy("hf", tmp_path / "out", device="cpu", max_new_tokens=24, generation_defaults=defaults)
         assert policy.answer(questions, seed=0) == replies
     assert tokens[0] != tokens[1]
     assert len(set(tokens[0])) > 3
@@ -200,7 +200,7 @@ def test_a_base_that_is_not_whole_or_another_one_is_refused(adapter, folder, tmp
 
 def test_a_checkpoint_that_lacks_a_trained_weight_is_refused(adapter):
     base, saved, actor = adapter
-    model = loading.add_lora(loading.load_base(base), actor.config.model.lora)
+    model = loading.add_lora(pretrained.load_base(base), actor.config.model.lora)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = checkpoint.read_weights(saved)
     first = sorted(weights)[0]

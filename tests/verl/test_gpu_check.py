@@ -98,7 +98,7 @@ def test_packed_replies_at_wrong_positions_are_found(built, tmp_path, monkeypatc
 
 @needs_no_gpu
 def test_an_engine_with_old_weights_is_found(built, tmp_path, monkeypatch):
-    from verl.workers.rollout.hf import HFEngine
+    from verl.engines.hf import HFEngine
 
     monkeypatch.setattr(HFEngine, "sync_weights", lambda self, weights: [name for name, _ in weights] and None)
     found = carry_out(next(check for check in CHECKS if check.name == "rollouts"), built[0], tmp_path)

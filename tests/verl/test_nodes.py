@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_training import lines, settings
 
-from veason.synthetic.policy import write_tiny_policy
+from demo.policy import write_tiny_policy
 from verl.trainer.main import main
 
 pytestmark = pytest.mark.slow

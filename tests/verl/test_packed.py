@@ -6,8 +6,9 @@ import actor_cases as cases
 import pytest
 import torch
 
+from verl.engines import pretrained
+from verl.engines.inputs import PromptInputs
 from verl.models import loading, packed
-from verl.models.inputs import PromptInputs
 
 GROUPS = (3, 1, 2)
 """Replies to two images, to one of another size, and to none."""
@@ -31,7 +32,7 @@ def test_layout_by_hand(folder):
     one, other = text(10, 11, 12), text(20, 21)
     responses = torch.tensor([[1, 2, 0], [3, 4, 5], [6, 0, 0], [0, 0, 0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]])
-    model = loading.load_base(folder / "policy", empty=True)
+    model = pretrained.load_base(folder / "policy", empty=True)
     inputs = packed.collate([one, one, other, other], responses, mask, model=model)
     assert inputs["input_ids"].tolist() == [[10, 11, 12, 1, 12, 3, 4, 20, 21]]
     assert inputs["position_ids"].tolist() == [[[0, 1, 2, 3, 2, 3, 4, 0, 1]]] * 3
@@ -43,7 +44,7 @@ def test_layout_by_hand(folder):
 def test_positions_are_those_of_a_row_of_its_own(folder):
     """The images' own positions in the prompt, and a reply right after it."""
     prompt = cases.prompts(folder / "policy")[0]
-    model = loading.load_base(folder / "policy", empty=True)
+    model = pretrained.load_base(folder / "policy", empty=True)
     reply = torch.arange(4)
     ids, types = torch.cat([prompt.input_ids, reply]), torch.cat([prompt.mm_token_type_ids, 0 * reply])
     row, _ = model.model.get_rope_index(ids[None], types[None], image_grid_thw=prompt.image_grid_thw)
@@ -117,7 +118,7 @@ def test_rows_of_one_prompt_need_not_be_neighbours(folder):
 
 
 def test_other_attention_keeps_rows_apart(folder):
-    model = loading.load_base(folder / "policy")
+    model = pretrained.load_base(folder / "policy")
     model.set_attn_implementation("eager")
     assert not packed.use_packing(model)
     assert model.config.get_text_config()._attn_implementation == "eager"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from test_training import settings
 
-from veason.synthetic.policy import write_tiny_policy
+from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.config import ConfigError
-from verl.models.inputs import process, prompt_lengths
-from verl.models.loading import load_processor
+from verl.engines.inputs import process, prompt_lengths
+from verl.engines.pretrained import load_processor
 from verl.protocol import Reward, Rollout
 from verl.single_controller import placement
 from verl.trainer.data import Outline, choose

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from veason.synthetic.policy import write_tiny_policy
+from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.config import ConfigError
 from verl.single_controller.errors import WorkerLost

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from verl.engines.hf import HFEngine
 from verl.protocol import Prompt, Reward
-from verl.workers.rollout.hf import HFEngine
 
 
 class Squares:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from verl.config import RolloutConfig
-from verl.models import loading
-from verl.models.inputs import PromptInputs, collate, process
+from verl.engines import open_engine, pretrained
+from verl.engines.base import RolloutEngine
+from verl.engines.inputs import PromptInputs, collate, process
 from verl.protocol import Batch, Prompt
-from verl.workers.rollout import open_engine
-from verl.workers.rollout.base import RolloutEngine
 
 WORDS = "the red circle which moves to left and does not blue square target small large behind".split(" ")  # noqa: SIM905
 
@@ -37,7 +36,7 @@ def one_prompt(folder: Path, sizes: list[tuple[int, int]], text: str, *, rng: np
     content = [*({"type": "image"} for _ in sizes), {"type": "text", "text": text}]
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     prompt = Prompt("p", [{"role": "user", "content": content}], images, None)
-    return process(prompt, loading.load_processor(folder), max_length=400)
+    return process(prompt, pretrained.load_processor(folder), max_length=400)
 
 
 def words(replies: Batch) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """An engine with a fault."""
 
-from verl.workers.rollout.vllm import VLLMEngine
+from verl.engines.vllm import VLLMEngine
 
 
 class ForgetfulEngine(VLLMEngine):

@@ -11,8 +11,8 @@ from actor_cases import open_actor, write_policy
 from engine_cases import engine_of, one_prompt, plain_logprobs, some_prompts, words
 from transformers import AutoModelForImageTextToText
 
+from verl.engines.base import Sampling
 from verl.protocol import Batch
-from verl.workers.rollout.base import Sampling
 from verl.workers.worker import logprob_gap
 
 LENGTH = 12

@@ -11,13 +11,12 @@ import pytest
 from commands import tree
 
 from inference import predict
+from inference.policies.engine import EnginePolicy
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.policies.hf import HFPolicy
-from veason.policies.vllm import VLLMPolicy
 from veason.types import Clip, Question
 
-MODEL = Path(__file__).parents[2] / "veason" / "synthetic" / "base_policy"
+MODEL = Path(__file__).parents[2] / "demo" / "base_policy"
 """The policy that the demo starts from: half of its replies are well-formed."""
 SHOWN = ["--model", str(MODEL), "--frames", "6", "--model-size", "84", "--max-new-tokens", "120", "--device", "cpu"]
 
@@ -42,7 +41,7 @@ def test_prediction_files_are_those_of_hf_byte_for_byte(world, tmp_path):
 
 
 def test_sampled_replies_repeat_by_seed_in_any_company(questions):
-    policy = VLLMPolicy(MODEL, device="cpu", max_new_tokens=40, temperature=1.0, max_model_len=2048)
+    policy = EnginePolicy("vllm", MODEL, device="cpu", max_new_tokens=40, temperature=1.0, max_model_len=2048)
     together = policy.answer(questions, seed=3)
     assert together == [policy.answer([question], seed=3)[0] for question in questions]
     assert together != policy.answer(questions, seed=4)
@@ -54,9 +53,9 @@ def test_a_checkpoints_recommendation_holds_where_it_is_asked_for_as_for_hf(ques
     settings = json.loads((copy / "generation_config.json").read_text())
     (copy / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.3}))
     taken = {"device": "cpu", "max_new_tokens": 40, "generation_defaults": "checkpoint"}
-    ours = VLLMPolicy(copy, max_model_len=2048, **taken)
-    theirs = HFPolicy(copy, **taken)
-    plain = HFPolicy(copy, device="cpu", max_new_tokens=40)
+    ours = EnginePolicy("vllm", copy, max_model_len=2048, **taken)
+    theirs = EnginePolicy("hf", copy, **taken)
+    plain = EnginePolicy("hf", copy, device="cpu", max_new_tokens=40)
     assert ours.answer(questions[:6], seed=0) == theirs.answer(questions[:6], seed=0)
     assert ours.answer(questions[:6], seed=0) != plain.answer(questions[:6], seed=0)
     assert ours.describe() == {**theirs.describe(), "name": "vllm"}
@@ -69,4 +68,4 @@ def test_a_size_that_would_be_resized_is_refused(questions, tmp_path):
     config["image_processor"]["size"] = {"shortest_edge": 56 * 56, "longest_edge": 56 * 56}
     (copy / "processor_config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="the processor would resize pictures of \\(84, 84\\)"):
-        VLLMPolicy(copy, device="cpu", max_model_len=2048).answer(questions[:1], seed=0)
+        EnginePolicy("vllm", copy, device="cpu", max_model_len=2048).answer(questions[:1], seed=0)

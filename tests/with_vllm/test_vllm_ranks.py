@@ -7,7 +7,7 @@ import torch
 from actor_cases import on_two_ranks, open_actor, write_policy
 from engine_cases import engine_of, some_prompts, words
 
-from verl.workers.rollout.base import Sampling
+from verl.engines.base import Sampling
 from verl.workers.worker import logprob_gap
 
 SAMPLING = Sampling(10, temperature=0.9)

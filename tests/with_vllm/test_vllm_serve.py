@@ -14,10 +14,10 @@ import pytest
 from commands import tree
 
 from inference import predict
-from veason.policies.hf import never_generated, open_checkpoint
+from verl.engines.pretrained import banned_ids, load_config
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "veason" / "synthetic" / "base_policy"
+MODEL = ROOT / "demo" / "base_policy"
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -64,8 +64,7 @@ def wait(process: subprocess.Popen, url: str, log: Path) -> None:
 
 
 def test_prediction_files_are_those_of_hf_byte_for_byte(server, world, tmp_path):
-    config, _, _ = open_checkpoint(str(MODEL))
-    forbidden = ",".join(map(str, never_generated(config)))
+    forbidden = ",".join(map(str, banned_ids(load_config(MODEL))))
     shown = ["--frames", "6", "--model-size", "84", "--max-new-tokens", "120"]
     policies = {
         "hf": ["--model", str(MODEL), "--device", "cpu", "--batch-size", "8"],

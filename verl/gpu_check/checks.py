@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
 from verl import export
+from verl.engines import pretrained
 from verl.gpu_check import policy
 from verl.gpu_check.place import Place, expect
-from verl.models import loading
 from verl.protocol import Batch
 from verl.utils import device
 from verl.workers import checkpoint
@@ -30,7 +30,7 @@ def build(place: Place) -> Found:
     policy.save(model, place.model, size=place.sizes)
     shards = len(list(place.model.glob("*.safetensors")))
     expect(shards > 1, f"the checkpoint has {shards} file(s) of weights, several were wanted")
-    made, again = model.state_dict(), loading.load_base(place.model, dtype=torch.bfloat16).state_dict()
+    made, again = model.state_dict(), pretrained.load_base(place.model, dtype=torch.bfloat16).state_dict()
     expect(made.keys() == again.keys(), f"names differ: {sorted(made.keys() ^ again.keys())[:3]}")
     for name, tensor in again.items():
         expect(torch.equal(tensor, made[name].cpu()), f"{name} was read otherwise than it was written")
@@ -132,7 +132,7 @@ def lora(place: Place) -> Found:
         kl = (first["kl"], second["kl"])
         expect(kl[0] < 1e-3 and kl[1] > kl[0], f"KL to the policy without the adapter went from {kl[0]} to {kl[1]}")
         first_rank = place.rank == 0  # one copy of the base in the machine's memory is enough
-        base = loading.load_base(place.model).state_dict() if first_rank else {}
+        base = pretrained.load_base(place.model).state_dict() if first_rank else {}
         moved = [name for name, tensor in actor.weights() if first_rank and not torch.equal(tensor.cpu(), base[name])]
     adapted = 7 * place.sizes.text["num_hidden_layers"]
     expect(not first_rank or len(moved) == adapted, f"{len(moved)} folded weights moved, {adapted} have an adapter")
@@ -172,7 +172,7 @@ def exported(place: Place) -> Found:
             wanted = given[name].cpu()
             near = torch.allclose(tensor.float(), wanted, rtol=2**-7, atol=1e-7)  # it is written in bfloat16
             expect(near, f"{name} is up to {float((tensor - wanted).abs().max()):.2g} from the actor's")
-    expect(bool(loading.load_processor(out).chat_template), "the export has no chat template")
+    expect(bool(pretrained.load_processor(out).chat_template), "the export has no chat template")
     return {"MB": _megabytes(out)}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from verl.config import ActorConfig, FSDPConfig, LoraConfig, ModelConfig, OptimConfig
+from verl.engines import pretrained
+from verl.engines.inputs import PromptInputs
 from verl.gpu_check import policy
-from verl.models import loading
-from verl.models.inputs import PromptInputs
 from verl.protocol import Batch
 from verl.utils import device
 from verl.workers.actor import Actor
@@ -88,7 +88,7 @@ class Place:
         return Actor(self.actor_config(**how), temperature=1.0)
 
     def inputs(self) -> list[PromptInputs]:
-        return policy.read(self.sizes, loading.load_processor(self.model), rank=self.rank)
+        return policy.read(self.sizes, pretrained.load_processor(self.model), rank=self.rank)
 
     def rollouts(self) -> Batch:
         """Made-up replies to this rank's prompts, see `policy.rollouts`."""

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from verl.models.inputs import PromptInputs, process
+from verl.engines.inputs import PromptInputs, process
 from verl.protocol import Batch, Prompt
 
 END, PAD = "<|im_end|>", "<|endoftext|>"

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from verl.config import Config, DataConfig, RolloutConfig, WorkerConfig
+from verl.engines import open_engine
+from verl.engines.base import RolloutEngine, Sampling
+from verl.engines.pretrained import banned_ids
 from verl.gpu_check import policy
 from verl.gpu_check.checks import Found
 from verl.gpu_check.place import Place, expect
 from verl.models import loading
 from verl.protocol import Batch
-from verl.workers.rollout import open_engine
-from verl.workers.rollout.base import RolloutEngine, Sampling
-from verl.workers.rollout.hf import VISION_TOKENS
 
 PROMPT = 8192
 """Tokens of a prompt, at most."""
@@ -58,7 +58,7 @@ def _engine(place: Place, name: str) -> Found:
         gap = _gap(batch, actor.logprobs(batch))
         stale = _gap(batch, actor.reference_logprobs(batch))
         tokens, vision = batch["responses"][batch["response_mask"].bool()], loading.plain(actor.model).config
-    never = torch.tensor([getattr(vision, key) for key in VISION_TOKENS])
+    never = torch.tensor(banned_ids(vision))
     expect(not bool(torch.isin(tokens, never).any()), "a vision token was drawn")
     expect(gap <= config.logprob_tolerance, f"engine and actor differ by {gap:.2g} a token, where a run would stop")
     expect(gap < stale / 2, f"engine and actor differ by {gap:.2g} a token, weights before the step by {stale:.2g}")

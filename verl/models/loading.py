@@ -1,10 +1,9 @@
-"""Policies from disk: the Hugging Face classes as they are, safetensors only, no code from the checkpoint."""
+"""The policy to train: a pretrained model, with an adapter beside its layers where one is configured."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,35 +11,14 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from verl.config import ConfigError, LoraConfig, ModelConfig
-from verl.models import folder
-from verl.models.inputs import PromptInputs
+from verl.config import LoraConfig, ModelConfig
+from verl.engines.inputs import PromptInputs
+from verl.engines.pretrained import load_base
 
 ADAPTER = "default"
 """Name of the one LoRA adapter."""
-
-
-def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, empty: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint folder (or hub name), on the CPU; `empty`: its shapes alone, on the meta device.
-
-    ConfigError, before anything is loaded and with `empty` too, for a checkpoint that is not whole.
-    """
-    check(path)
-    how = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
-    if empty:
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            return AutoModelForImageTextToText.from_config(config, **how)
-    return AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **how)
-
-
-def check(path: str | Path) -> None:
-    """ConfigError that says in one line why a checkpoint cannot be loaded (see `folder.problem`), if it cannot."""
-    problem = folder.problem(path)
-    if problem:
-        raise ConfigError(problem)
 
 
 def load_policy(config: ModelConfig, *, empty: bool = False) -> PreTrainedModel | PeftModel:
@@ -106,27 +84,6 @@ def fold(tensors: list[Tensor], scale: float) -> Tensor:
         return tensors[0]
     weight, a, b = tensors
     return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
-
-
-def load_processor(path: str | Path) -> Any:
-    """Tokenizer, image processor and chat template of a checkpoint folder."""
-    return AutoProcessor.from_pretrained(path, trust_remote_code=False)
-
-
-def pad_id(processor: Any) -> int:
-    tokenizer = processor.tokenizer
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def end_ids(path: str | Path, processor: Any) -> tuple[int, ...]:
-    """Tokens that end a reply: the checkpoint's generation settings, else the tokenizer's end token."""
-    try:
-        ends = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # no generation_config.json
-        ends = None
-    if ends is None:
-        ends = processor.tokenizer.eos_token_id
-    return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
 def filler_prompt(config: Any, *, pictured: bool) -> PromptInputs:

@@ -29,7 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from verl.models.inputs import PromptInputs
+from verl.engines.inputs import PromptInputs
 
 NAME = "verl_packed"
 

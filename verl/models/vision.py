@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from verl.models.inputs import PromptInputs
+from verl.engines.inputs import PromptInputs
 
 
 def without_repeats(prompts: Sequence[PromptInputs]) -> list[PromptInputs]:

@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> None:
 def _check_parts(config: Config) -> None:
     """ConfigError for a part that is missing or cannot work with its settings: before anything is started or written.
     What the data sets have to say comes with their opening, which is before anything is started, too."""
-    from verl.models import loading
+    from verl.engines import GROUP as ENGINES
+    from verl.engines import check_installed, pretrained
     from verl.utils import plugins, tracking
+    from verl.workers.decoding import samplings
     from verl.workers.reward.base import check_reward
-    from verl.workers.rollout import GROUP as ENGINES
-    from verl.workers.rollout import check_installed, samplings
 
     tracking.check(config.trainer.logger)
     check_installed(config.worker.rollout)
@@ -52,7 +52,7 @@ def _check_parts(config: Config) -> None:
     except ValueError as error:
         raise configuration.ConfigError(f"worker.rollout.name: {error}") from error
     check_reward(config.worker.reward)
-    loading.check(config.worker.actor.model.model_path)
+    pretrained.check(config.worker.actor.model.model_path)
     samplings(config)  # raises where the checkpoint recommends what the engines cannot do
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from verl.config import Config, ConfigError
-from verl.models.inputs import prompt_lengths
-from verl.models.loading import load_processor
+from verl.engines.inputs import prompt_lengths
+from verl.engines.pretrained import load_processor
 from verl.protocol import Prompt
 from verl.trainer.data import Outline, PromptDataset, choose
 from verl.utils import plugins

@@ -20,8 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
+from verl.engines import pretrained
+from verl.engines.inputs import collate
 from verl.models import loading, packed, vision
-from verl.models.inputs import collate
 from verl.protocol import Batch
 from verl.utils import fsdp, micro_batches
 from verl.utils.device import free_cache, rank_device
@@ -54,12 +55,12 @@ class Actor:
         self.device = rank_device()
         on_gpu = self.device.type == "cuda"
         self.compute_dtype = getattr(torch, config.fsdp.torch_dtype) if on_gpu else torch.float32
-        self.pad_id = loading.pad_id(loading.load_processor(config.model.model_path))
+        self.pad_id = pretrained.pad_id(pretrained.load_processor(config.model.model_path))
         self.model = self._sharded(lambda empty: loading.load_policy(config.model, empty=empty))
         self.reference: nn.Module | None = None
         if config.use_kl_loss and not self.has_adapter:
             self.reference = self._sharded(
-                lambda empty: loading.load_base(
+                lambda empty: pretrained.load_base(
                     config.model.model_path, dtype=self.compute_dtype, empty=empty
                 ).requires_grad_(False)
             )

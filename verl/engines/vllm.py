@@ -1,8 +1,10 @@
 """Draw replies with vLLM in this very process: its scheduler, its kernels, the actor's weights.
 
-Every rank runs an engine (vLLM's `external_launcher`); those of a tensor-parallel group hold shards of one model, are
-given the same requests and schedule them alike. Groups know nothing of each other. A group of replies is one request:
-the prompt and its pictures are read once, the others find them in the prefix cache.
+In a process group every rank runs an engine (vLLM's `external_launcher`); those of a tensor-parallel group hold shards
+of one model, are given the same requests and schedule them alike. Groups know nothing of each other. Without a process
+group, as in inference, the engine is alone and keeps its GPU memory.
+
+A group of replies is one request: the prompt and its pictures are read once, the others find them in the prefix cache.
 """
 
 from __future__ import annotations
@@ -20,25 +22,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verl.config import RolloutConfig
-from verl.models import loading
-from verl.models.inputs import PromptInputs
+from verl.engines import pretrained
+from verl.engines.base import EngineOptions, Sampling
+from verl.engines.fingerprint import Fingerprints
+from verl.engines.inputs import PromptInputs
+from verl.engines.weights import differing, places, tie
 from verl.protocol import Batch
-from verl.workers.rollout import vllm_weights
-from verl.workers.rollout.base import VISION_TOKENS, Sampling
-from verl.workers.rollout.fingerprint import Fingerprints
 
 FORBIDDEN = -100.0
 """Added to a logit: the lowest bias that vLLM takes, a probability of e^-100."""
 
-SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-"""The engine's core belongs into this process, where the weights are. At every sync vLLM warns of layers that got none,
-of which some have none; `stale_weights` knows better."""
+SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+"""The engine's core belongs into this process, where the weights are."""
 CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """GiB of keys and values, and no pinning: the ranks of one machine would all be pinned to the same cores."""
 
 
 class VLLMEngine:
-    """A rollout engine (see `base.RolloutEngine`) on top of `vllm.LLM`. The process group must exist.
+    """A rollout engine (see `base.RolloutEngine`) on top of `vllm.LLM`. It joins the process group, if there is one.
 
     ``engine_logprobs`` are log_softmax(logits / temperature) over the whole vocabulary, as the hf engine's: before
     vision tokens are suppressed, repetition is penalised and top-p and top-k cut, so that they can be compared with the
@@ -48,22 +49,22 @@ class VLLMEngine:
     """
 
     def __init__(
-        self, model_path: str, *, config: RolloutConfig, device: torch.device | str, dtype: torch.dtype
+        self, model_path: str, *, config: EngineOptions | RolloutConfig, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         self._device, self._dtype = torch.device(device), dtype
         self._size = config.tensor_parallel_size
-        loading.check(model_path)
-        processor = loading.load_processor(model_path)
-        self._pad, self._ends = loading.pad_id(processor), loading.end_ids(model_path, processor)
+        pretrained.check(model_path)
+        processor = pretrained.load_processor(model_path)
+        self._pad, self._ends = pretrained.pad_id(processor), pretrained.end_ids(model_path, processor)
+        self._joined = dist.is_initialized()
         self._llm = _open(model_path, config, self._device, dtype)
         [self._model] = self._llm.apply_model(lambda model: model)
         hf_config = self._llm.llm_engine.model_config.hf_config
         self._tied = bool(hf_config.get_text_config().tie_word_embeddings)
-        never = [getattr(hf_config, name, None) for name in VISION_TOKENS]
-        self._never = {token: FORBIDDEN for token in never if token is not None}
+        self._never = dict.fromkeys(pretrained.banned_ids(hf_config), FORBIDDEN)
         self._temperature = 1.0
         self._scale_logits()
-        self._places = vllm_weights.places(self._model)
+        self._places = places(self._model)
         self._sent, self._stale = Fingerprints(dtype), dict[str, float]()
         self._asleep: set[str] = set()
 
@@ -90,11 +91,11 @@ class VLLMEngine:
             self._tie()
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.reset_prefix_cache()
-        self._stale = vllm_weights.differing(self._places, self._sent)
+        self._stale = differing(self._places, self._sent)
 
     def _tie(self) -> None:
         """Make the head anew from the embeddings: a reload passes it by, and on a CPU it has a packed copy."""
-        vllm_weights.tie(self._model)
+        tie(self._model)
 
     def stale_weights(self) -> dict[str, float]:
         return dict(self._stale)
@@ -165,8 +166,9 @@ class VLLMEngine:
     # ------------------------------------------------------------------------------------------------ memory
 
     def sleep(self) -> None:
-        """Give back weights and cache; the next weights come from `sync_weights`. Nothing to do on a CPU."""
-        if self._device.type == "cuda" and not self._asleep:
+        """Give back weights and cache; the next weights come from `sync_weights`. Nothing to do on a CPU, nor for an
+        engine without a process group, which shares its GPU with no actor."""
+        if self._device.type == "cuda" and self._joined and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = {"weights", "kv_cache"}
 
@@ -181,40 +183,46 @@ class VLLMEngine:
             self._asleep.discard(tag)
 
 
-def _open(model_path: str, config: RolloutConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """A `vllm.LLM` with the checkpoint's weights, as one rank of the process group."""
-    assert dist.is_initialized(), "the engine joins the process group of the run"
-    on_cpu = device.type == "cpu"
-    for name, value in {**SETTINGS, **(CPU_SETTINGS if on_cpu else {})}.items():
+def _open(model_path: str, config: EngineOptions | RolloutConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """A `vllm.LLM` with the checkpoint's weights: one rank of the process group, or alone where there is none."""
+    on_cpu, joined = device.type == "cpu", dist.is_initialized()
+    assert joined or config.tensor_parallel_size == 1, "shards of a model need the ranks of a process group"
+    # at every sync vLLM warns of layers that got no weights, of which some have none; `stale_weights` knows better
+    level = {"VLLM_LOGGING_LEVEL": "ERROR" if joined else "WARNING"}
+    for name, value in {**SETTINGS, **level, **(CPU_SETTINGS if on_cpu else {})}.items():
         os.environ.setdefault(name, value)
-    os.environ |= {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(device.index or 0)}
     if on_cpu:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes a minute, and the tests' models are tiny
-    from vllm import LLM
-
-    room: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
+    room: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": joined}
     if on_cpu:
         room = {"skip_mm_profiling": True}
+    if joined:
+        os.environ |= {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(device.index or 0)}
+        room |= {
+            "distributed_executor_backend": "external_launcher",
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "seed": dist.get_rank() // config.tensor_parallel_size,
+        }
+    from vllm import LLM
+
     if config.max_model_len:
         room["max_model_len"] = config.max_model_len
     set_threads = torch.set_num_threads
-    with _own_shared_memory() if on_cpu else nullcontext():
-        llm = LLM(
-            model_path,
-            distributed_executor_backend="external_launcher",
-            tensor_parallel_size=config.tensor_parallel_size,
-            seed=dist.get_rank() // config.tensor_parallel_size,
-            dtype=str(dtype).removeprefix("torch."),
-            enforce_eager=config.enforce_eager or on_cpu,
-            enable_chunked_prefill=config.enable_chunked_prefill and not on_cpu,  # there a seed and a chunk clash
-            enable_prefix_caching=True,
-            logprobs_mode="raw_logprobs",  # of logits that `_scale_logits` has divided by the temperature
-            generation_config="vllm",  # what a checkpoint recommends is not what the run is configured to do
-            limit_mm_per_prompt={"video": 0},
-            **room,
-        )
-    torch.set_num_threads = set_threads  # vLLM on a CPU puts a warning in its place
-    return llm
+    try:
+        with _own_shared_memory() if on_cpu and joined else nullcontext():
+            return LLM(
+                model_path,
+                dtype=str(dtype).removeprefix("torch."),
+                enforce_eager=config.enforce_eager or on_cpu,
+                enable_chunked_prefill=config.enable_chunked_prefill and not on_cpu,  # there a seed and a chunk clash
+                enable_prefix_caching=True,
+                logprobs_mode="raw_logprobs",  # of logits that `_scale_logits` has divided by the temperature
+                generation_config="vllm",  # what a checkpoint recommends is not what the run is configured to do
+                limit_mm_per_prompt={"video": 0},
+                **room,
+            )
+    finally:
+        torch.set_num_threads = set_threads  # vLLM on a CPU puts a warning in its place
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from veason.synthetic.policy import write_tiny_policy
+from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.trainer.main import main
 from verl.trainer.ray_trainer import _account

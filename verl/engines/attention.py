@@ -24,7 +24,7 @@ def use_shared_heads(model: PreTrainedModel) -> None:
         model.set_attn_implementation({"text_config": NAME})
 
 
-def _attend(
+def attend(
     module: torch.nn.Module,
     query: Tensor,  # (B, heads, 1 or more, dimensions)
     key: Tensor,  # (B, shared heads, S, dimensions), as value
@@ -42,5 +42,5 @@ def _attend(
     return made.reshape(rows, 1, heads, dimensions), None
 
 
-AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

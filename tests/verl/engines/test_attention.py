@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from veason.policies import grouped_attention
-from veason.policies.grouped_attention import grouped_attention as attend
-from veason.policies.hf import HFPolicy
+from verl.config import RolloutConfig
+from verl.engines import attention, open_engine
+from verl.engines.attention import attend
 
 
 def test_two_heads_share_a_key_head_and_each_finds_its_own_key():
@@ -39,7 +39,8 @@ def test_it_is_the_stock_attention(queries, kv_heads, kind):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_policy_decodes_with_it(world):
-    config = HFPolicy(world / "tiny_policy", device="cpu")._model.config
-    assert config.text_config._attn_implementation == grouped_attention.NAME
+def test_the_engine_decodes_with_it(world):
+    engine = open_engine(str(world / "tiny_policy"), config=RolloutConfig(), device="cpu", dtype=torch.float32)
+    config = engine.model.config
+    assert config.text_config._attn_implementation == attention.NAME
     assert config.vision_config._attn_implementation == "sdpa"

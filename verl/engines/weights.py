@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from verl.workers.rollout.fingerprint import Fingerprints, fingerprint, probe
+from verl.engines.fingerprint import Fingerprints, fingerprint, probe
 
 PREFIXES = {
     "language_model.model.": "model.language_model.",

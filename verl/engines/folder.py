@@ -3,9 +3,6 @@ weights, before anything is loaded.
 
 transformers gives random values to what a checkpoint lacks and goes on; here that is a problem, in one line. It also
 decodes as the checkpoint's ``generation_config.json`` recommends, without a word; here only if that was asked for.
-
-`verl/models/folder.py` and `veason/policies/folder.py` are the same text, as neither package may import the other; a
-test holds them equal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who answers: a model through transformers (`hf`), vLLM (`vllm`) or a server (`openai`), the ground truth (`oracle`),
 recorded replies (`replay`)."""
 
-from veason.policies.base import Policy
+from inference.policies.base import Policy
 
 __all__ = ["NAMES", "Policy"]
 

@@ -5,12 +5,12 @@ import os
 
 import pytest
 
+from inference.policies.oracle import OraclePolicy
+from inference.policies.replay import ReplayPolicy, read_records
 from veason import boxes
 from veason.answer import parse_reply
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.policies.oracle import OraclePolicy
-from veason.policies.replay import ReplayPolicy, read_records
 from veason.types import Clip, Question
 
 SIZE = (56, 56)

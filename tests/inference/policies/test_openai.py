@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 import pytest
 from chat_server import Act, ChatServer, completion
+from policy_server import PolicyServer
 
+from demo.server import ServerOptions, serving
 from inference.pipeline import Sampling
+from inference.policies.openai import OpenAIPolicy, data_url
+from inference.policies.oracle import OraclePolicy
 from veason import chat, frames, prompt
 from veason.answer import parse_reply
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.policies.openai import OpenAIPolicy, data_url
-from veason.policies.oracle import OraclePolicy
-from veason.synthetic.answering import Answering
-from veason.synthetic.server import Manner, serving
 from veason.types import Clip, Question
 
 REQUESTS = int(os.environ.get("VEASON_TEST_REQUESTS", "100"))
@@ -45,8 +45,8 @@ def ask_about(sample):
     return Question(sample, clip, tuple(frames.resize(opened[t], clip.size) for t in clip.frame_ids))
 
 
-def answering(dataset, **manner):
-    return serving(Answering(OraclePolicy(dataset), dataset, SAMPLING.clip, Manner(model="m", **manner)))
+def answering(dataset, **options):
+    return serving(PolicyServer(OraclePolicy(dataset), dataset, SAMPLING.clip, ServerOptions(model="m", **options)))
 
 
 def test_a_server_that_insists_on_prompt_and_pixels_is_content(dataset):
@@ -214,11 +214,11 @@ def test_in_the_worst_weather_none_is_lost_and_none_doubled(dataset):
     questions = [replace(base[i % 3], sample=replace(base[i % 3].sample, exp_id=f"{i}")) for i in range(REQUESTS)]
     by_text = dict(zip((q.sample.expression for q in base), OraclePolicy(dataset).answer(base, seed=0), strict=True))
     assert len(set(by_text.values())) > 1
-    server = Answering(
+    server = PolicyServer(
         OraclePolicy(dataset),
         dataset,
         SAMPLING.clip,
-        Manner(model="m", fail_rate=0.5, fail_kinds=("500", "429", "hang", "truncated", "reset"), hang=60),
+        ServerOptions(model="m", fail_rate=0.5, fail_kinds=("500", "429", "hang", "truncated", "reset"), hang=60),
     )
     start = time.monotonic()
     with serving(server) as url:

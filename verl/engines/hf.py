@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from verl.config import RolloutConfig
-from verl.models.inputs import PromptInputs, collate
-from verl.models.loading import load_base
+from verl.engines import pretrained
+from verl.engines.attention import use_shared_heads
+from verl.engines.base import EngineOptions, Sampling
+from verl.engines.cache import open_cache
+from verl.engines.fingerprint import Fingerprints, fingerprint
+from verl.engines.inputs import PromptInputs, collate
 from verl.protocol import Batch
-from verl.workers.rollout.attention import use_shared_heads
-from verl.workers.rollout.base import VISION_TOKENS, Sampling
-from verl.workers.rollout.cache import open_cache
-from verl.workers.rollout.fingerprint import Fingerprints, fingerprint
 
 
 class HFEngine:
@@ -38,19 +38,18 @@ class HFEngine:
     """
 
     def __init__(
-        self, model_path: str, *, config: RolloutConfig, device: torch.device | str, dtype: torch.dtype
+        self, model_path: str, *, config: EngineOptions | RolloutConfig, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         self._device, self._rows = torch.device(device), config.batch_size
         if self._rows < 1:
             raise ValueError(f"worker.rollout.batch_size is {self._rows}, it must be at least 1")
-        model = load_base(model_path, dtype=dtype)
+        model = pretrained.load_base(model_path, dtype=dtype)
         self.model: PreTrainedModel = model.to(self._device).eval().requires_grad_(False)
         use_shared_heads(model)
-        ends = model.generation_config.eos_token_id
-        self._ends = torch.tensor([] if ends is None else ends, dtype=torch.long, device=self._device).reshape(-1)
-        self._pad = _pad_token(model)
-        never = [getattr(model.config, name, None) for name in VISION_TOKENS]
-        self._never = torch.tensor([t for t in never if t is not None], dtype=torch.long, device=self._device)
+        processor = pretrained.load_processor(model_path)
+        self._pad = pretrained.pad_id(processor)
+        self._ends = torch.tensor(pretrained.end_ids(model_path, processor), device=self._device)
+        self._never = torch.tensor(pretrained.banned_ids(model.config), dtype=torch.long, device=self._device)
         self._sent = Fingerprints(dtype)
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -291,11 +290,3 @@ def _copy(own: dict[str, Tensor], name: str, tensor: Tensor, given: set[int]) ->
 def _some(names: Sequence[str], *, most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
-
-
-def _pad_token(model: PreTrainedModel) -> int:
-    ends = model.generation_config.eos_token_id
-    for pad in (model.generation_config.pad_token_id, model.config.get_text_config().pad_token_id, ends):
-        if pad is not None:
-            return pad if isinstance(pad, int) else pad[0]
-    return 0

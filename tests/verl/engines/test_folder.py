@@ -11,12 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import veason.policies.folder
+from inference.policies.engine import EnginePolicy
 from veason.errors import DataError
-from veason.policies.hf import HFPolicy, open_checkpoint
 from verl.config import ConfigError, RolloutConfig
-from verl.models import folder, loading
-from verl.workers.rollout import open_engine
+from verl.engines import folder, open_engine, pretrained
+from verl.models import loading
 
 WEIGHTS = "model.safetensors"
 
@@ -65,7 +64,7 @@ def test_weights_that_do_not_fit_are_counted_and_named(copy, kind):
     change, told = WRONG_WEIGHTS[kind]
     change_weights(copy, change)
     with pytest.raises(ConfigError, match=told) as caught:
-        loading.check(copy)
+        pretrained.check(copy)
     assert str(caught.value).startswith(f"{copy}: ")
     assert "\n" not in str(caught.value)
 
@@ -74,10 +73,9 @@ LOADERS = {
     "policy": lambda path: loading.load_policy(cases.actor_config(path).model),
     "policy of another rank": lambda path: loading.load_policy(cases.actor_config(path).model, empty=True),
     "policy with an adapter": lambda path: loading.load_policy(cases.actor_config(path, rank=4).model),
-    "reference": lambda path: loading.load_base(path, dtype=torch.bfloat16),
+    "reference": lambda path: pretrained.load_base(path, dtype=torch.bfloat16),
     "rollouts": lambda path: open_engine(str(path), config=RolloutConfig(), device="cpu", dtype=torch.float32),
-    "inference": lambda path: HFPolicy(path, device="cpu"),
-    "inference by hf or vllm": lambda path: open_checkpoint(str(path)),
+    "inference": lambda path: EnginePolicy("hf", path, device="cpu"),
 }
 
 
@@ -109,7 +107,7 @@ def modern(weights):
 def test_old_and_new_names_are_right_and_load_the_same(whole, copy, names):
     change_weights(copy, names)
     assert folder.problem(copy) is None
-    wanted, found = loading.load_base(whole).state_dict(), loading.load_base(copy).state_dict()
+    wanted, found = pretrained.load_base(whole).state_dict(), pretrained.load_base(copy).state_dict()
     assert cases.largest_gap(found, wanted) == 0
 
 
@@ -124,7 +122,7 @@ def test_the_files_of_the_published_checkpoints_will_do(copy):
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert folder.problem(copy) is None
-    assert loading.load_processor(copy).chat_template == template
+    assert pretrained.load_processor(copy).chat_template == template
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -138,9 +136,9 @@ def test_a_tied_head_may_be_stored_or_not(tmp_path, stored):
         )
     assert folder.problem(tied) is None
     for model in (
-        loading.load_base(tied),
+        pretrained.load_base(tied),
         open_engine(str(tied), config=RolloutConfig(), device="cpu", dtype=torch.float32).model,
-        HFPolicy(tied, device="cpu")._model,
+        EnginePolicy("hf", tied, device="cpu").engine.model,
     ):
         assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
 
@@ -231,11 +229,6 @@ def test_what_is_no_folder(tmp_path):
     assert "it is a file" in folder.problem(tmp_path / "file")
     assert "no such folder" in folder.problem(tmp_path / "nowhere" / "at" / "all")
     assert "no such folder" in folder.problem("nobody/has-this-model")  # the tests run offline
-
-
-def test_both_packages_have_the_same_check():
-    ours, theirs = Path(folder.__file__), Path(veason.policies.folder.__file__)
-    assert ours.read_text() == theirs.read_text()
 
 
 QWEN = {"repetition_penalty": 1.05, "temperature": 1e-6, "do_sample": True, "top_k": 20}

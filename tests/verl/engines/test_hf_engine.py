@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from veason.synthetic.policy import write_tiny_policy
-from veason.synthetic.tokenizer import TURN_END, build_tokenizer
+from demo.policy import write_tiny_policy
+from demo.tokenizer import TURN_END, build_tokenizer
 from verl.config import RolloutConfig
-from verl.models.inputs import collate, process
+from verl.engines import cache, open_engine
+from verl.engines.base import Sampling
+from verl.engines.hf import HFEngine, penalised, pick, truncate
+from verl.engines.inputs import collate, process
 from verl.protocol import Prompt
-from verl.workers.rollout import cache, open_engine
-from verl.workers.rollout.base import Sampling
-from verl.workers.rollout.hf import HFEngine, penalised, pick, truncate
 
 LENGTH = 12
 SIZES = [[(84, 112), (84, 112)], [(56, 56)], [], [(112, 84), (28, 56), (56, 84)]]
@@ -299,7 +299,7 @@ def test_engines_by_name(folder, monkeypatch):
     assert isinstance(engine, HFEngine)
     engine.sleep()
     engine.wake()
-    named = open_engine(str(folder), config=RolloutConfig(name="verl.workers.rollout.hf:HFEngine"), **arguments)
+    named = open_engine(str(folder), config=RolloutConfig(name="verl.engines.hf:HFEngine"), **arguments)
     assert isinstance(named, HFEngine)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"vllm, which is not installed: `make setup-vllm`.*hf draws the same"):

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from qwen_vl_utils import process_vision_info, smart_resize
 from torch import Tensor
 
-from verl.config import ConfigError
+from verl.config.errors import ConfigError
+from verl.engines.errors import EngineError
 from verl.protocol import Prompt
 
 
@@ -38,23 +40,71 @@ class PromptInputs:
 
 def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
     """Run the processor over one prompt, its images at hand. ConfigError if it has more than `max_length` tokens."""
-    images = [Image.fromarray(image) for image in prompt.images]
-    text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
-    made = processor(text=[text], images=images or None, return_tensors="pt")
-    length = made["input_ids"].shape[1]
-    if length > max_length:
+    try:
+        inputs = read_chat(prompt.messages, prompt.images, processor)
+    except EngineError as error:
+        raise ConfigError(f"{prompt.uid}: {error}") from error
+    if len(inputs) > max_length:
         raise ConfigError(
-            f"{prompt.uid}: the prompt has {length} tokens, data.max_prompt_length is {max_length}; "
+            f"{prompt.uid}: the prompt has {len(inputs)} tokens, data.max_prompt_length is {max_length}; "
             "show fewer or smaller frames, or raise it"
         )
+    return inputs
+
+
+def read_chat(messages: Sequence[dict[str, Any]], images: Sequence[Any], processor: Any) -> PromptInputs:
+    """The inputs of a chat that awaits a reply. Each image entry of `messages` takes the next of `images`, which are
+    (H, W, 3) uint8 RGB arrays; the model sees every one of them at its own size.
+
+    EngineError if the processor would resize a picture: boxes are given in the pixels of the picture that was shown.
+    """
+    check_sizes([image.shape[:2] for image in images], processor)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    shown = _with_images(messages, images, processor)
+    pictures, _ = process_vision_info(shown, image_patch_size=processor.image_processor.patch_size)
+    made = processor(text=[text], images=pictures, return_tensors="pt")
     return PromptInputs(
         input_ids=made["input_ids"][0],
         mm_token_type_ids=made["mm_token_type_ids"][0].long(),
         pixel_values=made.get("pixel_values"),
         image_grid_thw=made.get("image_grid_thw"),
         bare_ids=processor.tokenizer(text, return_tensors="pt")["input_ids"][0],
-        images=tuple(images),
+        images=tuple(pictures or ()),
     )
+
+
+def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Any], processor: Any) -> list[dict[str, Any]]:
+    """The messages with a picture in each image entry, and the sizes at which the processor takes it as it is."""
+    remaining, limits = iter(images), _pixel_limits(processor)
+
+    def filled(entry: dict[str, Any]) -> dict[str, Any]:
+        if entry["type"] != "image":
+            return entry
+        return {"type": "image", "image": Image.fromarray(next(remaining)), **limits}
+
+    made = []
+    for message in messages:
+        content = message["content"]
+        made.append({**message, "content": content if isinstance(content, str) else [*map(filled, content)]})
+    assert next(remaining, None) is None, "there are more images than image entries"
+    return made
+
+
+def check_sizes(sizes: Sequence[tuple[int, int]], processor: Any) -> None:
+    """EngineError if the processor would resize a picture of one of these sizes, (height, width)."""
+    images = processor.image_processor
+    for size in dict.fromkeys(sizes):
+        taken = smart_resize(*size, images.patch_size * images.merge_size, **_pixel_limits(processor))
+        if taken != tuple(size):
+            raise EngineError(
+                f"the processor would resize pictures of {tuple(size)} to {taken}; its min_pixels and max_pixels must "
+                "allow that size, and both sides be multiples of its patches"
+            )
+
+
+def _pixel_limits(processor: Any) -> dict[str, int]:
+    size = processor.image_processor.size
+    return {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
 
 def prompt_lengths(

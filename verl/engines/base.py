@@ -8,11 +8,26 @@ from typing import Protocol
 
 from torch import Tensor
 
-from verl.models.inputs import PromptInputs
+from verl.engines.inputs import PromptInputs
 from verl.protocol import Batch
 
-VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Of a model's configuration: tokens that stand for pictures, which a reply has none of."""
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is opened with. A run's `verl.config.RolloutConfig` has these fields, too, and takes its place."""
+
+    name: str = "hf"
+    """Engine: hf, vllm, or ``package.module:attribute``."""
+    batch_size: int = 16
+    """hf: replies drawn together."""
+    tensor_parallel_size: int = 1
+    """vllm: ranks of the process group that share one copy of the weights."""
+    gpu_memory_utilization: float = 0.6
+    """vllm: share of the GPU for weights and cache."""
+    max_model_len: int = 0
+    """vllm: tokens of prompt and reply to make room for; 0: as many as the model takes."""
+    enable_chunked_prefill: bool = True
+    enforce_eager: bool = False
 
 
 @dataclass(frozen=True)
