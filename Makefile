@@ -26,10 +26,10 @@ ready:
 	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
 
 demo: ready  ## the whole road in miniature: data, SFT, GRPO, masks, scores
-	@$(OFFLINE) $(VENV)/python training_scripts/demo.py $(DEMO_ARGS)
+	@$(OFFLINE) $(VENV)/python -m demo $(DEMO_ARGS)
 
 ablations: ready  ## what each reward term, SFT and the chain of thought are worth (about an hour)
-	@$(OFFLINE) $(VENV)/python training_scripts/ablations.py $(DEMO_ARGS)
+	@$(OFFLINE) $(VENV)/python -m demo.ablations $(DEMO_ARGS)
 
 test: ready  ## run the tests
 	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-# Named one by one: `tests`, `tools` and `benchmarks` are never swept in by accident.
+# `demo`, `tests`, `tools` and `benchmarks` are not installed: they run from a checkout.
 PACKAGES = ("veason", "verl", "grpo_reward", "training_data_construction", "inference", "eval")
 APART = ("vllm",)  # an extra: a machine without CUDA has no use for the CUDA build
 
@@ -26,10 +26,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={
-        "": ["*.txt", "*.yaml", "*.html"],
-        "veason.synthetic": ["base_policy/*", "base_policy/pretraining/*"],
-    },
+    package_data={"": ["*.txt", "*.yaml", "*.html"]},
     entry_points={
         "verl.datasets": ["video_seg_keyframe_sft_base_mod = grpo_reward.task:build"],
         "verl.rewards": ["video_match_keyframe_sft_sam_mod = grpo_reward.reward_score:build"],

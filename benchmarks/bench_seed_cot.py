@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from random import Random
 
-from veason.synthetic.teacher import serve
-from veason.synthetic.writer import build_world
+from demo.teacher import serve
+from demo.writer import build_world
 from veason.tables import aligned
 
 IN_FLIGHT = 64

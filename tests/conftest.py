@@ -83,7 +83,7 @@ def hand_made(tmp_path: Path) -> HandMadeRoot:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic world (ReVOS root) with ``tiny_policy`` beside it."""
-    from veason.synthetic import __main__ as command
+    from demo import world as command
 
     root = tmp_path_factory.mktemp("world") / "root"
     command.main(["--out", str(root), "--videos", "8", "--seed", "7"])
@@ -93,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_videos(tmp_path_factory) -> Path:
     """A synthetic world of two short videos, to be read only."""
-    from veason.synthetic import __main__ as synthetic
+    from demo import world as synthetic
 
     root = tmp_path_factory.mktemp("two") / "world"
     arguments = ["--videos", "2", "--size", "84x112", "--max-frames", "8", "--seed", "5", "--no-policy"]

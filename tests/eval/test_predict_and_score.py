@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from demo.twins import build_twin
 from eval import mevis, reasonvos
 from inference import predict
-from veason.synthetic.twins import build_twin
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ import index_roots as roots
 import pytest
 import small_roots as small
 
+from demo.twins import build_twin
+from demo.writer import build_world
 from eval import refdavis
 from eval.refdavis import evaluate_binary, evaluate_unsupervised
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.synthetic import build_world
-from veason.synthetic.twins import build_twin
 
 
 @pytest.fixture

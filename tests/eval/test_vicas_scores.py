@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import small_roots as small
 
+from demo.twins import build_twin
+from demo.writer import build_world
 from eval import submit, vicas, vicas_files
 from eval.vicas_files import open_tracks
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.synthetic import build_world
-from veason.synthetic.twins import build_twin
 
 SQUARE, OTHER, NOTHING = small.SQUARE, small.OTHER, small.NOTHING
 FIRST, SECOND = [SQUARE, SQUARE], [OTHER, NOTHING]

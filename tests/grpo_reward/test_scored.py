@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from demo import twins
 from grpo_reward import task
 from grpo_reward.scored import is_scored_name
 from veason.errors import DataError
-from veason.synthetic import twins
 from verl.config import ConfigError, DataConfig
 
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from demo import twins
 from grpo_reward import task
 from veason import boxes as geometry
 from veason import frames, masks, targets
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from veason.synthetic import twins
 from verl.config import ConfigError, DataConfig, load
 from verl.trainer.data import Schedule, batches, choose
 

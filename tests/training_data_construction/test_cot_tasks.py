@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demo.writer import build_world
 from grpo_reward.target import Target
 from training_data_construction.cot_tasks import CotTask, Rules, choose, keyframe_grid, plan, to_model
 from training_data_construction.records import CotRecord
 from veason import masks
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
-from veason.synthetic.writer import build_world
 from veason.types import VideoSample
 
 SIZE = (48, 64)

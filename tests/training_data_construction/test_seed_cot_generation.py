@@ -12,6 +12,7 @@ from random import Random
 import pytest
 from chat_server import TEXT, Act, ChatServer, completion
 
+from demo.writer import build_world
 from training_data_construction import cot_run
 from training_data_construction import seed_cot_generation as command
 from training_data_construction.records import read_records
@@ -19,7 +20,6 @@ from veason import chat
 from veason.atomic import read_journal
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
-from veason.synthetic.writer import build_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -469,7 +469,7 @@ def test_both_ways_to_call_it_and_dashes(make_job):
 @pytest.mark.slow
 def test_the_synthetic_world_s_own_teacher(tmp_path):
     """Seed to records with the real pieces: the world's teacher fails a fifth of the time."""
-    teacher, world = pytest.importorskip("veason.synthetic.teacher"), tmp_path / "world"
+    teacher, world = pytest.importorskip("demo.teacher"), tmp_path / "world"
     build_world(world, videos=4, seed=7, policy=False)
     kinds = ("500", "503", "reset", "cut", "truncated", "empty", "length", "boxes")
     output = tmp_path / "cot.json"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.writer import build_world
 from tests.conftest import SIZE, dot, square
 from veason import frames, masks
 from veason.datasets import open_dataset
 from veason.doctor import __main__ as doctor
 from veason.doctor import index, oracle, published
 from veason.exclude import read_exclude
-from veason.synthetic import build_world
 
 VIDEO = "UVO/-a_b"
 ALL = {f"{VIDEO}/{n}" for n in "012"}

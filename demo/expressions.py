@@ -1,0 +1,251 @@
+"""What can be asked of a scene: expressions that are true, and clear beyond doubt, by measurement.
+
+Every rule below reads the facts of *all* shapes and asks only where each of them is clearly on one side: "growing"
+needs one shape well above 1 and all others at 1. In between there is no question at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from demo.facts import NEVER, Facts, measure
+from demo.scene import COLOURS, KINDS, Scene
+
+REFERRING, REASONING, ABSENT = 0, 1, 2
+
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A sentence about a scene, with its true targets."""
+
+    text: str
+    targets: tuple[int, ...]
+    """Indices of shapes, ascending; empty where the scene has no such shape."""
+    type_id: int
+    """0 referring, 1 reasoning (a question), 2 absent target."""
+    fact: str
+    """What makes it true: "kind", "grows", "leaves_first" …"""
+
+
+def questions(scene: Scene, facts: Facts | None = None) -> list[Expression]:
+    """Everything that can be asked of a scene, always in the same order."""
+    facts = measure(scene) if facts is None else facts
+    rules = (_names, _groups, _absent_names, _places, _sizes, _growth, _ways, _stillness, _borders, _meetings, _fills)
+    return [expression for rule in rules for expression in rule(scene, facts)]
+
+
+def _ask(fact: str, targets: list[int], statement: str, question: str) -> Iterator[Expression]:
+    """The same fact twice: as a phrase that refers and as a question; both type 2 without a target."""
+    found = tuple(sorted(targets))
+    yield Expression(statement, found, REFERRING if found else ABSENT, fact)
+    yield Expression(question, found, REASONING if found else ABSENT, fact)
+
+
+def _names(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    kinds = [shape.kind for shape in scene.shapes]
+    for i, shape in enumerate(scene.shapes):
+        yield Expression(f"the {shape.name}", (i,), REFERRING, "name")
+        yield Expression(f"the {shape.colour} shape", (i,), REFERRING, "colour")
+        yield Expression(f"which shape is {shape.colour}?", (i,), REASONING, "colour")
+        if kinds.count(shape.kind) == 1:
+            yield Expression(f"the {shape.kind}", (i,), REFERRING, "kind")
+            yield Expression(f"which of the shapes is {_a(shape.kind)}?", (i,), REASONING, "kind")
+
+
+def _groups(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    everyone = tuple(range(len(scene.shapes)))
+    names = [shape.name for shape in scene.shapes]
+    if len(everyone) >= 2:
+        yield Expression("all shapes", everyone, REFERRING, "all")
+        yield Expression(f"the {names[0]} and the {names[1]}", (0, 1), REFERRING, "pair")
+    for kind in dict.fromkeys(shape.kind for shape in scene.shapes):
+        same = tuple(i for i in everyone if scene.shapes[i].kind == kind)
+        if len(same) >= 2:
+            yield Expression(f"the {NUMBERS[len(same)]} {kind}s", same, REFERRING, "kinds")
+            yield Expression(f"which shapes are {kind}s?", same, REASONING, "kinds")
+    if len(everyone) >= 3:
+        for i in everyone:
+            others = tuple(j for j in everyone if j != i)
+            yield Expression(f"all shapes except the {names[i]}", others, REFERRING, "except")
+
+
+def _absent_names(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    """Near misses first: a colour of the scene with a kind it does not have, then colours that are not there."""
+    kinds = {shape.kind for shape in scene.shapes}
+    for i, shape in enumerate(scene.shapes):
+        other = KINDS[(KINDS.index(shape.kind) + 1 + i % 2) % len(KINDS)]
+        yield Expression(f"the {shape.colour} {other}", (), ABSENT, "name")
+    missing = [colour for colour in COLOURS if colour not in {shape.colour for shape in scene.shapes}]
+    for i in range(3):
+        colour = missing[(scene.grain + i) % len(missing)]
+        yield Expression(f"the {colour} {KINDS[(scene.grain + i) % len(KINDS)]}", (), ABSENT, "name")
+    for kind in KINDS:
+        if kind not in kinds:
+            yield Expression(f"which of the shapes is {_a(kind)}?", (), ABSENT, "kind")
+
+
+def _places(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    """Far left, far right, top, bottom: in the first frame, in the last one, and throughout."""
+    sides = {"far left": (0, -1), "far right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+    for name, (axis, sign) in sides.items():
+        where = f"on the {name}" if axis == 0 else f"at the {name}"
+        along, edge = sign * facts.centres[:, :, axis], sign * facts.boxes[:, :, axis + (2 if sign > 0 else 0)]
+        fact = name.replace(" ", "_")
+        each = [_winner(along[:, t], 0.1, facts, t) for t in range(scene.frames)]
+        each = [i if i is None or edge[i, t] == np.nanmax(edge[:, t]) else None for t, i in enumerate(each)]
+        if len(set(each)) == 1 and each[0] is not None:
+            most = {"far left": "leftmost", "far right": "rightmost", "top": "topmost", "bottom": "lowest"}[name]
+            yield from _ask(fact, [each[0]], f"the {most} shape", f"which shape is {where} of the picture?")
+        elif scene.frames > 1:
+            for t, when in ((0, "at the beginning"), (-1, "at the end")):
+                if each[t] is not None:
+                    text = f"{where} of the picture {when}"
+                    yield from _ask(f"{fact}_{when[7:]}", [each[t]], f"the shape {text}", f"which shape is {text}?")
+
+
+def _winner(values: np.ndarray, margin: float, facts: Facts, t: int) -> int | None:
+    """The one shape far ahead of all others seen in a frame; None if there is none, or if one is hardly seen."""
+    seen = np.flatnonzero(facts.areas[:, t])
+    hardly = facts.areas[seen, t] < 0.5 * facts.areas[seen].max(axis=1)
+    shrunk = facts.clear[seen, t]  # small but whole
+    if len(seen) < 2 or (hardly & ~shrunk).any():
+        return None
+    order = seen[np.argsort(values[seen])]
+    return int(order[-1]) if values[order[-1]] - values[order[-2]] >= margin else None
+
+
+def _sizes(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    size = np.log(np.where(facts.areas > 0, facts.areas, np.nan))
+    for name, sign in (("largest", 1), ("smallest", -1)):
+        whole = [facts.clear[facts.areas[:, t] > 0, t].all() for t in range(scene.frames)]
+        each = [_winner(sign * size[:, t], np.log(1.35), facts, t) if whole[t] else None for t in range(scene.frames)]
+        if len(set(each)) == 1 and each[0] is not None:
+            yield from _ask(name, [each[0]], f"the {name} shape", f"which shape is the {name}?")
+        elif scene.frames > 1:
+            for t, when in ((0, "at the beginning"), (-1, "at the end")):
+                if each[t] is not None:
+                    text = f"the {name} {when}"
+                    fact = f"{name}_{when[7:]}"
+                    yield from _ask(fact, [each[t]], f"the shape that is {text}", f"which shape is {text}?")
+
+
+def _growth(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    ratios = [facts.growth(i) for i in range(len(scene.shapes))]
+    for fact, verb, sign in (("grows", "growing", 1), ("shrinks", "shrinking", -1)):
+        found = _sorted_out([None if ratio is None else sign * np.log(ratio) for ratio in ratios], 0.35, 0.08)
+        if found is not None:
+            yield from _either(fact, found, f"that {{is|are}} {verb}", f"{{is|are}} {verb}?")
+
+
+def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    if _overgrown(facts):
+        return
+    ways = [facts.displacement(i) for i in range(len(scene.shapes))]
+    for name, axis, sign in (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1)):
+        along = [None if way is None else float(sign * way[axis]) for way in ways]
+        found = _sorted_out(along, 0.15, 0.05)
+        if found is None or any(abs(ways[i][1 - axis]) > 0.6 * along[i] for i in found):
+            continue  # one goes both ways
+        fact = f"moves_{name.split()[-1]}"
+        yield from _either(fact, found, f"that move{{s|}} {name}", f"move{{s|}} {name}?")
+    speeds = [facts.speed(i) for i in range(len(scene.shapes))]
+    if len(speeds) >= 2 and None not in speeds:
+        order = np.argsort(speeds)
+        if speeds[order[-1]] >= max(1.5 * speeds[order[-2]], 0.015):
+            yield from _ask("fastest", [int(order[-1])], "the fastest shape", "which shape moves the fastest?")
+
+
+def _overgrown(facts: Facts) -> bool:
+    """Some shape outgrows the picture: what is left of it to see says nothing of where it goes."""
+    return facts.areas.max() > 0.5 * facts.pixels
+
+
+def _stillness(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    if scene.frames == 1 or _overgrown(facts):
+        return
+    ways = [facts.displacement(i) for i in range(len(scene.shapes))]
+    moved = [None if way is None else float(np.linalg.norm(way)) for way in ways]
+    grown = [facts.growth(i) for i in range(len(scene.shapes))]
+    if None in moved or None in grown:
+        return
+    if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, grown, strict=True)):
+        return  # growing on the spot: is that still?
+    found = _sorted_out([-m for m in moved], -0.02, -0.12)
+    if found is not None:
+        yield from _either("still", found, "that {does|do} not move", "{does|do} not move?")
+
+
+def _borders(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    if scene.frames == 1:
+        return
+    everyone = range(len(scene.shapes))
+    for fact, verb, frames in (
+        ("leaves", "leave{s|} the picture", [facts.leaves(i) for i in everyone]),
+        ("enters", "come{s|} into the picture later", [facts.enters(i) for i in everyone]),
+    ):
+        if None in frames:
+            continue
+        found = [i for i in everyone if frames[i] != NEVER]
+        yield from _either(fact, found, f"that {verb}", f"{verb}?")
+        order = sorted(found, key=lambda i: frames[i])
+        short = verb.replace("{s|}", "s").removesuffix(" later")
+        for place, one, gap in (("first", order[:1], order[:2]), ("last", order[-1:], order[-2:])):
+            if len(order) >= 2 and frames[gap[1]] - frames[gap[0]] >= 2 and not (fact == "enters" and place == "first"):
+                text = f"{short} {place}"
+                yield from _ask(f"{fact}_{place}", one, f"the one that {text}", f"which shape {text}?")
+
+
+def _meetings(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    hidden = facts.hidden.max(axis=1)
+    meets = facts.meets.any(axis=2)
+    if not meets.any():
+        yield from _ask("hidden", [], "the shape hidden by another one", "which shape is hidden by another one?")
+        return
+    if meets.sum() != 2:
+        return  # more than one pair
+    back, front = (int(i) for i in np.flatnonzero(meets.any(axis=1)))  # shapes are ordered back to front
+    if hidden[back] < 0.25 or hidden[front] > 0.03:
+        return
+    name = scene.shapes[back].name
+    yield from _ask("meet", [back, front], "the two shapes that cross", "which two shapes cross each other?")
+    yield from _ask("hidden", [back], "the shape hidden by another one", "which shape is hidden by another one?")
+    yield from _ask("in_front", [front], f"the shape in front of the {name}", f"which shape hides the {name}?")
+
+
+def _fills(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    full = facts.areas.max(axis=1) == facts.pixels
+    if full.sum() == 1:
+        found = [int(np.argmax(full))]
+        text = "fills the whole picture at the end"
+        yield from _ask("fills", found, f"the shape that {text}", f"which shape {text}?")
+
+
+def _sorted_out(values: list[float | None], yes: float, no: float) -> list[int] | None:
+    """Indices of the values from `yes` up if all the others are `no` at most; None if one is between or unknown."""
+    if any(value is None or no < value < yes for value in values):
+        return None
+    return [i for i, value in enumerate(values) if value >= yes]
+
+
+def _either(fact: str, found: list[int], statement: str, question: str) -> Iterator[Expression]:
+    """In the singular for one shape or none, in the plural for several; "{one|many}" marks the place."""
+    plural = len(found) > 1
+    noun, which = ("the shapes", "which shapes") if plural else ("the shape", "which shape")
+    return _ask(fact, found, f"{noun} {_number(statement, plural)}", f"{which} {_number(question, plural)}")
+
+
+def _number(text: str, plural: bool) -> str:
+    while "{" in text:
+        before, rest = text.split("{", 1)
+        choice, after = rest.split("}", 1)
+        text = before + choice.split("|")[plural] + after
+    return text
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

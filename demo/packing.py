@@ -1,0 +1,175 @@
+"""Packs training examples into tensors: many questions about one clip in one sequence, with the clip in it once.
+
+``[system, frames][question 1, reply 1][question 2, reply 2]…``: a block sees the frames and itself, not the others, and
+its positions follow the frames' as if it were alone. The instructions between question and reply, the same in every
+prompt, may be left out: their positions are skipped, so that the reply stands where it will stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from demo.policy import build_processor
+from demo.pretraining_data import CELLS, SIDE, Turn
+from demo.scene import COLOURS, KINDS
+from veason import prompt
+from veason.types import Clip
+
+TOKENS = CELLS**2
+"""Of a frame."""
+COORDINATE, SIZE, NAME = 1, 2, 3
+"""What a reply's token is: a number of a box, of a size, or a colour or kind; 0 for every other."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """B clips of as many frames each, with the questions about them; L tokens with padding."""
+
+    ids: Tensor
+    """(B, L) int64"""
+    positions: Tensor
+    """(3, B, L) int64: M-RoPE."""
+    blocks: Tensor
+    """(B, L) int64: 0 the frames, 1 … the questions, -1 padding."""
+    learned: Tensor
+    """(B, L) bool: reply tokens."""
+    kinds: Tensor
+    """(B, L) int64: of reply tokens."""
+    values: Tensor
+    """(B, L) float32: the number that a coordinate or size token rounds."""
+    patches: Tensor
+    """(B · frames · 36, 1176) float32, as the image processor makes them."""
+
+    def mask(self) -> Tensor:
+        """(B, 1, L, L) bool: who sees whom."""
+        length = self.ids.shape[1]
+        keys, queries = self.blocks[:, None, :], self.blocks[:, :, None]
+        seen = ((keys == 0) | (keys == queries)) & torch.ones(length, length, dtype=torch.bool).tril()
+        return seen[:, None]
+
+
+class Packer:
+    """Knows the prompt's fixed parts as tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
+        self.tokenizer, self.model = tokenizer, model
+        pictures = build_processor(tokenizer).image_processor
+        self.mean, self.std = (
+            torch.tensor(value)[:, None, None] for value in (pictures.image_mean, pictures.image_std)
+        )
+        self._number = {n: tokenizer.convert_tokens_to_ids(str(n)) for n in range(101)}
+        self.numbers = torch.tensor([self._number[n] for n in range(101)])
+        """Token ids of 0 … 100."""
+        self._is_number = set(self._number.values())
+        self._names = {tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in (*COLOURS, *KINDS)}
+        self._opens = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
+        self._colon = tokenizer.convert_tokens_to_ids(":")
+        self._end = tokenizer.eos_token_id
+        self._prompt = lru_cache(maxsize=4096)(self._cut_prompt)
+        self._start = lru_cache(maxsize=64)(self._find_start)
+
+    def pack(
+        self,
+        clips: Sequence[tuple[Sequence[int], np.ndarray]],
+        turns: Sequence[Sequence[Turn]],
+        *,
+        instructions: bool,
+    ) -> Pack:
+        """`clips`: frame ids and frames (F, SIDE, SIDE, 3) each; `turns`: what is asked of each."""
+        rows = [self._row(ids, asked, instructions) for (ids, _), asked in zip(clips, turns, strict=True)]
+        length = max(len(row["ids"]) for row in rows)
+        columns = {name: torch.zeros(len(rows), length, dtype=dtype) for name, dtype in _COLUMNS.items()}
+        columns["blocks"].fill_(-1)
+        positions = torch.zeros(3, len(rows), length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            size = len(row["ids"])
+            for name, column in columns.items():
+                column[i, :size] = torch.as_tensor(row[name], dtype=column.dtype)
+            positions[:, i, :size] = row["positions"]
+        frames = torch.from_numpy(np.concatenate([frames for _, frames in clips]))
+        return Pack(**columns, positions=positions, patches=self.patches(frames))
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """Frames (N, SIDE, SIDE, 3) uint8 as the image processor's rows: 2 x 2 patches that become one token in turn,
+        every picture twice in time."""
+        pixels = (frames.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, SIDE, SIDE)
+        grid = CELLS
+        cut = pixels.reshape(-1, 3, grid, 2, 14, grid, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        return cut[:, :, :, :, :, :, None].expand(*cut.shape[:6], 2, 14, 14).reshape(-1, 3 * 2 * 14 * 14)
+
+    def _row(self, frame_ids: Sequence[int], asked: Sequence[Turn], instructions: bool) -> dict[str, Any]:
+        prefix, before, tail = self._prompt(tuple(frame_ids))
+        start = self._start(len(frame_ids), tuple(prefix))
+        row: dict[str, Any] = {
+            "ids": list(prefix), "blocks": [0] * len(prefix), "learned": [False] * len(prefix),
+            "kinds": [0] * len(prefix), "values": [0.0] * len(prefix),
+        }  # fmt: skip
+        positions = [start]
+        for number, turn in enumerate(asked, start=1):
+            question = self._tokens(f"{prompt.normalise(turn.expression)}{before}")
+            reply = [*self._tokens(turn.reply), self._end]
+            kinds, values = self._marks(reply, turn)
+            skipped = 0 if instructions else len(tail)
+            asking = question + (tail if instructions else [])
+            row["ids"] += asking + reply
+            row["blocks"] += [number] * (len(asking) + len(reply))
+            row["learned"] += [False] * len(asking) + [True] * len(reply)
+            row["kinds"] += [0] * len(asking) + kinds
+            row["values"] += [0.0] * len(asking) + values
+            first = int(start.max()) + 1
+            steps = torch.arange(len(asking) + len(reply))
+            steps[len(asking) :] += skipped
+            positions.append((first + steps).expand(3, -1))
+        row["positions"] = torch.cat(positions, dim=1)
+        return row
+
+    def _marks(self, reply: Sequence[int], turn: Turn) -> tuple[list[int], list[float]]:
+        """Which tokens are coordinates, sizes or names, and the numbers' unrounded values (a size's own integer)."""
+        kinds, values = [0] * len(reply), [0.0] * len(reply)
+        coordinates = iter([value for box in turn.boxes for value in box])
+        boxes = False
+        for i, token in enumerate(reply):
+            boxes |= token in self._opens
+            if token in self._names:
+                kinds[i] = NAME
+            elif token in self._is_number and (boxes or reply[i - 1] == self._colon):
+                kinds[i] = COORDINATE if boxes else SIZE
+                values[i] = next(coordinates) if boxes else float(self.tokenizer.convert_ids_to_tokens(token))
+        return kinds, values
+
+    def _cut_prompt(self, frame_ids: tuple[int, ...]) -> tuple[list[int], str, list[int]]:
+        """Tokens before the expression, text from it to the end of its line, tokens of the instructions."""
+        clip = Clip(frame_ids=frame_ids, size=(SIDE, SIDE))
+        messages = prompt.messages("expression", clip, [None] * len(frame_ids))
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * TOKENS)
+        before, after = re.split(r'(?<=")expression(?=")', text)
+        line, _, tail = after.partition("\n")
+        return self._tokens(before), line + "\n", self._tokens(tail)
+
+    def _find_start(self, frames: int, prefix: tuple[int, ...]) -> Tensor:
+        """(3, P) positions of the tokens before the expression."""
+        ids = torch.tensor([prefix])
+        image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        grid = torch.tensor([[1, SIDE // 14, SIDE // 14]] * frames)
+        found, _ = self.model.model.get_rope_index(
+            ids, mm_token_type_ids=(ids == image).long(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
+        )
+        return found[-3:, 0]
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+
+_COLUMNS = {
+    "ids": torch.long, "blocks": torch.long, "learned": torch.bool, "kinds": torch.long, "values": torch.float32,
+}  # fmt: skip

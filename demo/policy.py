@@ -1,0 +1,137 @@
+"""A tiny Qwen2.5-VL with random weights: the real classes at toy size, loadable offline like any checkpoint.
+
+Its replies are noise. It is there so that every command has a policy to run with, and as the start of one that learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.utils import logging
+
+from demo.tokenizer import END_OF_TEXT, TURN_END, build_tokenizer
+from veason import asked
+from veason.family import QWEN2_5_VL
+
+HEAD = 32
+"""Dimensions of an attention head, text and vision: vLLM on a CPU refuses fewer."""
+
+PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4096}
+"""Pixels of an image that the processor leaves at its size, if its sides are multiples of 28."""
+
+
+ASKED = asked.Asked(frames=6, size=(84, 84), family=QWEN2_5_VL.name, prompt_template=None, max_new_tokens=120)
+"""How the tiny policies are trained and asked."""
+
+
+@dataclass(frozen=True)
+class PolicySize:
+    """How large the tiny policy is; the default stays below 4 MB on disk."""
+
+    hidden: int = 128
+    layers: int = 2
+    mlp: int = 256
+    vision_hidden: int = 64
+    vision_layers: int = 1
+    vision_mlp: int = 128
+
+
+def write_tiny_policy(folder: str | Path, *, seed: int, size: PolicySize | None = None) -> None:
+    """Write weights, tokenizer, chat template and processor; the same seed and size give the same bytes."""
+    tokenizer = build_tokenizer()
+    save_policy(build_model(tokenizer, seed=seed, size=size or PolicySize()), tokenizer, folder)
+
+
+def save_policy(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
+) -> None:
+    """Write a model with what else a checkpoint needs."""
+    with _no_progress_bar():
+        model.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    asked.write(folder, ASKED)
+    for path in filter(Path.is_file, Path(folder).iterdir()):
+        path.chmod(0o644)  # the weights come out readable by their owner only
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int, size: PolicySize
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The model in float32, its weights drawn from `seed`; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer, size)).float().eval()
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT)]
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast, size: PolicySize) -> Qwen2_5_VLConfig:
+    """Untied embeddings, full attention in every vision layer, rotary sections 4 + 6 + 6 = half a head."""
+    token = tokenizer.convert_tokens_to_ids
+    ids = {"bos_token_id": None, "eos_token_id": token(TURN_END), "pad_token_id": token(END_OF_TEXT)}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.hidden,
+        "intermediate_size": size.mlp,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.hidden // HEAD,
+        "num_key_value_heads": max(size.hidden // HEAD // 2, 1),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        "initializer_range": 0.05,
+        "tie_word_embeddings": False,
+        **ids,
+    }
+    vision = {
+        "depth": size.vision_layers,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": size.vision_mlp,
+        "num_heads": size.vision_hidden // HEAD,
+        "out_hidden_size": size.hidden,
+        "fullatt_block_indexes": list(range(size.vision_layers)),
+        "initializer_range": 0.05,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=False,
+        dtype="float32",
+        **ids,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(PIXELS)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=dict(PIXELS)),
+        chat_template=tokenizer.chat_template,
+    )

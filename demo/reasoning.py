@@ -1,0 +1,120 @@
+"""What there is to say about some shapes of a scene: who they are, what they do, how large, where. All of it is true.
+
+`explain` is a whole chain of thought, worded by chance; `perceive` is what plain seeing gives, without a judgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+import numpy as np
+
+from demo.facts import NEVER, Facts, measure
+from demo.scene import Scene
+
+WHO = ("The target is {names}.", "I see {names}.", "This is {names}.")
+CHOICE = ("The keyframe is {k}s.", "At {k}s {it} {is} seen best.", "{It} {is} best seen at {k}s.")
+GROWTH, WAY = 0.3, 0.1
+"""From here on growth (logarithm of the areas' ratio) and displacement (short sides) are worth a word."""
+
+
+def explain(
+    scene: Scene,
+    targets: Sequence[int],
+    *,
+    frame_ids: Sequence[int],
+    keyframe: int,
+    rng: Random,
+    facts: Facts | None = None,
+) -> str:
+    """Three steps: what the target is and does, why this keyframe, where the target is then.
+
+    `targets`: indices of shapes. `frame_ids`: the shown frames, `keyframe` one of them in which a target is visible.
+    `facts`: of the scene, measured if not given.
+    """
+    facts = facts or measure(scene)
+    many = len(targets) > 1
+    words = {"names": names(scene, targets), "k": keyframe}
+    words |= {"it": "they", "It": "They", "is": "are"} if many else {"it": "it", "It": "It", "is": "is"}
+    sentences = [
+        rng.choice(WHO).format(**words),
+        *actions(facts, targets),
+        sizes_sentence(facts, targets, frame_ids),
+        rng.choice(CHOICE).format(**words),
+        *places(scene, facts, targets, keyframe),
+    ]
+    return " ".join(sentences)
+
+
+def perceive(scene: Scene, targets: Sequence[int], *, frame_ids: Sequence[int], sizes: Sequence[int]) -> str:
+    """Who the targets are and how large in each shown frame; no word on which frame is best."""
+    return f"This is {names(scene, targets)}. {sizes_text(frame_ids, sizes)}"
+
+
+def names(scene: Scene, targets: Sequence[int]) -> str:
+    """``the red circle, the blue star and the pink square``"""
+    each = [f"the {scene.shapes[i].name}" for i in targets]
+    return " and ".join([", ".join(each[:-1]), each[-1]] if len(each) > 1 else each)
+
+
+def sizes_sentence(facts: Facts, targets: Sequence[int], frame_ids: Sequence[int]) -> str:
+    """``Sizes 0:12, 3:15.``: frame id and `size` of the targets together."""
+    areas = [int(facts.areas[list(targets), t].sum()) for t in frame_ids]
+    return sizes_text(frame_ids, [size(area, facts.pixels) for area in areas])
+
+
+def sizes_text(frame_ids: Sequence[int], sizes: Sequence[int]) -> str:
+    return f"Sizes {', '.join(f'{t}:{value}' for t, value in zip(frame_ids, sizes, strict=True))}."
+
+
+def size(area: float, pixels: int) -> int:
+    """Side of the square of this area in hundredths of the picture's, 0 only where nothing is visible."""
+    return max(round(100 * (area / pixels) ** 0.5), int(area > 0))
+
+
+def actions(facts: Facts, targets: Sequence[int]) -> Iterator[str]:
+    """One sentence on what the targets do, if they all do it: ``It grows and moves to the left.``"""
+    each = [_doings(facts, i) for i in targets]
+    shared = [verb for verb in each[0] if all(verb in doings for doings in each)]
+    if not shared:
+        return
+    verbs = " and ".join(shared[:2])
+    if len(targets) == 1:
+        yield f"It {verbs}."
+    else:
+        plural = {"grows": "grow", "shrinks": "shrink", "moves": "move", "leaves": "leave", "comes": "come"}
+        yield "They " + " ".join(plural.get(word, word) for word in verbs.split()) + "."
+
+
+def _doings(facts: Facts, shape: int) -> list[str]:
+    found = []
+    if facts.leaves(shape) not in (None, NEVER):
+        found.append("leaves the picture")
+    if facts.enters(shape) not in (None, NEVER):
+        found.append("comes into the picture")
+    growth = facts.growth(shape)
+    if growth is not None and abs(np.log(growth)) >= GROWTH:
+        found.append("grows" if growth > 1 else "shrinks")
+    way = facts.displacement(shape)
+    if way is not None and np.abs(way).max() >= WAY:
+        across = abs(way[0]) >= abs(way[1])
+        found.append("moves " + (("to the right", "to the left") if across else ("downwards", "upwards"))[int(
+            way[0 if across else 1] < 0)])  # fmt: skip
+    return found
+
+
+def places(scene: Scene, facts: Facts, targets: Sequence[int], frame_id: int) -> Iterator[str]:
+    """Where a lone target is in a frame: ``It is at the top left.``"""
+    if len(targets) != 1:
+        return
+    x, y = facts.centres[targets[0], frame_id] * min(scene.size) / np.array(scene.size[::-1])  # shares
+    across, down = (("left", "", "right")[_third(x)], ("top", "", "bottom")[_third(y)])
+    if down:
+        yield f"It is at the {down} {across}".rstrip() + "."
+    else:
+        yield f"It is on the {across}." if across else "It is in the middle."
+
+
+def _third(share: float) -> int:
+    return min(int(3 * share), 2)

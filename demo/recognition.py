@@ -1,0 +1,260 @@
+"""Which sample of a synthetic world a chat request is about: read the request, find its words, compare its pictures.
+
+A teacher is shown pictures that were shrunk, compressed and drawn upon in red. So a picture is remembered as a
+thumbnail of `GRID` x `GRID` mean colours, and a cell that is its own colour mixed with some pure red is no difference.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import re
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from veason import frames, prompt
+from veason.datasets.revos import ReVOS
+from veason.errors import DataError
+from veason.pool import map_in_order
+from veason.types import VideoSample
+
+GRID = 12
+"""Cells of a thumbnail along each side."""
+TOLERANCE = 16.0
+"""Grey levels by which all but a twentieth of the cells may be off, at most. Measured: known pictures with boxes, at
+JPEG quality 50 and six tenths of their size, stay below 13; pictures of other scenes start at 20."""
+RED_SHARE = 0.6
+"""The most of a cell that drawn lines may cover: two pixels along each of two sides, in a small picture."""
+
+MAX_PICTURES = 64
+MAX_PICTURE_BYTES = 4 << 20
+MAX_PIXELS = 4 << 20
+"""Of one picture: 2048 x 2048."""
+
+_RED = np.array([255, 0, 0], dtype=np.float32)
+_TIMESTAMP = re.compile(r"(?<!\d)(\d{1,9})s\b")
+_DATA_URL = re.compile(r"data:image/(?:jpe?g|png);base64,")
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on hostile pictures."""
+
+
+class InquiryError(ValueError):
+    """A request that cannot be understood. The message says what arrived and what was wanted, for the one who asks."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What a teacher is asked: frames with their timestamps, an expression, a keyframe."""
+
+    expression: str
+    keyframe: int
+    """Frame id, one of `frame_ids`."""
+    frame_ids: tuple[int, ...]
+    """In the order of the request."""
+    thumbnails: np.ndarray = field(repr=False)
+    """(K, GRID, GRID, 3) float32: mean colours of the pictures."""
+    size_tokens: int
+    """How long the question is in tokens, roughly: words, and a token for every 28 x 28 pixels."""
+
+
+def read_inquiry(messages: object) -> Inquiry:
+    """The inquiry in a chat request's `messages`: a text with ``(12s)`` before each picture, and after the last one the
+    lines ``Expression: …`` and ``Keyframe: 12s``."""
+    stamps: list[int] = []
+    pictures: list[tuple[np.ndarray, int]] = []
+    text, tokens = "", 0
+    for kind, value in _parts(messages):
+        if kind == "text":
+            text += f"{value}\n"
+            continue
+        if len(pictures) == MAX_PICTURES:
+            raise InquiryError(f"more than {MAX_PICTURES} pictures; show fewer")
+        stamps.append(_last_stamp(text, number=len(pictures) + 1))
+        pictures.append(read_picture(value, where=f"picture {len(pictures) + 1}"))
+        tokens += count_tokens(text)
+        text = ""
+    if not pictures:
+        raise InquiryError("the last user message has no picture; put each frame in a part of type image_url")
+    keyframe = _keyframe(_line(text, "Keyframe:"), stamps)
+    return Inquiry(
+        expression=_line(text, "Expression:"),
+        keyframe=keyframe,
+        frame_ids=tuple(stamps),
+        thumbnails=np.stack([thumbnail for thumbnail, _ in pictures]),
+        size_tokens=tokens + count_tokens(text) + sum(size for _, size in pictures),
+    )
+
+
+def count_tokens(text: str) -> int:
+    """A rough count: words and marks."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def _parts(messages: object) -> Iterator[tuple[str, str]]:
+    """("text", text) and ("image_url", URL) of the last user message."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise InquiryError(f"messages must be a list of objects, found {_short(messages)}")
+    asked = [message for message in messages if message.get("role") == "user"]
+    content = asked[-1].get("content") if asked else None
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise InquiryError(f"the last user message must have a list of parts as content, found {_short(content)}")
+    for part in content:
+        kind = part.get("type")
+        value = part.get(kind) if kind in ("text", "image_url") else None
+        if kind == "image_url" and isinstance(value, dict):
+            value = value.get("url")
+        if not isinstance(value, str):
+            raise InquiryError(f"a part must be a text or an image_url with its value, found {_short(part)}")
+        yield kind, value
+
+
+def _last_stamp(text: str, *, number: int) -> int:
+    stamps = _TIMESTAMP.findall(text)
+    if not stamps:
+        raise InquiryError(
+            f"picture {number} has no timestamp; put a text such as (12s) before it, found {_short(text)}"
+        )
+    return int(stamps[-1])
+
+
+def _line(text: str, head: str) -> str:
+    """What stands behind `head` in the one line that opens with it."""
+    found = {line.strip().removeprefix(head).strip() for line in text.splitlines() if line.strip().startswith(head)}
+    if len(found) != 1 or "" in found:
+        raise InquiryError(f"wanted one line '{head} …' after the pictures, found {_short(sorted(found))}")
+    return found.pop()
+
+
+def _keyframe(text: str, stamps: list[int]) -> int:
+    match = _TIMESTAMP.search(text)
+    if match is None or int(match[1]) not in stamps:
+        raise InquiryError(f"the keyframe must be one of the timestamps {_short(stamps)}, found {_short(text)}")
+    return int(match[1])
+
+
+def read_picture(url: str, *, where: str) -> tuple[np.ndarray, int]:
+    """(thumbnail of the picture in a data URL, its tokens). Its size is checked before it is decoded."""
+    head = _DATA_URL.match(url)
+    if head is None:
+        raise InquiryError(f"{where}: wanted data:image/jpeg;base64,… (nothing is fetched), found {_short(url)}")
+    if len(url) - head.end() > MAX_PICTURE_BYTES * 4 // 3 + 4:
+        raise InquiryError(f"{where}: larger than {MAX_PICTURE_BYTES >> 20} MiB; shrink it")
+    try:
+        data = base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InquiryError(f"{where}: broken base64 ({error})") from None
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InquiryError(f"{where}: {width} x {height} pixels, more than {MAX_PIXELS} in all; shrink it")
+            return thumbnail(image), -(-width // 28) * -(-height // 28)
+    except InquiryError:
+        raise
+    except _BROKEN as error:
+        raise InquiryError(f"{where}: cannot be decoded as JPEG or PNG ({str(error)[:120]})") from None
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """Mean colours, (GRID, GRID, 3) float32. A JPEG that was only opened is decoded no finer than that needs."""
+    image.draft("RGB", (4 * GRID, 4 * GRID))
+    return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
+
+
+def difference(seen: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(K,) grey levels between K pictures as shown (or one) and K frames, both (K, GRID, GRID, 3).
+
+    Of each picture the worst cell but for a twentieth of them, after taking out of a cell as much red as explains it
+    best.
+    """
+    known = known.astype(np.float32)
+    to_red = _RED - known
+    share = ((seen - known) * to_red).sum(axis=-1) / np.maximum((to_red**2).sum(axis=-1), 1)
+    rest = seen - known - np.clip(share, 0, RED_SHARE)[..., None] * to_red
+    cells = np.abs(rest).mean(axis=-1).reshape(len(rest), -1)
+    rank = cells.shape[1] - 1 - cells.shape[1] // 20
+    return np.partition(cells, rank, axis=1)[:, rank]
+
+
+class Album:
+    """Every expression of a world, by its words, and every frame, as a thumbnail: some milliseconds a video to open."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._by_words: dict[str, list[VideoSample]] = defaultdict(list)
+        for dataset in _open_splits(Path(root)):
+            for sample in dataset:
+                self._by_words[_words(sample.expression)].append(sample)
+        videos = list({sample.video: sample for samples in self._by_words.values() for sample in samples}.values())
+        known = map_in_order(_look, None, videos, workers=1, label="looking at the frames", unit="videos")
+        self._known = {sample.video: pictures for sample, pictures in zip(videos, known, strict=True)}
+        """By video, (T, GRID, GRID, 3) uint8."""
+
+    def recognise(self, inquiry: Inquiry) -> VideoSample:
+        """The sample asked about; an InquiryError if words, timestamps or pictures are not of this world."""
+        try:
+            named = self._by_words.get(_words(inquiry.expression), [])
+        except DataError as error:
+            raise InquiryError(str(error)) from None
+        if not named:
+            raise InquiryError(f"no video of this world has the expression {_short(inquiry.expression)}")
+        fitting = [sample for sample in named if max(inquiry.frame_ids) < len(sample)]
+        if not fitting:
+            lengths = sorted({len(sample) for sample in named})
+            raise InquiryError(
+                f"timestamp {max(inquiry.frame_ids)}s, but videos of this expression have {lengths} frames"
+            )
+        # the worst picture decides, so that one look at the first rules most videos out
+        first = np.stack([self._known[sample.video][inquiry.frame_ids[0]] for sample in fitting])
+        like = difference(inquiry.thumbnails[:1], first) <= TOLERANCE
+        near = [sample for sample, alike in zip(fitting, like, strict=True) if alike] or fitting
+        away = [self._away(inquiry, sample) for sample in near]
+        if min(away) > TOLERANCE:
+            raise InquiryError(
+                f"do not know this picture: the most similar video with this expression is {min(away):.0f} grey levels"
+                f" away, at most {TOLERANCE:.0f} are allowed; is it a frame of this world, at its own timestamp?"
+            )
+        sample = near[int(np.argmin(away))]
+        if not sample.anno_ids:
+            raise InquiryError(f"{sample.key}: {_short(sample.expression)} has no target here; leave such samples out")
+        return sample
+
+    def _away(self, inquiry: Inquiry, sample: VideoSample) -> float:
+        """`difference` to a video: that of the worst picture."""
+        return float(difference(inquiry.thumbnails, self._known[sample.video][list(inquiry.frame_ids)]).max())
+
+
+def _look(_: None, sample: VideoSample) -> np.ndarray:
+    """Thumbnails of all frames of a video, (T, GRID, GRID, 3) uint8."""
+    pictures = np.empty((len(sample), GRID, GRID, 3), dtype=np.uint8)
+    for t in range(len(sample)):
+        with frames.opened(sample.frame_path(t)) as image:
+            pictures[t] = thumbnail(image)
+    return pictures
+
+
+def _open_splits(root: Path) -> list[ReVOS]:
+    try:
+        counts = json.loads((root / "world.json").read_text())["counts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{root}: no synthetic world; make one with python -m demo.world --out {root}") from None
+    return [ReVOS(root, split=split) for split, row in counts.items() if row["expressions"]]
+
+
+def _words(expression: str) -> str:
+    return " ".join(prompt.normalise(expression).split())
+
+
+def _short(value: Any) -> str:
+    """A value in an error message: recognisable, and never longer than a line."""
+    text = repr(value[:80] if isinstance(value, (str, list)) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

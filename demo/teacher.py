@@ -1,0 +1,166 @@
+"""A teacher for the synthetic world: an OpenAI-compatible server that knows its frames and reasons about them truly.
+
+It stands for the strong VLM that is asked for chains of thought, so that the real client, its retries and its journal
+run for real, without a key or a network. It knows each picture again by its looks (`recognition`) and says what
+`reasoning.explain` says of the scene; the same request gets the same text, another `seed` in it another wording. It can
+be slow and it can misbehave, on request: a client that survives this teacher survives a service.
+
+    with serve("world", delay=0.2, fail_rate=0.3) as url:
+        client = openai.OpenAI(base_url=url, api_key="any")
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from demo.facts import Facts, measure
+from demo.reasoning import explain
+from demo.recognition import Album, InquiryError, read_inquiry
+from demo.scene import Scene
+from demo.server import FAULTS, Refusal, Server, ServerOptions, serving
+from demo.writer import read_scenes
+from veason import atomic
+from veason.command import run_command
+from veason.pool import map_in_order
+from veason.types import VideoSample
+
+
+class Teacher(Server):
+    """The answers, without the network: a world, and what it has to say."""
+
+    def __init__(self, world: str | Path, options: ServerOptions) -> None:
+        super().__init__(options)
+        self._album = Album(world)
+        self._scenes = read_scenes(world)
+        facts = map_in_order(_measure, self._scenes, list(self._scenes), workers=1, label="measuring", unit="videos")
+        self._facts = dict(zip(self._scenes, facts, strict=True))
+
+    def reply(self, request: dict[str, Any]) -> tuple[str, int]:
+        try:
+            inquiry = read_inquiry(request.get("messages"))
+            sample = self._album.recognise(inquiry)
+            self._check_visible(sample, inquiry.keyframe)
+        except InquiryError as error:
+            raise Refusal(400, str(error)) from None
+        rng = Random(f"{self.options.seed}|{sample.key}|{request.get('seed')}")
+        text = explain(
+            self._scenes[sample.video],
+            _targets(sample),
+            frame_ids=sorted(set(inquiry.frame_ids)),
+            keyframe=inquiry.keyframe,
+            rng=rng,
+            facts=self._facts[sample.video],
+        )
+        return text, inquiry.size_tokens
+
+    def _check_visible(self, sample: VideoSample, keyframe: int) -> None:
+        if not self._facts[sample.video].areas[_targets(sample), keyframe].any():
+            raise InquiryError(f"{sample.key}: the target is not visible at {keyframe}s; choose another keyframe")
+
+
+def _targets(sample: VideoSample) -> list[int]:
+    """Indices of its shapes."""
+    return [int(i) for i in sample.obj_ids]
+
+
+def _measure(scenes: Mapping[str, Scene], video: str) -> Facts:
+    return measure(scenes[video])
+
+
+@contextlib.contextmanager
+def serve(world: str | Path, *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[str]:
+    """Run a teacher in a thread of this process and give its base URL; `options` are fields of `ServerOptions`."""
+    with serving(Teacher(world, ServerOptions(**options)), host=host, port=port) as url:
+        yield url
+
+
+async def _serve_until_told(teacher: Teacher, host: str, port: int, port_file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with teacher.listening(host, port) as url:
+        if port_file:
+            atomic.write_bytes(port_file, url.removesuffix("/v1").rpartition(":")[2].encode() + b"\n")
+        sys.stdout.write(f"listening on {url}\n")
+        sys.stdout.flush()
+        await stop.wait()
+    if port_file:
+        port_file.unlink(missing_ok=True)
+
+
+EPILOG = """\
+ways to misbehave (--fail-kinds):
+{faults}
+
+what it wants: for each frame a text with its timestamp, such as (12s), and the picture as a JPEG or PNG data URL, then
+a text with the lines "Expression: …" and "Keyframe: 12s". A picture that it does not know gets a 400 that says so.
+GET /stats counts requests, failures by kind, and the most requests in flight at once.
+
+example: write a world, start a teacher beside it, ask it for chains of thought, stop it
+  python -m demo.world --out world --no-policy
+  python -m demo.teacher --world world --port 8123 --delay 0.5 --fail-rate 0.1 &
+  python -m training_data_construction.seed_cot_generation --meta-json world/meta_expressions_train_.json \\
+      --mask-dict world/mask_dict.json --data-path world/JPEGImages --output-json cot.json \\
+      --base-url http://127.0.0.1:8123/v1 --model {model}
+  kill %1
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _serve(args))
+
+
+def _serve(args: argparse.Namespace) -> None:
+    options = ServerOptions(
+        seed=args.seed,
+        delay=args.delay,
+        fail_rate=args.fail_rate,
+        fail_kinds=tuple(args.fail_kinds.split(",")),
+        hang=args.hang,
+        model=args.model,
+    )
+    asyncio.run(_serve_until_told(Teacher(args.world, options), args.host, args.port, args.port_file))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.teacher",
+        description="Serve truthful chains of thought about a synthetic world, as an OpenAI-compatible server.",
+        epilog=EPILOG.format(
+            model=ServerOptions.model, faults="\n".join(f"  {kind:10} {what}" for kind, what in FAULTS.items())
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--world", required=True, metavar="DIR", help="a folder that python -m demo.world wrote")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port to listen on (default 0: a free one, printed)")
+    parser.add_argument(
+        "--port-file", type=Path, metavar="FILE", help="write the port here once ready; removed at the end"
+    )
+    parser.add_argument(
+        "--model", default=ServerOptions.model, metavar="NAME", help=f"its name (default {ServerOptions.model})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the wording and of the failures (default 0)")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="seconds for every request (default 0)")
+    parser.add_argument("--fail-rate", type=float, default=0.0, metavar="P", help="share that fails (default 0)")
+    parser.add_argument("--fail-kinds", default=",".join(FAULTS), metavar="A,B", help="how (default: all ways below)")
+    parser.add_argument(
+        "--hang", type=float, default=ServerOptions.hang, metavar="S", help="silence of a hang (default 2)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

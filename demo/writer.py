@@ -1,0 +1,358 @@
+"""Write a world to a folder in ReVOS form: a plan of videos, their scenes, the questions asked of them, the files.
+
+The folder appears whole or not at all, and the same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import itertools
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from demo.expressions import Expression, questions
+from demo.facts import measure_masks
+from demo.render import render_clip, render_masks
+from demo.sampling import sample_scene
+from demo.scene import Scene
+from veason import atomic, masks
+from veason.errors import DataError
+from veason.files import load_json
+from veason.types import Rle, Size
+
+VERSION = 1
+"""Of the generator: worlds of two versions differ in their bytes."""
+
+SIZES: tuple[Size, ...] = ((168, 224), (180, 240), (224, 168), (160, 208), (192, 192), (161, 219))
+"""(height, width), in turn."""
+
+TRAIN_PLOTS = ("crossing", "curtain", "giant", "departure", "growth", "arrival", "parade", "mixed")
+VALID_PLOTS = ("crossing", "mixed", "departure", "arrival", "growth", "curtain", "parade", "giant")
+LONG_PLOTS = ("crossing", "curtain", "departure", "arrival")
+LONG = 8
+"""Frames that a way in, out or past each other needs."""
+MUST = {"crossing": ("meet", "hidden"), "giant": ("fills",), "departure": ("leaves_first",), "arrival": ("enters",)}
+"""Facts that a plot is there for: at least one expression rests on each, where the scene allows."""
+
+_SOURCES = (
+    "UVO/all/-syn_{i:03d}",
+    "LV-VIS/train/{i:05d}",
+    "MOSE/{hex}",
+    "OVIS/{hex}",
+    "TAO/syn_{i:04d}",
+    "MeViS/{hex}",
+)
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What one video is to be, before chance decides the rest."""
+
+    index: int
+    """Over both splits."""
+    split: str
+    key: str
+    plot: str
+    size: Size
+    frames: int
+    names: tuple[str, ...]
+    """Frame names without suffix; the strided video counts in fives."""
+    expressions: int
+    """How many to ask, where the scene has as many."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video, drawn and asked about."""
+
+    plan: VideoPlan
+    scene: Scene
+    expressions: tuple[Expression, ...]
+    anno_ids: tuple[int, ...]
+    """Of each shape of the scene."""
+
+
+def build_world(
+    out: str | Path,
+    *,
+    videos: int = 12,
+    seed: int = 0,
+    size: Size | None = None,
+    frames: tuple[int, int] = (8, 20),
+    background: str = "ramp",
+    policy: bool = False,
+) -> dict[str, Any]:
+    """Write a ReVOS-format world to `out` and give its description (also in ``world.json``).
+
+    `size` None varies the size from video to video. `policy` adds ``tiny_policy``, which needs torch. A folder that
+    already holds this very world is left as it is; one that holds anything else is a DataError.
+    """
+    out = Path(out)
+    parameters = _check_parameters(
+        videos=videos, seed=seed, size=size, frames=frames, background=background, policy=policy
+    )
+    if standing := _standing(out, parameters):
+        return standing
+    with folder_in_place(out) as temporary:
+        return _write(temporary, parameters)
+
+
+@contextlib.contextmanager
+def folder_in_place(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end of the block, or goes if there is an exception.
+
+    What a killed writer of `out` left beside it is removed. An error of the disk names the folder; a DataError says
+    that another process was quicker.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.{'[a-z0-9_]' * 8}/"):
+        with contextlib.suppress(DataError), atomic.Lock(left / ".lock"):  # refused where the writer is alive
+            shutil.rmtree(left)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        with atomic.Lock(temporary / ".lock"):
+            yield temporary
+            (temporary / ".lock").unlink()
+            temporary.chmod(0o755)
+            temporary.rename(out)  # replaces an empty folder, refuses any other
+    except BaseException as error:
+        shutil.rmtree(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"{out}: another process has written it meanwhile; run the same command again") from None
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(out)
+        raise
+
+
+def read_scenes(root: str | Path) -> dict[str, Scene]:
+    """The scene behind each video of a written world, by video key."""
+    path = Path(root) / "scenes.json"
+    records = load_json(path, hint="is this a world that `python -m demo.world` wrote?")
+    try:
+        return {key: Scene.from_json(record) for key, record in records.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not the scenes of a synthetic world ({error!r}); write the world again") from error
+
+
+def _check_parameters(**parameters: Any) -> dict[str, Any]:
+    low, high = parameters["frames"]
+    if parameters["seed"] < 0:
+        raise DataError(f"seed is {parameters['seed']}, expected 0 or more")
+    if parameters["videos"] < 1:
+        raise DataError(f"videos is {parameters['videos']}, a world has at least 1")
+    if not 4 <= low <= high:
+        raise DataError(f"frames are {low} to {high}; a video has at least 4, and no fewer at most than at least")
+    if parameters["size"] and min(parameters["size"]) < 56:
+        raise DataError(f"size is {parameters['size']}; at least 56 pixels a side, or nothing can be seen")
+    return {"version": VERSION, **json.loads(json.dumps(parameters))}
+
+
+def _standing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of the same world, if it is already there; a DataError if something else is."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    described = out / "world.json"
+    if not described.is_file():
+        raise DataError(f"{out}: exists and is no synthetic world; choose another folder")
+    world = load_json(described)
+    found = world.get("parameters") if isinstance(world, dict) else None
+    if not isinstance(found, dict) or "counts" not in world:
+        raise DataError(f"{described}: not the description of a synthetic world; remove the folder or choose another")
+    if found != parameters:
+        wrong = [f"{k} {found.get(k)!r}, not {v!r}" for k, v in parameters.items() if found.get(k) != v]
+        raise DataError(f"{out}: holds another world ({'; '.join(wrong)}); remove it or choose another folder")
+    _check_whole(out)
+    return world
+
+
+def _check_whole(out: Path) -> None:
+    """DataError naming the first file of a standing world that is gone or empty: one of its files is not all of it."""
+    files = [out / name for name in ("mask_dict.json", "mask_dict_foreground.json", "scenes.json")]
+    for split in ("train", "valid"):
+        meta = out / f"meta_expressions_{split}_.json"
+        for video, entry in load_json(meta)["videos"].items():
+            files += [out / "JPEGImages" / video / f"{name}.jpg" for name in entry["frames"]]
+    for path in files:
+        if not path.is_file() or path.stat().st_size == 0:
+            raise DataError(f"{path}: gone or empty, so this world is not whole; remove {out} and write it again")
+
+
+def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    plans = plan_videos(**{k: v for k, v in parameters.items() if k not in ("version", "policy")})
+    mask_dict: dict[str, list[Rle | None]] = {}
+    foreground: dict[str, Any] = {}
+    metas: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+    drawn: list[Video] = []
+    for plan in plans:
+        video = draw_video(plan, parameters["seed"], parameters["background"])
+        frames, visible = render_clip(video.scene)
+        _write_frames(root / "JPEGImages" / plan.key, plan.names, frames)
+        mask_dict |= {str(anno): _track(one) for anno, one in zip(video.anno_ids, visible, strict=True)}
+        foreground[plan.key] = _foreground(video, visible)
+        metas[plan.split][plan.key] = _meta(video)
+        drawn.append(video)
+    for split, entries in metas.items():
+        _write_json(root / f"meta_expressions_{split}_.json", {"videos": entries})
+    _write_json(root / "mask_dict.json", mask_dict)
+    _write_json(root / "mask_dict_foreground.json", foreground)
+    _write_json(root / "scenes.json", {video.plan.key: video.scene.to_json() for video in drawn})
+    if parameters["policy"]:
+        from demo.policy import write_tiny_policy  # torch, only when asked for
+
+        write_tiny_policy(root / "tiny_policy", seed=parameters["seed"])
+    world = {"parameters": parameters, "counts": _counts(drawn)}
+    atomic.write_json(root / "world.json", world)
+    return world
+
+
+def plan_videos(
+    *, videos: int, seed: int, size: list[int] | None, frames: list[int], background: str
+) -> list[VideoPlan]:
+    """Three quarters train, one quarter valid (one of each from two videos up), each with its plot."""
+    valid = max(round(videos / 4), 1) if videos >= 2 else 0
+    splits = ["train"] * (videos - valid) + ["valid"] * valid
+    places = [splits[:i].count(split) for i, split in enumerate(splits)]  # within the split
+    rng = np.random.default_rng([seed, 1])
+    return [
+        _plan(rng, i, split, place, tuple(size) if size else SIZES[i % len(SIZES)], frames)
+        for i, (split, place) in enumerate(zip(splits, places, strict=True))
+    ]
+
+
+def _plan(rng: np.random.Generator, index: int, split: str, place: int, size: Size, frames: list[int]) -> VideoPlan:
+    single = split == "valid" and place == 1  # the second valid video is a single frame
+    plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
+    plot = "still" if single else plots[place % len(plots)]
+    low, high = frames
+    if plot in LONG_PLOTS and high < LONG:
+        plot = "growth"
+    count = 1 if single else int(rng.integers(max(low, LONG) if plot in LONG_PLOTS else low, high + 1))
+    first, stride = (145, 5) if split == "train" and place == 1 else (0, 1)
+    names = tuple(f"{first + stride * t:05d}" for t in range(count))
+    code = rng.integers(0, 16, size=8)
+    key = _SOURCES[index % len(_SOURCES)].format(i=index, hex="".join("0123456789abcdef"[d] for d in code))
+    return VideoPlan(index, split, key, plot, size, count, names, expressions=14 if place == 0 else 7)
+
+
+def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
+    """Scene and questions of a video; depends on the plan and the seed only, not on the other videos."""
+    rng = np.random.default_rng([seed, 2, plan.index])
+    cast = (3, 4) if plan.expressions > 8 else (2, 4)
+    for _ in range(100):
+        scene = sample_scene(
+            rng, size=plan.size, frames=plan.frames, shapes=cast, plot=plan.plot, background=background
+        )
+        asked = questions(scene, measure_masks(*render_masks(scene)))
+        facts = {expression.fact for expression in asked}
+        if facts.issuperset(MUST.get(plan.plot, ())):
+            break
+    else:
+        raise DataError(
+            f"found no {plan.plot} of {plan.frames} frames at {plan.size} that can be asked about; allow more"
+        )
+    chosen = choose(rng, asked, plan.expressions, must=MUST.get(plan.plot, ()))
+    first = 3_000_000 + 1_000 * plan.index + int(rng.integers(500))
+    return Video(plan, scene, tuple(chosen), tuple(first + 7 * i for i in range(len(scene.shapes))))
+
+
+def choose(
+    rng: np.random.Generator, asked: list[Expression], count: int, *, must: tuple[str, ...] = ()
+) -> list[Expression]:
+    """Up to `count` expressions: those that `must` be, then types 0, 1, 1, 0, 2 in turn, a fact seldom twice."""
+    left = [asked[i] for i in rng.permutation(len(asked))]
+    chosen: list[Expression] = []
+    for fact in must:
+        chosen.append(next(e for e in left if e.fact == fact and e.targets))
+        left.remove(chosen[-1])
+    for wanted in itertools.cycle((0, 1, 1, 0, 2)):
+        if not left or len(chosen) >= count:
+            break
+        of_type = [e for e in left if e.type_id == wanted] or left
+        chosen.append(min(of_type, key=lambda e: _repetition(e, chosen)))
+        left.remove(chosen[-1])
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def _repetition(expression: Expression, chosen: list[Expression]) -> int:
+    """How much of the same a further expression would be: its fact again, or a third and more with several targets."""
+    several = sum(len(e.targets) > 1 for e in chosen)
+    crowded = 3 * several >= len(chosen)
+    return 2 * sum(e.fact == expression.fact for e in chosen) + ((len(expression.targets) > 1) == crowded)
+
+
+def _write_frames(folder: Path, names: tuple[str, ...], frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for name, frame in zip(names, frames, strict=True):
+        Image.fromarray(frame).save(folder / f"{name}.jpg", quality=95, subsampling=0)
+
+
+def _track(visible: np.ndarray) -> list[Rle | None]:
+    """One entry per frame of (T, H, W); null where the shape is not seen, never an all-zero mask."""
+    return [masks.encode(mask) if mask.any() else None for mask in visible]
+
+
+def _foreground(video: Video, visible: np.ndarray) -> dict[str, Any]:
+    """Per frame the union of every shape that some expression refers to; an RLE even where it is empty."""
+    referred = sorted({i for expression in video.expressions for i in expression.targets})
+    union = visible[referred].any(axis=0)  # (T, H, W)
+    return {
+        "masks_rle": [masks.encode(mask) for mask in union],
+        "foreground_ratio": [np.count_nonzero(mask) / mask.size for mask in union],
+    }
+
+
+def _meta(video: Video) -> dict[str, Any]:
+    plan = video.plan
+    return {
+        "expressions": {str(n): record for n, record in enumerate(_expression_records(video))},
+        "vid_id": plan.index,
+        "height": plan.size[0],
+        "width": plan.size[1],
+        "frames": list(plan.names),
+    }
+
+
+def _expression_records(video: Video) -> Iterator[dict[str, Any]]:
+    for expression in video.expressions:
+        yield {
+            "exp": expression.text,
+            "obj_id": list(expression.targets),
+            "anno_id": [video.anno_ids[i] for i in expression.targets],
+            "type_id": expression.type_id,
+        }
+
+
+def _counts(drawn: list[Video]) -> dict[str, dict[str, int]]:
+    """Per split: videos, frames, shapes, expressions, and those of each type and number of targets."""
+    table = {}
+    for split in ("train", "valid"):
+        videos = [video for video in drawn if video.plan.split == split]
+        expressions = [expression for video in videos for expression in video.expressions]
+        types = Counter(expression.type_id for expression in expressions)
+        table[split] = {
+            "videos": len(videos),
+            "frames": sum(video.plan.frames for video in videos),
+            "shapes": sum(len(video.scene.shapes) for video in videos),
+            "expressions": len(expressions),
+            "referring": types[0],
+            "reasoning": types[1],
+            "absent": types[2],
+            "multi_object": sum(len(expression.targets) > 1 for expression in expressions),
+        }
+    return table
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")

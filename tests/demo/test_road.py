@@ -1,0 +1,117 @@
+"""Stages run once, say what they run, and refuse to mix two roads in one folder."""
+
+import json
+import re
+
+import pytest
+
+from demo import __main__ as demo
+from demo import ablations
+from demo.road import Road, StageError
+
+
+@pytest.fixture
+def walked(tmp_path, monkeypatch):
+    """A road whose commands are only noted."""
+    commands = []
+    monkeypatch.setattr(Road, "run", lambda self, module, *words: commands.append((module, [str(w) for w in words])))
+    monkeypatch.setattr(
+        Road, "shell", lambda self, script, environment, *words: commands.append((script.name, environment))
+    )
+    monkeypatch.setattr(Road, "_teacher", lambda self: _Nobody())
+    return Road(tmp_path, seed=3, videos=8, records=20, steps=2), commands
+
+
+class _Nobody:
+    def __enter__(self):
+        return "http://127.0.0.1:1/v1"
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_the_demo_is_the_whole_road_in_order(walked):
+    r, commands = walked
+    demo.walk(r)
+    assert [module for module, _ in commands] == [
+        "demo.world",
+        "training_data_construction.data_sampling",
+        "training_data_construction.seed_cot_generation",
+        "training_data_construction.build_sft",
+        "run_sft_tiny.sh",
+        "verl.trainer.main",
+        "verl.plot",
+        "verl.export",
+        *["inference.predict", "eval.revos"] * 3,
+        "inference.compare",
+    ]
+
+
+def test_finished_stages_are_passed_by(walked, capsys):
+    r, commands = walked
+    demo.walk(r)
+    count = len(commands)
+    demo.walk(r)
+    assert [module for module, _ in commands[count:]] == ["inference.compare"]
+    assert "done, in" in capsys.readouterr().out
+
+
+def test_an_unfinished_stage_leaves_no_note(walked, monkeypatch):
+    r, _ = walked
+
+    def fail(self, module, *words):
+        raise StageError(f"{module} failed")
+
+    monkeypatch.setattr(Road, "run", fail)
+    with pytest.raises(StageError, match=r"demo\.world failed"):
+        r.make_world()
+    assert not (r.out / "stages").exists()
+
+
+def test_another_seed_in_the_same_folder_is_refused(walked):
+    r, _ = walked
+    r.make_world()
+    with pytest.raises(StageError, match=r"'seed': 3.*'seed': 4.*choose another --output"):
+        Road(r.out, seed=4, videos=8, records=20, steps=2).make_world()
+
+
+def test_notes_say_how_long_it_took(walked):
+    r, _ = walked
+    r.make_world()
+    assert json.loads((r.out / "stages" / "world.json").read_text())["seconds"] >= 0
+
+
+def test_ablations_share_what_they_can(walked):
+    r, commands = walked
+    for ablation in ablations.ABLATIONS:
+        ablations.walk(r, ablation)
+    modules = [module for module, _ in commands]
+    assert modules.count("run_sft_tiny.sh") == 2  # with and without thinking
+    assert modules.count("verl.trainer.main") == 7
+    assert modules.count("inference.predict") == len(ablations.ABLATIONS)
+    starts = {
+        ablation.name: next(
+            word for words in [w for m, w in commands if m == "verl.trainer.main"] for word in words
+            if word.startswith("trainer.save") and word.endswith(f"/{ablation.name}")
+        )
+        for ablation in ablations.ABLATIONS
+        if ablation.rewarded
+    }  # fmt: skip
+    assert len(starts) == 7
+
+
+def test_the_table_of_ablations_puts_the_papers_differences_beside_ours():
+    full = {"jf": 40.0, "usable": 99.0, "keyframe_ratio": 80.0, "box_iou": 30.0}
+    less = {**full, "jf": 37.5, "differences": {"jf_referring": -1.25, "jf_reasoning": -3.75}}
+    runs = [{**full, "differences": {"jf_referring": 0.0, "jf_reasoning": 0.0}}, *[less] * 9]
+    lines = ablations.table(runs).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    assert cells[2] == ["full", "40.0", "+0.0", "+0.0", "99.0", "80.0", "30.0", "+0.0, +0.0"]
+    assert cells[3] == ["without spatial reward", "37.5", "-1.2", "-3.8", "99.0", "80.0", "30.0", "-2.0, -2.9"]
+    assert cells[6][-1] == "not reported"  # without format reward
+
+
+def test_a_failing_command_ends_the_demo_with_its_name(tmp_path):
+    with pytest.raises(StageError, match="no_such_module failed with exit code 1"):
+        Road(tmp_path).run("no_such_module")
