@@ -93,9 +93,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_videos(tmp_path_factory) -> Path:
     """A synthetic world of two short videos, to be read only."""
-    from demo import world as synthetic
+    from demo import world as command
 
     root = tmp_path_factory.mktemp("two") / "world"
     arguments = ["--videos", "2", "--size", "84x112", "--max-frames", "8", "--seed", "5", "--no-policy"]
-    assert synthetic.main(["--out", str(root), *arguments]) == 0
+    assert command.main(["--out", str(root), *arguments]) == 0
     return root

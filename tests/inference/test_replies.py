@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from chat_server import Act, ChatServer, completion
 
+import demo
 from inference import options, predict, replies
-from veason import asked, synthetic
+from veason import asked
 from veason.atomic import read_journal
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -157,7 +158,7 @@ def test_run_json_says_how_the_model_decodes_and_a_run_goes_on_only_so(world, tm
 @pytest.mark.slow
 def test_the_demos_own_model_answers_under_the_defaults(world, tmp_path):
     """It learned on 6 frames of 84 pixels; shown 8 of 560 it says nothing usable."""
-    model = Path(synthetic.__file__).with_name("base_policy")
+    model = Path(demo.__file__).with_name("base_policy")
     words = ["--data-root", str(world), "--policy", "hf", "--model", str(model), "--device", "cpu"]
     predict.main([*words, "--limit", "8", "--batch-size", "8", "--output", str(tmp_path / "run")])
     lines = list(read_journal(tmp_path / "run" / "predictions.jsonl"))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = ("veason", "verl", "grpo_reward", "training_data_construction", "inference", "eval", "training_scripts")
+PACKAGES = ("veason", "verl", "grpo_reward", "training_data_construction", "inference", "eval", "demo")
 APART = {"sam2"}  # installed by a line of its own, see the head of requirements.txt
 
 
@@ -26,14 +26,14 @@ def normalized(name):
 
 def imported_modules():
     found = set()
-    for package in PRODUCT:
+    for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Import):
                     found |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                     found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - set(PRODUCT)
+    return found - set(sys.stdlib_module_names) - set(PACKAGES)
 
 
 def test_every_import_is_declared_and_every_declared_import_is_made():
