@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     road = Road(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)
     start = time.perf_counter()
     try:
-        page = walk(road)
+        page = run_road(road)
     except StageError as error:
         sys.exit(f"the demo stopped: {error}")
     print(f"\n== Done in {(time.perf_counter() - start) / 60:.1f} minutes. Where to look")
@@ -34,13 +34,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  {path!s:<{len(str(road.out)) + 30}}{what}")
 
 
-def walk(road: Road) -> Path:
-    """Every stage in order; the folder of the page that compares the models."""
+def run_road(road: Road) -> Path:
+    """Run every stage in order; give the folder of the page that compares the models."""
     road.make_world()
     road.sample()
-    road.think()
+    road.generate_cot()
     sft = road.fine_tune()
-    grpo = road.reinforce("grpo", sft)
+    grpo = road.train_grpo("grpo", sft)
     models = {"base": BASE_POLICY, "SFT": sft, "GRPO": grpo}
     runs = {name: road.predict(name.lower(), model) for name, model in models.items()}
     return road.compare(runs, road.out / "grpo" / "curves.png")

@@ -1,4 +1,4 @@
-"""The paper's ablations on the synthetic world: what each reward term, the SFT and the chain of thought are worth.
+"""The paper's ablations on the synthetic world: how much each reward term, SFT and the chain of thought contribute.
 
     python -m demo.ablations [--output ablations_out] [--seed 0]
 
@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         road.make_world()
         road.sample()
-        road.think()
-        runs = {ablation.title: walk(road, ablation) for ablation in ABLATIONS}
+        road.generate_cot()
+        runs = {ablation.title: run_ablation(road, ablation) for ablation in ABLATIONS}
         page = road.compare(runs)
     except StageError as error:
         sys.exit(f"the ablations stopped: {error}")
@@ -93,14 +93,14 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return aligned(HEADER, rows) + "\n"
 
 
-def walk(road: Road, ablation: Ablation) -> Path:
-    """The predictions of one row."""
+def run_ablation(road: Road, ablation: Ablation) -> Path:
+    """Run the stages of one row; give its run folder."""
     if ablation.start == "base":
         model = BASE_POLICY
     else:
         model = road.fine_tune(ablation.start, thinking=ablation.start == "sft")
     if ablation.rewarded:
-        model = road.reinforce(ablation.name, model, *ablation.settings)
+        model = road.train_grpo(ablation.name, model, *ablation.settings)
     return road.predict(ablation.name, model)
 
 

@@ -1,4 +1,4 @@
-"""What can be asked of a scene: expressions that are true, and clear beyond doubt, by measurement.
+"""Generates the expressions that can be asked of a scene: measured to be true, and clear beyond doubt.
 
 Every rule below reads the facts of *all* shapes and asks only where each of them is clearly on one side: "growing"
 needs one shape well above 1 and all others at 1. In between there is no question at all.
@@ -29,7 +29,7 @@ class Expression:
     type_id: int
     """0 referring, 1 reasoning (a question), 2 absent target."""
     fact: str
-    """What makes it true: "kind", "grows", "leaves_first" …"""
+    """The kind of fact that makes it true: "kind", "grows", "leaves_first" …"""
 
 
 def questions(scene: Scene, facts: Facts | None = None) -> list[Expression]:
@@ -137,7 +137,7 @@ def _sizes(scene: Scene, facts: Facts) -> Iterator[Expression]:
 def _growth(scene: Scene, facts: Facts) -> Iterator[Expression]:
     ratios = [facts.growth(i) for i in range(len(scene.shapes))]
     for fact, verb, sign in (("grows", "growing", 1), ("shrinks", "shrinking", -1)):
-        found = _sorted_out([None if ratio is None else sign * np.log(ratio) for ratio in ratios], 0.35, 0.08)
+        found = _clear_winners([None if ratio is None else sign * np.log(ratio) for ratio in ratios], 0.35, 0.08)
         if found is not None:
             yield from _either(fact, found, f"that {{is|are}} {verb}", f"{{is|are}} {verb}?")
 
@@ -148,7 +148,7 @@ def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
     ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     for name, axis, sign in (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1)):
         along = [None if way is None else float(sign * way[axis]) for way in ways]
-        found = _sorted_out(along, 0.15, 0.05)
+        found = _clear_winners(along, 0.15, 0.05)
         if found is None or any(abs(ways[i][1 - axis]) > 0.6 * along[i] for i in found):
             continue  # one goes both ways
         fact = f"moves_{name.split()[-1]}"
@@ -175,7 +175,7 @@ def _stillness(scene: Scene, facts: Facts) -> Iterator[Expression]:
         return
     if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, grown, strict=True)):
         return  # growing on the spot: is that still?
-    found = _sorted_out([-m for m in moved], -0.02, -0.12)
+    found = _clear_winners([-m for m in moved], -0.02, -0.12)
     if found is not None:
         yield from _either("still", found, "that {does|do} not move", "{does|do} not move?")
 
@@ -225,7 +225,7 @@ def _fills(scene: Scene, facts: Facts) -> Iterator[Expression]:
         yield from _ask("fills", found, f"the shape that {text}", f"which shape {text}?")
 
 
-def _sorted_out(values: list[float | None], yes: float, no: float) -> list[int] | None:
+def _clear_winners(values: list[float | None], yes: float, no: float) -> list[int] | None:
     """Indices of the values from `yes` up if all the others are `no` at most; None if one is between or unknown."""
     if any(value is None or no < value < yes for value in values):
         return None

@@ -1,4 +1,4 @@
-"""What can be measured in a scene's masks: sizes, places, who is hidden, who comes and who goes.
+"""Measures a scene's masks: sizes, places, which shapes are hidden, which enter the picture and which leave it.
 
 Lengths are in short sides. A shape is *clear* in a frame where it is visible, off the border and overlaps no other:
 only there do its size and place say anything about the shape itself.

@@ -1,6 +1,6 @@
-"""What there is to say about some shapes of a scene: who they are, what they do, how large, where. All of it is true.
+"""Writes true sentences about shapes of a scene: their names, what they do, their sizes and places.
 
-`explain` is a whole chain of thought, worded by chance; `perceive` is what plain seeing gives, without a judgement.
+`explain` gives a whole chain of thought in randomly chosen words; `perceive` names the shapes and their sizes only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from demo.facts import NEVER, Facts, measure
 from demo.scene import Scene
 
-WHO = ("The target is {names}.", "I see {names}.", "This is {names}.")
-CHOICE = ("The keyframe is {k}s.", "At {k}s {it} {is} seen best.", "{It} {is} best seen at {k}s.")
-GROWTH, WAY = 0.3, 0.1
-"""From here on growth (logarithm of the areas' ratio) and displacement (short sides) are worth a word."""
+NAME_SENTENCES = ("The target is {names}.", "I see {names}.", "This is {names}.")
+KEYFRAME_SENTENCES = ("The keyframe is {k}s.", "At {k}s {it} {is} seen best.", "{It} {is} best seen at {k}s.")
+MIN_GROWTH, MIN_DISPLACEMENT = 0.3, 0.1
+"""Growth (logarithm of the areas' ratio) and displacement (short sides) below these are not mentioned."""
 
 
 def explain(
@@ -38,10 +38,10 @@ def explain(
     words = {"names": names(scene, targets), "k": keyframe}
     words |= {"it": "they", "It": "They", "is": "are"} if many else {"it": "it", "It": "It", "is": "is"}
     sentences = [
-        rng.choice(WHO).format(**words),
+        rng.choice(NAME_SENTENCES).format(**words),
         *actions(facts, targets),
         sizes_sentence(facts, targets, frame_ids),
-        rng.choice(CHOICE).format(**words),
+        rng.choice(KEYFRAME_SENTENCES).format(**words),
         *places(scene, facts, targets, keyframe),
     ]
     return " ".join(sentences)
@@ -94,10 +94,10 @@ def _doings(facts: Facts, shape: int) -> list[str]:
     if facts.enters(shape) not in (None, NEVER):
         found.append("comes into the picture")
     growth = facts.growth(shape)
-    if growth is not None and abs(np.log(growth)) >= GROWTH:
+    if growth is not None and abs(np.log(growth)) >= MIN_GROWTH:
         found.append("grows" if growth > 1 else "shrinks")
     way = facts.displacement(shape)
-    if way is not None and np.abs(way).max() >= WAY:
+    if way is not None and np.abs(way).max() >= MIN_DISPLACEMENT:
         across = abs(way[0]) >= abs(way[1])
         found.append("moves " + (("to the right", "to the left") if across else ("downwards", "upwards"))[int(
             way[0 if across else 1] < 0)])  # fmt: skip

@@ -1,7 +1,7 @@
-"""Which sample of a synthetic world a chat request is about: read the request, find its words, compare its pictures.
+"""Finds the sample of a synthetic world that a chat request is about, by its expression and its pictures.
 
-A teacher is shown pictures that were shrunk, compressed and drawn upon in red. So a picture is remembered as a
-thumbnail of `GRID` x `GRID` mean colours, and a cell that is its own colour mixed with some pure red is no difference.
+The teacher is shown pictures that were shrunk, compressed and drawn upon in red. A picture is therefore stored as a
+thumbnail of `GRID` x `GRID` mean colours, and a cell whose colour is mixed with pure red counts as unchanged.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def difference(seen: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.partition(cells, rank, axis=1)[:, rank]
 
 
-class Album:
-    """Every expression of a world, by its words, and every frame, as a thumbnail: some milliseconds a video to open."""
+class WorldIndex:
+    """All expressions of a world by their words, and all frames as thumbnails; opening takes milliseconds a video."""
 
     def __init__(self, root: str | Path) -> None:
         self._by_words: dict[str, list[VideoSample]] = defaultdict(list)
@@ -195,7 +195,7 @@ class Album:
             for sample in dataset:
                 self._by_words[_words(sample.expression)].append(sample)
         videos = list({sample.video: sample for samples in self._by_words.values() for sample in samples}.values())
-        known = map_in_order(_look, None, videos, workers=1, label="looking at the frames", unit="videos")
+        known = map_in_order(_thumbnails, None, videos, workers=1, label="reading the frames", unit="videos")
         self._known = {sample.video: pictures for sample, pictures in zip(videos, known, strict=True)}
         """By video, (T, GRID, GRID, 3) uint8."""
 
@@ -233,7 +233,7 @@ class Album:
         return float(difference(inquiry.thumbnails, self._known[sample.video][list(inquiry.frame_ids)]).max())
 
 
-def _look(_: None, sample: VideoSample) -> np.ndarray:
+def _thumbnails(_: None, sample: VideoSample) -> np.ndarray:
     """Thumbnails of all frames of a video, (T, GRID, GRID, 3) uint8."""
     pictures = np.empty((len(sample), GRID, GRID, 3), dtype=np.uint8)
     for t in range(len(sample)):

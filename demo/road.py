@@ -42,7 +42,7 @@ class Road:
     videos: int = 160
     """A quarter of them for validation."""
     records: int = 48
-    """Chains of thought to learn from."""
+    """Chains of thought for SFT."""
     steps: int = 80
     """Of GRPO."""
 
@@ -70,7 +70,7 @@ class Road:
     def selected(self) -> Path:
         return self.world / "meta_expressions_train_select.json"
 
-    def think(self) -> None:
+    def generate_cot(self) -> None:
         with self._stage("seed_cot", "Chains of thought, asked of a teacher over HTTP") as todo:
             if todo:
                 with self._teacher() as url:
@@ -116,7 +116,7 @@ class Road:
                 self.shell(TRAINING_SCRIPTS / "run_sft_tiny.sh", where, f"seed={self.seed}")
         return self.out / name / "merged"
 
-    def reinforce(self, name: str, model: Path, *settings: str) -> Path:
+    def train_grpo(self, name: str, model: Path, *settings: str) -> Path:
         """GRPO from a model, its curves, and the trained model as a checkpoint; the folder of that."""
         run = self.out / name
         with self._stage(name, "GRPO: Ray, FSDP2 on two CPU ranks, the four-term reward with GrabCut") as todo:

@@ -1,4 +1,4 @@
-"""Draw scenes: a plot says what happens in one, chance says where, with what and how fast."""
+"""Draws random scenes: a plot fixes what happens in one, chance decides where, with which shapes and how fast."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "parade": ("drift", "drift", "still"),
     "still": ("still", "still"),
 }
-"""The parts that a plot must have; the rest of the cast is chosen at random. Only in a curtain is
-everyone outside the picture in the first frame; "still" is what a single frame can show."""
+"""The motions that a plot must have; the remaining shapes get random ones. Only in a curtain all shapes are outside the
+picture in the first frame; "still" is what a single frame can show."""
 
 
 def sample_scene(
@@ -77,29 +77,31 @@ def _draw(
     rng: np.random.Generator, size: Size, frames: int, shapes: tuple[int, int], plot: str, background: str
 ) -> Scene | None:
     extent = (size[1] / min(size), size[0] / min(size))
-    parts = list(PLOTS[plot])
-    cast = max(int(rng.integers(shapes[0], shapes[1] + 1)), len(parts) + (plot == "crossing"))
+    motions = list(PLOTS[plot])
+    count = max(int(rng.integers(shapes[0], shapes[1] + 1)), len(motions) + (plot == "crossing"))
     filler = {"curtain": ["enter"], "giant": ["still"], "still": ["still"], "parade": ["drift"]}
     fitting = filler.get(plot, ["drift", "drift", "still", "grow", "shrink"])
-    others = [str(rng.choice(fitting)) for _ in range(cast - len(parts) - (plot == "crossing"))]
+    others = [str(rng.choice(fitting)) for _ in range(count - len(motions) - (plot == "crossing"))]
     reach = STRIDE * (frames - 1)
     placed: list[Shape] = []
-    for part in others + parts if plot == "giant" else parts + others:  # the giant is in front, the rest as it fits
-        group = _place(rng, part, placed, extent, reach)
+    for motion in (
+        others + motions if plot == "giant" else motions + others
+    ):  # the giant is in front, the rest as it fits
+        group = _place(rng, motion, placed, extent, reach)
         if group is None:
             return None
         placed += group
-    dressed = _dress(rng, placed, square=plot == "giant")
+    finished = _assign_looks(rng, placed, square=plot == "giant")
     grain = int(rng.integers(1 << 31))
-    return Scene(size=size, frames=frames, shapes=dressed, background=background, grain=grain)
+    return Scene(size=size, frames=frames, shapes=finished, background=background, grain=grain)
 
 
 def _place(
-    rng: np.random.Generator, part: str, placed: list[Shape], extent: Extent, reach: float
+    rng: np.random.Generator, motion: str, placed: list[Shape], extent: Extent, reach: float
 ) -> list[Shape] | None:
-    moments = np.zeros(1) if part == "giant" else np.linspace(0, 1, 25)  # a giant is apart from the others at first
+    moments = np.zeros(1) if motion == "giant" else np.linspace(0, 1, 25)  # a giant is apart from the others at first
     for _ in range(40):
-        group = PARTS[part](rng, extent, reach)
+        group = MOTIONS[motion](rng, extent, reach)
         if group and all(_apart(one, other, moments) for one in group for other in placed):
             return group
     return None
@@ -111,10 +113,10 @@ def _apart(one: Shape, other: Shape, moments: np.ndarray) -> bool:
     return bool((between - REACH * (one.radius_at(moments) + other.radius_at(moments)) > 0.02).all())
 
 
-def _dress(rng: np.random.Generator, shapes: list[Shape], *, square: bool) -> tuple[Shape, ...]:
+def _assign_looks(rng: np.random.Generator, shapes: list[Shape], *, square: bool) -> tuple[Shape, ...]:
     colours = rng.permutation(list(COLOURS))[: len(shapes)]
-    wardrobe = rng.choice(KINDS, size=min(3, len(shapes)), replace=False)  # few kinds, so that some come twice
-    kinds = [str(rng.choice(wardrobe)) for _ in shapes]
+    available_kinds = rng.choice(KINDS, size=min(3, len(shapes)), replace=False)  # few kinds, so that some come twice
+    kinds = [str(rng.choice(available_kinds)) for _ in shapes]
     if square:
         kinds[-1] = "square"  # the giant has to reach the corners
     return tuple(
@@ -223,7 +225,7 @@ def _reversed(shape: Shape) -> Shape:
     return replace(shape, start=shape.end, end=shape.start, radius=shape.radius[::-1])
 
 
-PARTS: dict[str, Callable[[np.random.Generator, Extent, float], list[Shape] | None]] = {
+MOTIONS: dict[str, Callable[[np.random.Generator, Extent, float], list[Shape] | None]] = {
     "still": _still,
     "drift": _drift,
     "grow": _grow,
@@ -233,4 +235,4 @@ PARTS: dict[str, Callable[[np.random.Generator, Extent, float], list[Shape] | No
     "crossing": _crossing,
     "giant": _giant,
 }
-"""One try at a part: its shapes, back to front, in working clothes; None where chance did not fit the picture."""
+"""Each draws the shapes of one motion, back to front and with a placeholder look; None where they do not fit in."""

@@ -1,4 +1,4 @@
-"""What a scene is: coloured shapes, where each is and how large it is at any moment. No pixels, no randomness.
+"""A scene describes coloured shapes: where each is and how large it is at any moment. No pixels, no randomness.
 
 Lengths are in units of the picture's **short side**, the origin is the top-left corner, x to the right and y down.
 Time is `u`, 0 at the first frame and 1 at the last.
@@ -63,7 +63,7 @@ REACH = 1.3
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape and its whole life: it moves from start to end while its radius changes from one to the other."""
+    """One shape: it moves from `start` to `end` while its radius changes from the first value to the second."""
 
     kind: str
     colour: str

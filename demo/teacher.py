@@ -1,9 +1,9 @@
-"""A teacher for the synthetic world: an OpenAI-compatible server that knows its frames and reasons about them truly.
+"""The teacher of the synthetic world: an OpenAI-compatible server that writes true chains of thought about its frames.
 
-It stands for the strong VLM that is asked for chains of thought, so that the real client, its retries and its journal
-run for real, without a key or a network. It knows each picture again by its looks (`recognition`) and says what
-`reasoning.explain` says of the scene; the same request gets the same text, another `seed` in it another wording. It can
-be slow and it can misbehave, on request: a client that survives this teacher survives a service.
+It stands in for the strong VLM that is asked for chains of thought: the real client, its retries and its journal run
+without a key or a network. It recognises each picture (`recognition`) and answers with `reasoning.explain` of the
+scene; the same request gets the same text, and another `seed` in the request another wording. On request it is slow or
+faulty (`server.ServerOptions`): a client that survives this teacher survives a real service.
 
     with serve("world", delay=0.2, fail_rate=0.3) as url:
         client = openai.OpenAI(base_url=url, api_key="any")
@@ -23,7 +23,7 @@ from typing import Any
 
 from demo.facts import Facts, measure
 from demo.reasoning import explain
-from demo.recognition import Album, InquiryError, read_inquiry
+from demo.recognition import InquiryError, WorldIndex, read_inquiry
 from demo.scene import Scene
 from demo.server import FAULTS, Refusal, Server, ServerOptions, serving
 from demo.writer import read_scenes
@@ -34,11 +34,11 @@ from veason.types import VideoSample
 
 
 class Teacher(Server):
-    """The answers, without the network: a world, and what it has to say."""
+    """Answers chat requests about one world."""
 
     def __init__(self, world: str | Path, options: ServerOptions) -> None:
         super().__init__(options)
-        self._album = Album(world)
+        self._index = WorldIndex(world)
         self._scenes = read_scenes(world)
         facts = map_in_order(_measure, self._scenes, list(self._scenes), workers=1, label="measuring", unit="videos")
         self._facts = dict(zip(self._scenes, facts, strict=True))
@@ -46,7 +46,7 @@ class Teacher(Server):
     def reply(self, request: dict[str, Any]) -> tuple[str, int]:
         try:
             inquiry = read_inquiry(request.get("messages"))
-            sample = self._album.recognise(inquiry)
+            sample = self._index.recognise(inquiry)
             self._check_visible(sample, inquiry.keyframe)
         except InquiryError as error:
             raise Refusal(400, str(error)) from None

@@ -1,4 +1,4 @@
-"""Write a world to a folder in ReVOS form: a plan of videos, their scenes, the questions asked of them, the files.
+"""Writes a world as a ReVOS data set: plans the videos, draws their scenes, chooses questions, writes the files.
 
 The folder appears whole or not at all, and the same arguments give the same bytes.
 """
@@ -57,7 +57,7 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What one video is to be, before chance decides the rest."""
+    """The properties of a video that are fixed before its scene is drawn."""
 
     index: int
     """Over both splits."""
@@ -102,8 +102,8 @@ def build_world(
     parameters = _check_parameters(
         videos=videos, seed=seed, size=size, frames=frames, background=background, policy=policy
     )
-    if standing := _standing(out, parameters):
-        return standing
+    if existing := _existing(out, parameters):
+        return existing
     with folder_in_place(out) as temporary:
         return _write(temporary, parameters)
 
@@ -159,7 +159,7 @@ def _check_parameters(**parameters: Any) -> dict[str, Any]:
     return {"version": VERSION, **json.loads(json.dumps(parameters))}
 
 
-def _standing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
+def _existing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     """The description of the same world, if it is already there; a DataError if something else is."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -249,10 +249,10 @@ def _plan(rng: np.random.Generator, index: int, split: str, place: int, size: Si
 def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
     """Scene and questions of a video; depends on the plan and the seed only, not on the other videos."""
     rng = np.random.default_rng([seed, 2, plan.index])
-    cast = (3, 4) if plan.expressions > 8 else (2, 4)
+    shapes = (3, 4) if plan.expressions > 8 else (2, 4)
     for _ in range(100):
         scene = sample_scene(
-            rng, size=plan.size, frames=plan.frames, shapes=cast, plot=plan.plot, background=background
+            rng, size=plan.size, frames=plan.frames, shapes=shapes, plot=plan.plot, background=background
         )
         asked = questions(scene, measure_masks(*render_masks(scene)))
         facts = {expression.fact for expression in asked}

@@ -12,7 +12,7 @@ from demo.road import Road, StageError
 
 @pytest.fixture
 def walked(tmp_path, monkeypatch):
-    """A road whose commands are only noted."""
+    """A road whose commands are recorded and not run."""
     commands = []
     monkeypatch.setattr(Road, "run", lambda self, module, *words: commands.append((module, [str(w) for w in words])))
     monkeypatch.setattr(
@@ -32,7 +32,7 @@ class _Nobody:
 
 def test_the_demo_is_the_whole_road_in_order(walked):
     r, commands = walked
-    demo.walk(r)
+    demo.run_road(r)
     assert [module for module, _ in commands] == [
         "demo.world",
         "training_data_construction.data_sampling",
@@ -49,9 +49,9 @@ def test_the_demo_is_the_whole_road_in_order(walked):
 
 def test_finished_stages_are_passed_by(walked, capsys):
     r, commands = walked
-    demo.walk(r)
+    demo.run_road(r)
     count = len(commands)
-    demo.walk(r)
+    demo.run_road(r)
     assert [module for module, _ in commands[count:]] == ["inference.compare"]
     assert "done, in" in capsys.readouterr().out
 
@@ -84,7 +84,7 @@ def test_notes_say_how_long_it_took(walked):
 def test_ablations_share_what_they_can(walked):
     r, commands = walked
     for ablation in ablations.ABLATIONS:
-        ablations.walk(r, ablation)
+        ablations.run_ablation(r, ablation)
     modules = [module for module, _ in commands]
     assert modules.count("run_sft_tiny.sh") == 2  # with and without thinking
     assert modules.count("verl.trainer.main") == 7

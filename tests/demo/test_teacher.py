@@ -21,7 +21,7 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
-from demo.recognition import TOLERANCE, Album, InquiryError, difference, read_inquiry
+from demo.recognition import TOLERANCE, InquiryError, WorldIndex, difference, read_inquiry
 from demo.teacher import FAULTS, ServerOptions, main, serve
 from demo.writer import build_world, read_scenes
 from veason import masks
@@ -141,10 +141,10 @@ def test_the_real_client_gets_a_true_thought_with_its_usage(url, root, samples):
 
 @pytest.mark.parametrize(("shrink", "quality"), [(1.0, 75), (0.6, 50)])
 def test_every_expression_is_known_again_through_red_boxes_and_compression(root, samples, shrink, quality):
-    album = Album(root)
+    index = WorldIndex(root)
     for dataset, sample, keyframe in samples:
         inquiry = read_inquiry(ask_about(dataset, sample, keyframe, shrink=shrink, quality=quality))
-        assert album.recognise(inquiry) == sample
+        assert index.recognise(inquiry) == sample
     assert len(samples) > 20
 
 
@@ -152,12 +152,12 @@ def test_the_expression_is_read_as_prompts_write_it(root, samples):
     dataset, sample, keyframe = samples[0]
     messages = ask_about(dataset, sample, keyframe)
     messages[1]["content"][-1] = _text(f"Expression:   {sample.expression.upper()}.\n Keyframe: ({keyframe}s)")
-    assert Album(root).recognise(read_inquiry(messages)) == sample
+    assert WorldIndex(root).recognise(read_inquiry(messages)) == sample
 
 
 def test_pictures_of_another_world_are_not_known(root, samples, tmp_path):
     build_world(tmp_path / "other", videos=3, seed=4)
-    album, refused = Album(root), 0
+    index, refused = WorldIndex(root), 0
     many = [(sample, keyframe) for _, sample, keyframe in samples if len(sample) >= 8]
     for other in {sample.video: sample for sample in ReVOS(tmp_path / "other", split="train")}.values():
         for sample, keyframe in many[::5]:
@@ -165,7 +165,7 @@ def test_pictures_of_another_world_are_not_known(root, samples, tmp_path):
             pictures = {t: data_url(Image.open(other.frame_path(t))) for t in shown}
             keyframe = min(shown, key=lambda t: abs(t - keyframe))
             with pytest.raises(InquiryError, match="do not know this picture"):
-                album.recognise(read_inquiry(ask(sample.expression, keyframe, pictures)))
+                index.recognise(read_inquiry(ask(sample.expression, keyframe, pictures)))
             refused += 1
     assert refused >= 6
 
