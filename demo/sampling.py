@@ -84,9 +84,8 @@ def _draw(
     others = [str(rng.choice(fitting)) for _ in range(count - len(motions) - (plot == "crossing"))]
     reach = STRIDE * (frames - 1)
     placed: list[Shape] = []
-    for motion in (
-        others + motions if plot == "giant" else motions + others
-    ):  # the giant is in front, the rest as it fits
+    in_order = others + motions if plot == "giant" else motions + others  # the giant is in front
+    for motion in in_order:
         group = _place(rng, motion, placed, extent, reach)
         if group is None:
             return None
