@@ -8,17 +8,15 @@ world. Every stage runs real commands and prints them first; a finished stage is
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
-from demo.road import BASE_POLICY, Road, StageError
+from demo.road import BASE_POLICY, Road, StageError, parse_road
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    road = Road(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)
+    road = parse_road(argv, prog="python -m demo", description=__doc__, output="demo_out")
     start = time.perf_counter()
     try:
         page = run_road(road)
@@ -44,16 +42,6 @@ def run_road(road: Road) -> Path:
     models = {"base": BASE_POLICY, "SFT": sft, "GRPO": grpo}
     runs = {name: road.predict(name.lower(), model) for name, model in models.items()}
     return road.compare(runs, road.out / "grpo" / "curves.png")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo_out"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=Road.videos, help="in the world (default: %(default)s)")
-    parser.add_argument("--records", type=int, default=Road.records, help="for SFT (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=Road.steps, help="of GRPO (default: %(default)s)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ table, the paper's differences beside ours, is printed and kept in OUTPUT/ablati
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo.__main__ import build_parser
-from demo.road import BASE_POLICY, Road, StageError
+from demo.road import BASE_POLICY, Road, StageError, parse_road
 from veason import atomic
 from veason.tables import aligned
 
@@ -59,11 +57,7 @@ ABLATIONS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(output=Path("ablations_out"))
-    args = parser.parse_args(argv)
-    road = Road(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)
+    road = parse_road(argv, prog="python -m demo.ablations", description=__doc__, output="ablations_out")
     try:
         road.make_world()
         road.sample()
@@ -73,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     except StageError as error:
         sys.exit(f"the ablations stopped: {error}")
     text = table(json.loads((page / "comparison.json").read_text())["runs"])
-    kept = args.output / "ablations.txt"
+    kept = road.out / "ablations.txt"
     atomic.write_bytes(kept, text.encode())
     print(f"\n{text}\nkept in {kept}; with pictures: {page / 'comparison.html'}")
 

@@ -6,13 +6,14 @@ finished stage leaves a note in ``stages/`` and is skipped by the next run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,3 +197,16 @@ class Road:
 def _check(code: int, what: str) -> None:
     if code:
         raise StageError(f"{what} failed with exit code {code}; what it wrote stands above")
+
+
+def parse_road(argv: Sequence[str] | None, *, prog: str, description: str, output: str) -> Road:
+    """The road that a command line asks for; `output` is the default folder."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=Road.videos, help="in the world (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=Road.records, help="for SFT (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=Road.steps, help="of GRPO (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return Road(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)

@@ -4,11 +4,12 @@ import hashlib
 import json
 
 import cv2
+import numpy as np
 import pytest
 
 from demo import twins
 from demo import world as command
-from demo.twins import flat
+from demo.twins import GT_EVERY, flat, write_refdavis, write_refytvos, write_vicas
 from veason import masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -108,3 +109,84 @@ def test_another_folder_is_refused(folders, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path), "--formats", "davis"])
     assert "invalid choice: 'davis'" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------- Ref-YouTube-VOS and Ref-DAVIS17
+
+
+@pytest.fixture(scope="module")
+def refvos(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("twins")
+    write_refytvos(world.root, out / "refytvos")
+    write_refdavis(world.root, out / "refdavis")
+    return out
+
+
+def test_training_targets_are_the_worlds_but_for_shared_borders(world, refvos):
+    original = open_dataset("revos", world.root, split="train")
+    twin = open_dataset("refytvos", refvos / "refytvos", split="train")
+    single = [sample for sample in original if len(sample.anno_ids) == 1]
+    assert len(twin) == len(single) > 20
+    for mine, theirs in zip(twin, single, strict=True):
+        assert (mine.expression, mine.frames, mine.size) == (theirs.expression, theirs.frames, theirs.size)
+        assert mine.frame_path(0).read_bytes() == theirs.frame_path(0).read_bytes()
+        (found,), (truth,) = twin.object_rles(mine), original.object_rles(theirs)
+        for t in range(len(mine)):
+            pixels = masks.decode(found[t], mine.size)
+            assert not (pixels & ~masks.decode(truth[t], mine.size)).any()  # never more than the truth
+            assert masks.area(truth[t]) - np.count_nonzero(pixels) <= 0.2 * masks.area(truth[t])
+
+
+def test_the_last_video_of_valid_is_tests(world, refvos):
+    twin = open_dataset("refytvos", refvos / "refytvos")
+    assert len(twin.left_out) == 1
+    assert len(twin.by_video) == len(world.metas["valid"]) - 1
+    assert all(sample.obj_ids == () for sample in twin)
+
+
+def test_every_object_of_the_first_frame_is_named_four_times(refvos):
+    twin = open_dataset("refdavis", refvos / "refdavis")
+    for samples in twin.by_video.values():
+        objects = twin.objects(samples[0])
+        assert [sample.obj_ids for sample in samples] == [(k + 1,) for k in range(len(objects)) for _ in range(4)]
+        assert len({sample.expression for sample in samples}) == len(samples)
+        assert all(masks.area(track[0]) for track in objects)
+
+
+# ---------------------------------------------------------------------------------------------------------------- ViCaS
+
+
+@pytest.fixture(scope="module")
+def vicas(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("twins") / "vicas"
+    write_vicas(world.root, out)
+    return out
+
+
+def test_tracks_are_the_worlds(world, vicas):
+    original = [s for s in open_dataset("revos", world.root, split="train") if s.anno_ids]
+    dataset = open_dataset("vicas", vicas, split="v1.0/train")
+    theirs = iter(original)
+    source, several = open_dataset("revos", world.root, split="train"), 0
+    for sample in dataset:
+        several += len(sample.anno_ids) > 1
+        if sample.expression == "everything that was asked for":
+            continue
+        assert dataset.object_rles(sample) == source.object_rles(next(theirs))
+    assert next(theirs, None) is None
+    assert several > 0
+
+
+def test_few_frames_count_and_tracks_come_and_go(vicas):
+    dataset = open_dataset("vicas", vicas, split="v1.0/train")
+    for sample in dataset:
+        assert dataset.gt_frames(sample) == tuple(range(0, len(sample), GT_EVERY))
+        assert sample.frames[0] == "00000"
+    tracks = [track for sample in dataset for track in dataset.object_rles(sample)]
+    assert any(None in track and any(track) for track in tracks)
+
+
+def test_valid_videos_are_shared_between_val_and_test(world, vicas):
+    parts = {part: open_dataset("vicas", vicas, split=f"v1.0/{part}").by_video for part in ("val", "test")}
+    assert not parts["val"].keys() & parts["test"].keys()
+    assert len(parts["val"]) + len(parts["test"]) == len(world.metas["valid"])
