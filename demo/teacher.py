@@ -30,7 +30,6 @@ from demo.writer import read_scenes
 from veason import atomic
 from veason.command import run_command
 from veason.pool import map_in_order
-from veason.types import VideoSample
 
 
 class Teacher(Server):
@@ -47,28 +46,23 @@ class Teacher(Server):
         try:
             inquiry = read_inquiry(request.get("messages"))
             sample = self._index.recognise(inquiry)
-            self._check_visible(sample, inquiry.keyframe)
+            targets = [int(i) for i in sample.obj_ids]  # indices of shapes
+            if not self._facts[sample.video].areas[targets, inquiry.keyframe].any():
+                raise InquiryError(
+                    f"{sample.key}: the target is not visible at {inquiry.keyframe}s; choose another keyframe"
+                )
         except InquiryError as error:
             raise Refusal(400, str(error)) from None
         rng = Random(f"{self.options.seed}|{sample.key}|{request.get('seed')}")
         text = explain(
             self._scenes[sample.video],
-            _targets(sample),
+            targets,
             frame_ids=sorted(set(inquiry.frame_ids)),
             keyframe=inquiry.keyframe,
             rng=rng,
             facts=self._facts[sample.video],
         )
         return text, inquiry.size_tokens
-
-    def _check_visible(self, sample: VideoSample, keyframe: int) -> None:
-        if not self._facts[sample.video].areas[_targets(sample), keyframe].any():
-            raise InquiryError(f"{sample.key}: the target is not visible at {keyframe}s; choose another keyframe")
-
-
-def _targets(sample: VideoSample) -> list[int]:
-    """Indices of its shapes."""
-    return [int(i) for i in sample.obj_ids]
 
 
 def _measure(scenes: Mapping[str, Scene], video: str) -> Facts:

@@ -201,7 +201,10 @@ def write_refdavis(world: Path, out: Path) -> None:
         present = [i for i, shape in enumerate(visible) if shape[0].any()]
         if not present:
             continue
-        phrases = [phrase for i in present for phrase in _four_ways(scene.shapes[i].texture, scene.shapes[i].name)]
+        phrases = []  # each shape is named in four ways
+        for shape in (scene.shapes[i] for i in present):
+            phrases += [f"a {shape.name}", f"a {shape.texture} {shape.name}"]
+            phrases += [f"the {shape.name}", f"the {shape.name} with a {shape.texture} surface"]
         videos[name] = {
             "expressions": {str(i): {"exp": phrase, "obj_id": str(i // 4 + 1)} for i, phrase in enumerate(phrases)},
             "frames": list(frames),
@@ -210,10 +213,6 @@ def write_refdavis(world: Path, out: Path) -> None:
         for t, frame in enumerate(frames):
             _write_index(out / "valid" / "Annotations" / name / f"{frame}.png", visible[present, t])
     _write_expressions(out, "valid", videos)
-
-
-def _four_ways(texture: str, name: str) -> tuple[str, str, str, str]:
-    return (f"a {name}", f"a {texture} {name}", f"the {name}", f"the {name} with a {texture} surface")
 
 
 def _numbers(samples: Sequence[VideoSample]) -> dict[int | str, int]:

@@ -198,8 +198,12 @@ def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     for plan in plans:
         video = draw_video(plan, parameters["seed"], parameters["background"])
         frames, visible = render_clip(video.scene)
-        _write_frames(root / "JPEGImages" / plan.key, plan.names, frames)
-        mask_dict |= {str(anno): _track(one) for anno, one in zip(video.anno_ids, visible, strict=True)}
+        (root / "JPEGImages" / plan.key).mkdir(parents=True)
+        for name, frame in zip(plan.names, frames, strict=True):
+            Image.fromarray(frame).save(root / "JPEGImages" / plan.key / f"{name}.jpg", quality=95, subsampling=0)
+        for anno_id, track in zip(video.anno_ids, visible, strict=True):  # (T, H, W) each
+            # null where the shape is not seen, never an all-zero mask
+            mask_dict[str(anno_id)] = [masks.encode(mask) if mask.any() else None for mask in track]
         foreground[plan.key] = _foreground(video, visible)
         metas[plan.split][plan.key] = _meta(video)
         drawn.append(video)
@@ -292,17 +296,6 @@ def _repetition(expression: Expression, chosen: list[Expression]) -> int:
     return 2 * sum(e.fact == expression.fact for e in chosen) + ((len(expression.targets) > 1) == crowded)
 
 
-def _write_frames(folder: Path, names: tuple[str, ...], frames: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for name, frame in zip(names, frames, strict=True):
-        Image.fromarray(frame).save(folder / f"{name}.jpg", quality=95, subsampling=0)
-
-
-def _track(visible: np.ndarray) -> list[Rle | None]:
-    """One entry per frame of (T, H, W); null where the shape is not seen, never an all-zero mask."""
-    return [masks.encode(mask) if mask.any() else None for mask in visible]
-
-
 def _foreground(video: Video, visible: np.ndarray) -> dict[str, Any]:
     """Per frame the union of every shape that some expression refers to; an RLE even where it is empty."""
     referred = sorted({i for expression in video.expressions for i in expression.targets})
@@ -316,22 +309,20 @@ def _foreground(video: Video, visible: np.ndarray) -> dict[str, Any]:
 def _meta(video: Video) -> dict[str, Any]:
     plan = video.plan
     return {
-        "expressions": {str(n): record for n, record in enumerate(_expression_records(video))},
+        "expressions": {
+            str(n): {
+                "exp": expression.text,
+                "obj_id": list(expression.targets),
+                "anno_id": [video.anno_ids[i] for i in expression.targets],
+                "type_id": expression.type_id,
+            }
+            for n, expression in enumerate(video.expressions)
+        },
         "vid_id": plan.index,
         "height": plan.size[0],
         "width": plan.size[1],
         "frames": list(plan.names),
     }
-
-
-def _expression_records(video: Video) -> Iterator[dict[str, Any]]:
-    for expression in video.expressions:
-        yield {
-            "exp": expression.text,
-            "obj_id": list(expression.targets),
-            "anno_id": [video.anno_ids[i] for i in expression.targets],
-            "type_id": expression.type_id,
-        }
 
 
 def _counts(drawn: list[Video]) -> dict[str, dict[str, int]]:
