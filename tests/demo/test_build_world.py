@@ -96,7 +96,7 @@ def test_a_full_disk_is_one_line_with_the_folder(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("demo.writer._write_frames", fail)
+    monkeypatch.setattr("PIL.Image.Image.save", fail)
     assert main(["--out", str(tmp_path / "w"), "--videos", "1", "--no-policy"]) == 2
     assert (
         capsys.readouterr().err == f"error: {tmp_path / 'w'}: no space left; free some and run the same command again\n"
