@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SMALL = ["--videos", "8", "--records", "8", "--steps", "1"]
 
 
