@@ -102,6 +102,13 @@ class TestFindPast:
         progress = run_folder.progress(config, {}, run_folder.read_past(config, start))
         assert save(tmp_path / "run", 6, **progress) == find_past(config)
 
+    @pytest.mark.parametrize("text", ["", "null", "{}", '{"progress": []}', '{"progress": {}}', "[" * 100_000, "\x00"])
+    def test_a_marker_that_holds_something_else_is_one_line(self, config, tmp_path, text):
+        folder = save(tmp_path / "run", 1)
+        (folder / "complete.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"step_000001/complete\.json: .* cannot be read.* move its folder away"):
+            run_folder.read_past(config, find_past(config))
+
     def test_what_is_no_checkpoint_is_refused(self, config, tmp_path):
         config.trainer.resume = str(tmp_path / "gone")
         with pytest.raises(ConfigError, match=r"no complete checkpoint .* give auto, never or"):

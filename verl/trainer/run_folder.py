@@ -193,9 +193,13 @@ def _progress(folder: Path) -> dict[str, Any]:
     """Read without a look at the rest of the checkpoint, which is whole or not when it is loaded."""
     path = folder / checkpoint.COMPLETE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["progress"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: this checkpoint cannot be read: {error}; move its folder away") from error
+    found = facts.get("progress") if isinstance(facts, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        raise ConfigError(f"{path}: this checkpoint cannot be read: it names no step; move its folder away")
+    return found
 
 
 def check_config(config: Config, past: Past) -> list[str]:
