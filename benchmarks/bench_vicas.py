@@ -102,7 +102,7 @@ def plain(root: Path) -> float:
             found.append(_match(np.array([[_iou(p, g) for g in targets] for p in tracks], np.float32), thresholds))
             true += len(targets)
     hits = np.concatenate(found, axis=1)
-    return 100 * float(np.mean([_area(level, true) for level in hits]))
+    return float(np.mean(np.array([_area(level, true) for level in hits], np.float32) * np.float32(100)))
 
 
 def _iou(predicted: Sequence[Rle], target: Sequence[Rle]) -> float:
@@ -123,14 +123,15 @@ def _match(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return taken >= 0
 
 
-def _area(hits: np.ndarray, true: int) -> float:
-    right = np.cumsum(hits)
-    precision, recall = right / np.arange(1, len(hits) + 1), right / true
-    area = before = 0.0
-    for i in range(len(hits)):
-        area += (recall[i] - before) * precision[i:].max()
-        before = recall[i]
-    return area
+def _area(hits: np.ndarray, true: int) -> np.float32:
+    """Area below the precision envelope over recall, in the published script's arithmetic: float32 throughout."""
+    right = np.cumsum(hits.astype(np.float32))
+    precision = np.concatenate([[0], right / np.arange(1, len(hits) + 1), [0]]).astype(np.float32)
+    recall = np.concatenate([[0], right / np.float32(true), [1]]).astype(np.float32)
+    for i in range(len(precision) - 1, 0, -1):
+        precision[i - 1] = max(precision[i - 1], precision[i])
+    risen = np.flatnonzero(recall[1:] != recall[:-1])
+    return np.sum((recall[risen + 1] - recall[risen]) * precision[risen + 1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import sys
@@ -31,7 +32,7 @@ from eval import command, data_version, jf, vicas_map
 from eval.results import Missing, Problem
 from eval.scoring import Outcome, Score, Scorer
 from eval.vicas_files import open_tracks
-from veason import atomic
+from veason import atomic, masks
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
 from veason.errors import DataError
@@ -39,6 +40,9 @@ from veason.tables import aligned
 from veason.types import VideoSample
 
 CSV_HEADER = (*jf.CSV_HEADER[:-1], "true_tracks", "predicted_tracks", *(f"found_{name}" for name in vicas_map.NAMED))
+
+COMPILE_FROM = 15_000
+"""Predicted frames a worker must have to score before reading their tracks by numba pays for loading it."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,15 @@ class Referral:
     """Number of true tracks."""
 
 
+@dataclass(frozen=True)
 class TrackScorer(Scorer):
     """Scores the unions of a video's referrals frame by frame and, in the same pass over its files, their tracks."""
 
+    read_compiled: bool = False
+    """Whether numba reads the tracks (`veason.masks.use_compiled`)."""
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+        masks.use_compiled(self.read_compiled)
         outcomes = self._unions(samples)
         for sample in samples:
             outcome = outcomes[sample.key]
@@ -149,6 +158,7 @@ def evaluate(
     predicted = open_tracks(Path(pred), dataset)
     protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people", published="error")
     files = [dataset.annotation_file(video) for video in dataset.by_video]
+    compiled = sum(len(dataset.gt_frames(sample)) for sample in dataset) >= COMPILE_FROM * max(1, workers)
     results = jf.evaluate(
         dataset,
         predicted,
@@ -157,7 +167,7 @@ def evaluate(
         workers=workers,
         gt_sha256={"annotations": data_version.of_files(dataset.root, files)},
         details={"predictions": predicted.form},
-        scorer=MapScorer if only_map else TrackScorer,
+        scorer=functools.partial(MapScorer if only_map else TrackScorer, read_compiled=compiled),
     )
     referrals = {}
     for row in results.rows:

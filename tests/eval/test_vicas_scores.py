@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import small_roots as small
 
-from eval import submit, vicas, vicas_files
+from benchmarks import bench_vicas
+from eval import scoring, submit, vicas, vicas_files
 from eval.vicas_files import open_tracks
+from veason import masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.synthetic import build_world
@@ -206,6 +208,33 @@ def test_map_alone_is_the_same_map(root, tmp_path, capsys):
     pred = write(tmp_path / "p", [FIRST], numbers=[3])  # a broken referral and a video that is there
     (pred / "000003.json").write_text("{}")
     assert vicas.main([str(o) for o in (*options, "--only-map")]) == 2
+
+
+@pytest.mark.parametrize("only_map", [True, False])
+def test_compiled_or_not_the_results_are_the_same_to_the_last_digit(root, tmp_path, monkeypatch, only_map):
+    """Tracks of every kind: shifted, of nothing, a broken referral."""
+    pred = write(tmp_path / "p", [[small.SHIFTED, small.SHIFTED], [NOTHING, NOTHING]], [FIRST, SECOND])
+    said = json.loads((pred / "000012.json").read_text())
+    said["pred_lgvis_masks"][0][0]["mask_rles"][0]["counts"] = "0<"
+    (pred / "000012.json").write_text(json.dumps(said))
+    found = []
+    for compile_from in (0, 1 << 40):
+        for module in (vicas, scoring):
+            monkeypatch.setattr(module, "COMPILE_FROM", compile_from)
+        results = evaluate(root, pred, only_map=only_map)
+        assert (masks._compiled is None) == (compile_from > 0)
+        found.append((results.summary(), vicas.csv_text(results)))
+    assert found[0] == found[1]
+    assert [problem["sample"] for problem in found[0][0]["errors"]] == ["000012/0"]
+
+
+@pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
+def test_map_is_the_published_scripts_to_the_last_digit(tmp_path, monkeypatch, compile_from):
+    monkeypatch.setattr(vicas, "COMPILE_FROM", compile_from)
+    bench_vicas.build(tmp_path, videos=5, frames=61)
+    found = evaluate(tmp_path, tmp_path / "pred", only_map=True).average_precisions()["mAP"]
+    assert found == bench_vicas.plain(tmp_path)
+    assert 0 < found < 100
 
 
 def test_masks_between_the_peoples_frames_are_not_looked_at(root, tmp_path):
