@@ -109,6 +109,7 @@ class RunFolder:
         self._lock = atomic.Lock(self.path / f".lock-{self.shard.index}")  # held until exit
         try:
             with atomic.Lock(self.path / ".lock-run", wait=True):  # shards that start together
+                self._check_origin()
                 run_record.keep(self.path / "run.json", self._record)
             shutil.rmtree(self._partial, ignore_errors=True)
             self.done = self._read_done()
@@ -132,6 +133,17 @@ class RunFolder:
         if self.shard.count == 1:
             return self.path / f"{name}.jsonl"
         return self.path / "shards" / f"{name}-{index}-of-{self.shard.count}.jsonl"
+
+    def _check_origin(self) -> None:
+        """DataError for predictions without the record that says how they were made: others may not be put to them."""
+        record = self.path / "run.json"
+        journals = [self.path / "predictions.jsonl", *self.path.glob("shards/predictions-*.jsonl")]
+        found = next((path for path in journals if path.is_file() and path.stat().st_size > 0), None)
+        if found is not None and (not record.exists() or record.stat().st_size == 0):
+            raise DataError(
+                f"{record} is {'empty' if record.exists() else 'missing'}, so nothing says how {found.name} was made; "
+                "put it back, or choose another --output"
+            )
 
     def describe(self, policy: dict[str, Any]) -> None:
         """Keep in ``run.json`` what the policy says of itself: it must be what it was when the run began."""

@@ -32,7 +32,7 @@ def keep(path: Path, record: dict[str, Any]) -> None:
     before are kept under ``earlier_settings``. A part that the file does not have yet is added.
     """
     record = json.loads(json.dumps(record))
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:  # empty: of a disk that was full
         atomic.write_json(path, record)
         return
     before = check_object(files.load_json(path), str(path))

@@ -238,6 +238,27 @@ def test_a_line_comes_after_its_masks_are_on_the_disk(finished, tmp_path, monkey
     assert order[1] == "line"
 
 
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_predictions_without_the_record_of_how_they_were_made_are_not_gone_on_with(finished, tmp_path, how, count):
+    with folder(tmp_path, finished, shard=Shard(0, count)) as out:
+        out.write(finished[0])
+    before = contents(tmp_path)
+    (tmp_path / "run.json").unlink()
+    if how == "empty":
+        (tmp_path / "run.json").touch()
+    message = rf"run.json is {how}, so nothing says how predictions.*jsonl was made; put it back"
+    with pytest.raises(DataError, match=message), folder(tmp_path, finished, shard=Shard(0, count)):
+        pass
+    (tmp_path / "run.json").write_bytes(before["run.json"])
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_whose_record_could_not_be_written_begins_anew(finished, tmp_path):
+    (tmp_path / "run.json").touch()
+    assert write(tmp_path, finished, range(6))
+
+
 def record(samples=3, **parts):
     settings = {"policy": "hf", "samples": samples, "limit": samples, **parts.pop("settings", {})}
     return {"settings": settings, "versions": {}, "inputs": {"data meta": 1}, **parts}
