@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inference import pipeline, run_record
-from inference.output import MASKS, RunFolder, Shard, pack
+from inference.output import MASKS, RunFolder, Shard, pack, png_damage
 from inference.pipeline import Sampling
 from veason import atomic, mask_lines, mask_png
 from veason.datasets import open_dataset
@@ -187,7 +187,32 @@ def test_a_damaged_journal_is_made_again(finished, tmp_path, capsys, shards, nam
     assert complete(tmp_path, finished, masks, shards) == ([], True)  # and for good
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone"])
+def flipped(data, position, bit=0):
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+def test_every_flipped_bit_of_a_picture_shows(finished, tmp_path):
+    path = tmp_path / "mask.png"
+    whole = mask_png.encode(finished[0].prediction.track.union(1))
+    path.write_bytes(whole)
+    assert png_damage(path, (48, 64)) is None
+    for number in range(8 * len(whole)):
+        path.write_bytes(flipped(whole, *divmod(number, 8)))
+        assert png_damage(path, (48, 64)) is not None
+
+
+def test_runs_that_do_not_cover_the_picture_are_made_again(finished, tmp_path, capsys):
+    assert complete(tmp_path, finished, "rle", 1)[1]
+    before = joined(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text().splitlines()]
+    lines[1]["counts"][1] = f"1{lines[1]['counts'][1]}"
+    (tmp_path / "masks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert complete(tmp_path, finished, "rle", 1) == ([f"{lines[1]['video']}/{lines[1]['exp_id']}"], True)
+    assert joined(tmp_path) == before
+    assert "1 finished samples are made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone", "a flipped bit"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how):
     assert complete(tmp_path, finished, "png", shards)[1]
@@ -199,6 +224,8 @@ def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how
         picture.unlink()
     elif how == "another size":
         picture.write_bytes(mask_png.encode(np.zeros((4, 4), bool)))
+    elif how == "a flipped bit":
+        picture.write_bytes(flipped(picture.read_bytes(), len(picture.read_bytes()) // 2))
     else:
         picture.write_bytes(picture.read_bytes()[:-5] if how == "cut" else b"")
     made, whole = complete(tmp_path, finished, "png", shards)
