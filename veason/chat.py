@@ -52,7 +52,12 @@ _FATAL = {
     405: "this address takes no chat requests; check --base-url (it usually ends in /v1)",
     407: "the proxy wants a user and a password; correct the proxy's address in the environment",
 }
-_QUOTA = {"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"}
+_QUOTA = {
+    *("insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"),
+    *("billing_error", "exceeded_current_quota_error"),  # of Anthropic, of Moonshot
+    *("quotaexceeded", "accountoverdueerror", "arrearage"),  # of Volcano Ark, twice, and of DashScope
+}
+"""Codes and types, in lower case, of errors that stay until somebody pays, whatever their HTTP status."""
 _WITHHELD = {"content_filter", "content_policy_violation"}
 _ADAPTED = {
     "max_tokens": "max_completion_tokens is sent instead",

@@ -317,6 +317,13 @@ def test_nested_words_end(depth):
     [
         (Act(b'{"error": {"message": "No credit left", "code": "insufficient_quota"}}'), "top up.*No credit left"),
         (Act(b'{"error": {"message": "No credit left", "type": "insufficient_quota"}}', 429), "top up.*No credit left"),
+        (Act(b'{"error": {"message": "No credit left", "type": "exceeded_current_quota_error"}}', 429),
+         "top up.*No credit left"),
+        (Act(b'{"error": {"message": "No credit left", "code": "QuotaExceeded", "type": "TooManyRequests"}}', 429),
+         "top up.*No credit left"),
+        (Act(b'{"error": {"message": "Overdue", "code": "AccountOverdueError", "type": "Forbidden"}}', 403),
+         "top up.*Overdue"),
+        (Act(b'{"code": "Arrearage", "message": "Access denied"}', 400), "top up.*Access denied"),
         (Act(b'{"error": {"message": "No endpoint takes pictures", "code": 404}}'),
          "HTTP 200 with error 404 for model 'm'.*No endpoint takes pictures"),
         (Act(b"<html><title>Log in</title>"), "no address of a chat server; check --base-url.*titled 'Log in'"),
