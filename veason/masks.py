@@ -32,7 +32,8 @@ def decode(rle: Rle | None, size: Size) -> np.ndarray:
     """
     if rle is None:
         return np.zeros(size, dtype=bool)
-    counts = runs(rle["counts"])
+    read = None if _compiled is None else _read_compiled([rle["counts"]], rle["size"])
+    counts = runs(rle["counts"]) if read is None else np.diff(read[0], prepend=0)
     inside = np.zeros(len(counts), dtype=bool)
     inside[1::2] = True
     return np.repeat(inside, counts).reshape(rle["size"], order="F")
@@ -206,7 +207,7 @@ def _read_compiled(counts: Sequence[str], size: Sequence[int]) -> tuple[np.ndarr
     areas = np.empty(len(counts), np.int64)
     codes = np.frombuffer(text.encode("ascii"), np.uint8)
     sound = _compiled.read(codes, stops, size[0] * size[1], ends, bounds, areas)
-    return (ends, bounds, areas) if sound else None
+    return (ends[: bounds[-1]], bounds, areas) if sound else None
 
 
 def _run_ends(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
