@@ -198,7 +198,7 @@ class RunFolder:
         return sample is None or (line.size == sample.size and len(line.counts) == len(sample))
 
     def _damage(self, key: str, spans: dict[str, _Spans]) -> str | None:
-        """What is missing or cut off of a sample; None if every file is whole."""
+        """The first damage of a sample's files; None if every one is whole."""
         for name, found in spans.items():
             if key not in found:
                 return f"{name}.jsonl has no whole line of it"
@@ -268,7 +268,7 @@ class RunFolder:
 
 
 def png_damage(path: Path, size: Size) -> str | None:
-    """What shows without inflating that a file is not a whole PNG of `size`; None if nothing does."""
+    """Why a file is no whole PNG of `size`, as far as that shows without inflating it; None if nothing is wrong."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe of this name does not hold us
     except FileNotFoundError:

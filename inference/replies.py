@@ -50,7 +50,7 @@ class Watch:
 
 
 def hint(problem: str) -> str:
-    """What a person can try against a problem that most replies have."""
+    """A remedy to try against a problem that most replies have."""
     return _HINTS.get(problem, _FORMAT)
 
 

@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run: settings, inputs, versions, policy; and what may change when it goes on."""
+"""The record of a run, ``run.json``: settings, inputs, versions, policy; and what may change when it goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPARED = ("settings", "inputs", "policy")
 """Parts of the record that a run that goes on must agree with."""
 
 OLDER = {"reading": "strict", "generation_defaults": "checkpoint"}
-"""What was in force in runs of before there was such a setting."""
+"""Values that were in force before there was such a setting."""
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja")
 

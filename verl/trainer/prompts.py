@@ -18,7 +18,7 @@ from verl.workers import checkpoint
 
 GROUP = "verl.datasets"
 VAL_KEYS = "val_keys.txt"
-"""Of a run's folder: the key of each validation prompt, one a line."""
+"""File of a run's folder that holds the key of each validation prompt, one a line."""
 
 
 class PromptSubset:
@@ -49,7 +49,7 @@ class PromptSubset:
 
 @dataclass(frozen=True)
 class RunPrompts:
-    """What a run trains on and validates on."""
+    """The prompts that a run trains on and validates on."""
 
     train: PromptSubset
     held_out: PromptSubset | None
@@ -57,7 +57,7 @@ class RunPrompts:
     overlong: dict[str, int]
     """Prompts that were left out for their length, of ``train`` and ``val``."""
     notes: list[str]
-    """What a user should know before the run starts, one line each."""
+    """Lines that a user should read before the run starts."""
 
     def metrics(self) -> dict[str, float]:
         return {"data/overlong": float(self.overlong["train"])}
@@ -146,8 +146,8 @@ def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> t
 
 
 def _compare(config: Config, held_out: PromptSubset) -> list[str]:
-    """What differs from the validation of the run that is resumed: scores of one run must compare. ConfigError, unless
-    a change of the data was asked for."""
+    """Compare the validation prompts with those of the run that is resumed, for scores of one run must compare. Where
+    they differ: ConfigError, or a line to tell if a change of the data was asked for."""
     resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
     if checkpoint.latest(folder) is None:
         folder = folder if resume in ("auto", "never") else Path(resume).parent

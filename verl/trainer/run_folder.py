@@ -88,7 +88,7 @@ BLOCKS, BLOCK = 16, 1 << 16
 """A file's print is taken of this many blocks of so many bytes, spread over it."""
 
 Inputs = dict[str, dict[str, str]]
-"""By key of the configuration: a print of each file that it stands for, by the file's name."""
+"""For each key of the configuration, a print of every file that it stands for, by the file's name."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def find_past(config: Config) -> Path | None:
 
 
 def read_past(config: Config, folder: Path | None) -> Past | None:
-    """What the checkpoint that `find_past` found says of itself."""
+    """The record in the checkpoint that `find_past` found."""
     if folder is None:
         return None
     own = folder.parent == Path(config.trainer.save_checkpoint_path).resolve()
@@ -178,8 +178,8 @@ def read_past(config: Config, folder: Path | None) -> Past | None:
 
 
 def progress(config: Config, inputs: Inputs, past: Past | None, **where: Any) -> dict[str, Any]:
-    """What a checkpoint is to say of itself: where it stands, what it was trained with, and which checkpoint given by
-    its path the run goes back to."""
+    """The record to put into a checkpoint: its step, the configuration and inputs that it was trained with, and the
+    checkpoint given by its path that the run goes back to."""
     began = None
     if past is not None:
         by_path = config.trainer.resume not in ("auto", "never")
