@@ -158,7 +158,8 @@ def evaluate(
     """Score `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
 
     split: ``v1.0/test``, version and part. A missing referral has no track (``zero``) or is left out of both numbers.
-    j_and_f: compute J and F too; without, their rows and means are NaN and None.
+    j_and_f: compute J and F too; without, their rows and means are NaN and None. workers: processes at most; the tracks
+    of JSON files alone are scored in this one unless there are many and four workers.
     """
     dataset = open_dataset("vicas", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, ViCaS)
@@ -166,8 +167,8 @@ def evaluate(
     protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people", published="error")
     files = [dataset.annotation_file(video) for video in dataset.by_video]
     frames = sum(len(dataset.gt_frames(sample)) for sample in dataset)
-    if isinstance(predicted, TrackFiles) and not j_and_f and frames < COMPILE_FROM and workers > 1:
-        workers = 1  # done before a second process has started
+    if isinstance(predicted, TrackFiles) and not j_and_f and (1 < workers < 4 or frames < 4 * COMPILE_FROM):
+        workers = min(workers, 1)  # each would parse its annotation files again, which takes as long as scoring them
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
         annotations = beside.submit(data_version.of_files, dataset.root, files)
         results = jf.evaluate(

@@ -139,15 +139,15 @@ def check(rle: object, size: Size, where: str) -> Rle:
     if pixels != size[0] * size[1]:
         raise ValueError(f"{where}: the runs cover {pixels} pixels, the video has {size[0] * size[1]}")
     if not counts[1:].all():
-        return _joined(counts, rle["size"])
-    return Rle(size=rle["size"], counts=rle["counts"])
+        return _joined(counts, size)
+    return Rle(size=list(size), counts=rle["counts"])  # whole numbers, where the file has 720.0
 
 
 def check_track(rles: Sequence[object], size: Size, where: str) -> tuple[Rle | None, ...]:
     """A mask or None for each frame, each through `check`; the ValueError opens with `where` and the frame."""
     present = [rle for rle in rles if rle is not None]
     if all(_looks_right(rle, size) for rle in present) and _cover([rle["counts"] for rle in present], size):
-        return tuple(None if rle is None else Rle(size=rle["size"], counts=rle["counts"]) for rle in rles)
+        return tuple(None if rle is None else Rle(size=list(size), counts=rle["counts"]) for rle in rles)
     return tuple(None if rle is None else check(rle, size, f"{where}, frame {t}") for t, rle in enumerate(rles))
 
 

@@ -222,10 +222,10 @@ def test_the_workers_of_map_alone_find_the_same(root, tmp_path, monkeypatch):
     pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
     pools, real = [], scoring.WorkerPool
     monkeypatch.setattr(scoring, "WorkerPool", lambda *args, **options: pools.append(options) or real(*args, **options))
-    found = [evaluate(root, pred, j_and_f=False, workers=2)]
+    found = [evaluate(root, pred, j_and_f=False, workers=4)]
     assert pools == []
-    monkeypatch.setattr(vicas, "COMPILE_FROM", 4)
-    found.append(evaluate(root, pred, j_and_f=False, workers=2))
+    monkeypatch.setattr(vicas, "COMPILE_FROM", 1)
+    found.append(evaluate(root, pred, j_and_f=False, workers=4))
     assert len(pools) == 1
     assert found[0].summary() == found[1].summary()
     assert vicas.csv_text(found[0]) == vicas.csv_text(found[1])

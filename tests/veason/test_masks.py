@@ -290,3 +290,12 @@ def test_what_is_too_much_at_one_time_is_shared_all_the_same(reading, monkeypatc
     rle = masks.encode(np.eye(3, 4) > 0)
     monkeypatch.setattr(masks, "_AT_ONCE", 8)
     assert masks.shared_areas([[rle] * 3], [[rle, None, rle]])[2].tolist() == [[6]]
+
+
+def test_a_size_of_floats_that_equals_the_videos_is_read_as_whole_numbers(reading):
+    """JSON writers make 720.0 of 720; nothing behind the check can use it."""
+    written = {**masks.encode(np.eye(3, 4) > 0), "size": [3.0, 4.0]}
+    for rle in (masks.check(written, (3, 4), "x"), *masks.check_track([written], (3, 4), "x")):
+        assert [type(side) for side in rle["size"]] == [int, int]
+        assert masks.shared_areas([[rle]], [[rle]])[2].tolist() == [[3]]
+        assert np.array_equal(masks.decode(rle, (3, 4)), np.eye(3, 4) > 0)
