@@ -237,10 +237,14 @@ class Chat:
         if same and response.status_code in (307, 308):
             return
         target = self.public(public_url(str(there)).removesuffix("/chat/completions") if there.host else location)
+        why = (
+            "would make another kind of request of it"
+            if same
+            else f"would take the prompts and pictures from {here.host} along"
+        )
         raise DataError(
             f"{public_url(self.base_url)} answered HTTP {response.status_code}, a redirect to {target}; it was not "
-            f"followed, because the prompts and pictures would go along from {here.host} to {there.host or 'nowhere'}; "
-            "if that is the right place, give it as --base-url"
+            f"followed, because it {why}; if that is the right place, give it as --base-url"
         )
 
     def _adapts(self, error: ServerError, refused: frozenset[str]) -> bool:
