@@ -108,7 +108,7 @@ def inputs(
     }
     frames = {sample.frame_dir: sample for sample in samples}
     paths = [sample.frame_path(t) for sample in frames.values() for t in range(len(sample))]
-    found["frames"] = _frames(paths)
+    found["frames"] = files.folder_fingerprint(path for path in paths if path.is_file())  # the run names a missing one
     if model is not None and Path(model).is_dir():
         weights = sorted(p for p in Path(model).iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
         found |= {f"model {path.name}": files.fingerprint(path) for path in weights}
@@ -120,8 +120,3 @@ def inputs(
     if template is not None:
         found["prompt"] = hashlib.sha256(template.encode()).hexdigest()[:16]
     return found
-
-
-def _frames(paths: Sequence[Path]) -> dict[str, Any]:
-    """As `files.folder_fingerprint`, but a frame that is missing is left for the run itself to name."""
-    return files.folder_fingerprint(path for path in paths if path.is_file())

@@ -249,14 +249,11 @@ def _loose_keyframe(value: Any, repairs: set[str]) -> int | None:
 
 def _loose_entries(value: Any, repairs: set[str]) -> list[Any]:
     """The entries of a box list, objects and texts as lists of numbers; an entry that is neither stays as it is."""
-    if isinstance(value, dict) or (isinstance(value, list) and len(value) == 4 and not _holds_entries(value)):
+    flat = isinstance(value, list) and len(value) == 4 and not any(isinstance(entry, (list, dict)) for entry in value)
+    if flat or isinstance(value, dict):
         value = [value]
         repairs.add("flat_box")
     return [_loose_entry(entry, repairs) for entry in value] if isinstance(value, list) else []
-
-
-def _holds_entries(value: list[Any]) -> bool:
-    return any(isinstance(entry, (list, dict)) for entry in value)
 
 
 def _loose_entry(entry: Any, repairs: set[str]) -> Any:

@@ -12,6 +12,7 @@ from verl.config import Config, ConfigError
 from verl.models.inputs import prompt_lengths
 from verl.models.loading import load_processor
 from verl.protocol import Prompt
+from verl.trainer import run_folder
 from verl.trainer.data import Outline, PromptDataset, choose
 from verl.utils import plugins
 from verl.workers import checkpoint
@@ -78,11 +79,8 @@ class RunPrompts:
             path = folder / VAL_KEYS
             if path.is_file() and path.read_text(encoding="utf-8") != texts[VAL_KEYS]:
                 path.replace(folder / "val_keys.before.txt")
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            run_folder.write_whole(folder / name, text)
 
 
 def open_prompts(config: Config) -> RunPrompts:

@@ -292,15 +292,15 @@ def keep_config(config: Config, folder: Path) -> None:
         while (kept := folder / f"config_{number:03d}.yaml").exists():
             number += 1
         path.rename(kept)
-    _write(path, text)
+    write_whole(path, text)
 
 
 def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("  resume: ")]
 
 
-def _write(path: Path, text: str) -> None:
-    """The file is whole or as it was."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of the run's folder; it is whole or as it was, whenever the run is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
