@@ -236,11 +236,12 @@ def _read_tracks(content: dict[str, Any], path: Path, sample: VideoSample) -> di
             raise DataError(f"{path}: {name}.jpg: mask_rles and track_ids are parallel lists; fetch the file again")
         places += [(track_id, name) for track_id in ids]
         rles += here
-    found: dict[int, dict[str, Rle]] = {}
+    found: dict[int, list[Rle | None]] = {}
+    frame_ids = {name: t for t, name in enumerate(sample.frames)}
     for (track_id, name), rle in zip(places, _checked(rles, places, path, sample), strict=True):
-        if masks.area(rle):
-            found.setdefault(track_id, {})[name] = rle
-    return {track_id: tuple(rles.get(name) for name in sample.frames) for track_id, rles in found.items()}
+        if masks.area(rle) and name in frame_ids:
+            found.setdefault(track_id, [None] * len(sample))[frame_ids[name]] = rle
+    return {track_id: tuple(track) for track_id, track in found.items()}
 
 
 def _checked(rles: list[object], places: list[tuple[int, str]], path: Path, sample: VideoSample) -> list[Rle]:
