@@ -16,7 +16,7 @@ from veason import atomic
 BENCHMARKS = {
     "bench_metrics": "J and F of a frame against the plain definition, one core (numba: from 4,000 frames a worker)",
     "bench_evaluation": "ReVOS scores of 80,000 frames against a plain evaluator: time, memory, growth from a tenth",
-    "bench_vicas": "ViCaS: mAP alone, and with J and F, against the published way to its mAP; one process each",
+    "bench_vicas": "ViCaS: mAP alone, and with J and F, against the published way to its mAP, one process and several",
     "bench_targets": "Ground truth of a training clip, against decoding every mask of the video",
     "bench_sam2": "SAM2 with eight prompts on one clip, against eight stock sessions",
     "bench_sam2 --memory": "Growth of peak memory of SAM2, 250 and 1,000 frames, each in a fresh process",

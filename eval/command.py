@@ -53,8 +53,7 @@ def run(
     def body() -> int:
         with atomic.Lock(out / ".lock"):
             for name in ("results.csv", "results.json"):
-                for leftover in out.glob(f".{name}.*"):  # of an evaluation that was killed while writing
-                    leftover.unlink()
+                atomic.remove_leftovers(out / name)
             results = evaluate()
             write(results, out)
         print(table(results))

@@ -8,13 +8,15 @@ run folder, a folder of ``<video>/<exp_id>/<frame>.png``, our ``masks.jsonl``, S
   none), so masks stored as 0/1 keep J and F, while A and R of ReVOS move to the scale of 255. A note says so.
 - A file of RLEs knows no frame names: to turn one into PNGs, give the data set (``--gt``). With it exactly its samples
   are converted, and those that are missing are listed; without it, whatever the folder holds.
-- Stopped or killed, the same command goes on; OUT is locked meanwhile. A damaged mask, and one that is gone although
+- Stopped or killed, the same command goes on; OUT is locked meanwhile. Masks that have changed since they were
+  converted are an error: the rest would be of another prediction. A damaged mask, and one that is gone although
   the run folder says it is done, is named and its sample left out: exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import shutil
@@ -27,6 +29,7 @@ from typing import Any, Literal, get_args
 from eval.command import print_problems
 from eval.predictions import DONE, PngFolder, Predictions, done_samples, open_predictions, png_size, run_folder, values
 from eval.results import Problem
+from eval.rle_predictions import RleFile
 from eval.survey import check_run, lost_samples
 from veason import atomic, mask_lines, mask_png, masks
 from veason.command import run_command
@@ -39,7 +42,7 @@ from veason.types import VideoSample
 
 Form = Literal["png", "png1", "rle"]
 _ALONG = (DONE, "timings.jsonl", "run.json")
-_SETTINGS = "convert.json"
+_SETTINGS, _VERSIONS = "convert.json", "convert.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Outcome:
 class Converter:
     """How a sample is converted. Pickled once for each worker."""
 
-    predicted: Predictions
+    predicted: PngFolder | RleFile
     out: Path
     form: Form
 
@@ -102,38 +105,61 @@ class Converter:
 
 
 def convert(
-    predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, *, workers: int = 1
+    predicted: PngFolder | RleFile, samples: Sequence[VideoSample], out: Path, form: Form, *, workers: int = 1
 ) -> Iterator[Outcome]:
     """Write the masks of `samples` below `out`, what is there already left alone; an outcome for each of the others.
 
-    `out` is locked until the last outcome; a DataError if another process holds the lock, or if the folder holds
-    something else.
+    ``convert.jsonl`` notes of each sample which masks were converted, before they are. `out` is locked until the last
+    outcome; a DataError if another process holds the lock, if the folder holds something else, or if masks have changed
+    since they were converted.
     """
     settings = {"from": str(predicted.root.resolve()), "to": form}
     _check_settings(out, settings)  # before anything of ours is put into a folder that is not ours
-    with atomic.Lock(out / ".lock"):
+    with atomic.Lock(out / ".lock"), contextlib.ExitStack() as closing:
         _check_settings(out, settings)
-        for leftover in out.glob(".convert.json.*"):  # of a process that was killed while writing
-            leftover.unlink()
+        for name in (_SETTINGS, *_ALONG):
+            atomic.remove_leftovers(out / name)
         atomic.write_json(out / _SETTINGS, settings)
+        notes = closing.enter_context(atomic.Journal(out / _VERSIONS))
+        lines = closing.enter_context(atomic.Journal(out / mask_lines.FILE)) if form == "rle" else None
         if form != "rle":
             _folder(out).mkdir(parents=True, exist_ok=True)
-            yield from _convert(predicted, samples, out, form, workers)
-            return
-        with atomic.Journal(out / mask_lines.FILE) as journal:
-            for outcome in _convert(predicted, samples, out, form, workers):
-                if outcome.line is not None:
-                    journal.append(outcome.line)
-                yield outcome
+        there = open_predictions(out)
+        rest = [sample for sample in samples if not _is_whole(there, sample)]
+        _note_versions(notes, predicted, samples, rest)
+        converter = Converter(predicted, out, form)
+        for outcome in map_in_order(
+            Converter.convert, converter, rest, workers=workers, label="converting", unit="sample"
+        ):
+            if lines is not None and outcome.line is not None:
+                lines.append(outcome.line)
+            yield outcome
 
 
-def _convert(
-    predicted: Predictions, samples: Sequence[VideoSample], out: Path, form: Form, workers: int
-) -> Iterator[Outcome]:
-    there = open_predictions(out)
-    rest = [sample for sample in samples if not _is_whole(there, sample)]
-    converter = Converter(predicted, out, form)
-    return map_in_order(Converter.convert, converter, rest, workers=workers, label="converting", unit="sample")
+def _note_versions(
+    notes: atomic.Journal,
+    predicted: PngFolder | RleFile,
+    samples: Sequence[VideoSample],
+    rest: Sequence[VideoSample],
+) -> None:
+    """Note which masks of `rest` will be converted; DataError if others of `samples` are not those that were."""
+    try:
+        known = {line["sample"]: line["version"] for line in atomic.read_journal(notes.path)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{notes.path}: damaged ({error}); remove the folder and convert again") from error
+    todo, versions = {sample.key for sample in rest}, {}
+    for sample in samples:
+        with contextlib.suppress(DataError):  # what cannot be read is named where it is converted
+            versions[sample.key] = predicted.version(sample)
+    changed = [key for key, found in versions.items() if key not in todo and known.get(key, found) != found]
+    if changed:
+        raise DataError(
+            f"{notes.path.parent}: the masks of {len(changed)} samples, first {changed[0]}, have changed in "
+            f"{predicted.root} since they were converted; remove the folder, or choose another OUT"
+        )
+    for key, found in versions.items():
+        if key in todo and known.get(key) != found:
+            notes.append({"sample": key, "version": found})
 
 
 def _is_whole(there: Predictions, sample: VideoSample) -> bool:

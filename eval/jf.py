@@ -158,7 +158,7 @@ def evaluate(
     group_of: Callable[[VideoSample], str | None] = lambda sample: None,
     gt_sha256: Mapping[str, str] | None = None,
     details: Mapping[str, str] | None = None,
-    scorer: type[Scorer] = Scorer,
+    scorer: Callable[..., Scorer] = Scorer,
 ) -> JFResults:
     """Score every expression of `dataset`.
 

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
-from veason.files import foreign_content, load_json, read_head
+from veason.files import folder_fingerprint, foreign_content, load_json, read_head
 from veason.types import Size, VideoSample
+
+if TYPE_CHECKING:
+    from eval.rle_predictions import RleFile
 
 PNGS = "Annotations"
 """Folder of the PNGs in a run folder."""
@@ -52,7 +55,7 @@ class Predictions(Protocol):
         ...
 
 
-def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int = 255) -> Predictions:
+def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int = 255) -> PngFolder | RleFile:
     """Predictions in a run folder, a bare folder of PNGs, or a file of RLEs (see `eval.rle_predictions`).
 
     layout: folder of a sample's PNGs below the root, ``video/exp_id`` unless given; RLE files go by video and exp_id.
@@ -133,6 +136,10 @@ class PngFolder:
         if not lacking:
             return None
         return f"{len(lacking)} of {len(sample)} frames are missing in {folder}, first {lacking[0]}.png"
+
+    def version(self, sample: VideoSample) -> str:
+        """Another text if a mask of the sample has been written again: names, sizes and times of its files."""
+        return folder_fingerprint(self.path(sample, t) for t in range(len(sample)))["names_and_times"]
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
         """Grey as OpenCV converts: 1-bit files give 0/255, 8-bit grey their values, the rest their luminance."""

@@ -7,6 +7,7 @@ Either file may be larger than memory: opening notes where samples lie, and each
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ import cv2
 import numpy as np
 import orjson
 
-from eval.predictions import Predictions
 from veason import mask_lines, masks
 from veason.datasets.json_index import JsonIndex
 from veason.errors import DataError
@@ -39,7 +39,7 @@ class _Entries(Protocol):
         ...
 
 
-def open_rles(path: Path, *, value: int = 255) -> Predictions:
+def open_rles(path: Path, *, value: int = 255) -> RleFile:
     """Predictions in the file `path`; the suffix names its form. value: the grey value inside a mask."""
     if path.suffix in (".jsonl", ".json"):
         head = read_head(path)
@@ -59,7 +59,7 @@ def open_rles(path: Path, *, value: int = 255) -> Predictions:
 
 
 class RleFile:
-    """`Predictions` of a file; the samples of one video are held at a time."""
+    """`eval.predictions.Predictions` of a file; the samples of one video are held at a time."""
 
     def __init__(self, entries: _Entries, value: int) -> None:
         self.root = entries.path
@@ -71,6 +71,10 @@ class RleFile:
 
     def has_video(self, sample: VideoSample) -> bool:
         return self._entries.has_video(sample)
+
+    def version(self, sample: VideoSample) -> str:
+        """A hash of the sample's RLEs."""
+        return hashlib.sha256(orjson.dumps(self._rles(sample))).hexdigest()[:16]
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
         where = f"{self.root}: {sample.key}, frame {sample.frames[frame_id]}"

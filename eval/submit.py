@@ -93,7 +93,7 @@ def write_vicas(dataset: ViCaS, pred: Path, out: Path, *, missing: Missing) -> l
     problems = [Problem(key, reason) for key, reason in found.broken.items()]
     lost = {sample.video for sample in dataset if sample.key in found.broken}
     with atomic.Lock(out / ".lock"):
-        for leftover in out.glob(".*.json.*"):  # of a process that was killed while writing
+        for leftover in out.glob(".*.json." + "[a-z0-9_]" * 8):  # of a process that was killed while writing
             leftover.unlink()
         for samples in tqdm(dataset.by_video.values(), unit="video", desc="writing", disable=None):
             if samples[0].video in lost:

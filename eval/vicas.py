@@ -1,12 +1,13 @@
-"""Score predictions on ViCaS: track mAP as the benchmark publishes it, and J&F, each under its own name.
+"""Score predictions on ViCaS: track mAP as the benchmark publishes it and, where asked for, J&F under its own name.
 
-    python -m eval.vicas --gt VICAS --split v1.0/test --pred RUN --out RUN/scores
+    python -m eval.vicas --gt VICAS --split v1.0/test --pred RUN --out RUN/scores [--j-and-f]
 
 Only frames annotated by people count. mAP compares tracks: intersection over union of all scored frames together,
 precision and recall over all referrals in the order of sorted videos (`eval.vicas_map`). J&F compares the union of a
-referral's tracks, frame by frame, and is ours: the benchmark has no such number, though papers print one. A run folder
-has one track a referral, the union of its objects, which cannot win where a referral has several: the benchmark's own
-files, a JSON a video, keep them apart.
+referral's tracks, frame by frame, and is ours: the benchmark has no such number, though papers print one. It needs
+every pixel where mAP needs run lengths alone, and some ten times as long: say --j-and-f for it. A run folder has one
+track a referral, the union of its objects, which cannot win where a referral has several: the benchmark's own files, a
+JSON a video, keep them apart.
 
 All predicted tracks have the same confidence, so their order decides the curve. The published script sorts them with
 NumPy's default sort, which does not keep the order of equal values: its mAP differs from one NumPy build to the next.
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +32,19 @@ import numpy as np
 
 from eval import command, data_version, jf, vicas_map
 from eval.results import Missing, Problem
-from eval.scoring import Outcome, Score, Scorer
-from eval.vicas_files import open_tracks
-from veason import atomic
+from eval.scoring import Outcome, Score, Scorer, Track
+from eval.vicas_files import TrackFiles, open_tracks
+from veason import atomic, masks
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
 from veason.errors import DataError
 from veason.tables import aligned
-from veason.types import VideoSample
+from veason.types import Size, VideoSample
 
 CSV_HEADER = (*jf.CSV_HEADER[:-1], "true_tracks", "predicted_tracks", *(f"found_{name}" for name in vicas_map.NAMED))
+
+COMPILE_FROM = 15_000
+"""Predicted frames a worker must have to score before reading their tracks by numba pays for loading it."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,15 @@ class Referral:
     """Number of true tracks."""
 
 
+@dataclass(frozen=True)
 class TrackScorer(Scorer):
     """Scores the unions of a video's referrals frame by frame and, in the same pass over its files, their tracks."""
 
+    read_compiled: bool = False
+    """Whether numba reads the tracks (`veason.masks.use_compiled`)."""
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+        masks.use_compiled(self.read_compiled)
         outcomes = self._unions(samples)
         for sample in samples:
             outcome = outcomes[sample.key]
@@ -73,12 +84,15 @@ class TrackScorer(Scorer):
     def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         return super().score(samples)
 
+    def _target(self, track: Track, t: int, size: Size) -> np.ndarray:
+        return masks.union([one[t] for one in track], size).view(np.uint8)  # column-major, as `TrackFiles` reads
+
 
 class MapScorer(TrackScorer):
-    """Scores the tracks alone: no mask is decoded."""
+    """Scores the tracks alone: no mask is decoded, but those that come as PNGs."""
 
     def frames(self, sample: VideoSample) -> int:
-        return 0
+        return 0 if isinstance(self.predictions, TrackFiles) else super().frames(sample)
 
     def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         return {sample.key: Score(math.nan, math.nan) for sample in samples}
@@ -86,7 +100,7 @@ class MapScorer(TrackScorer):
 
 @dataclass(frozen=True)
 class VicasResults:
-    """Both numbers, of the same referrals."""
+    """mAP and, where asked for, J and F of the same referrals."""
 
     version: str
     jf: jf.JFResults
@@ -94,6 +108,8 @@ class VicasResults:
     """By sample key, in the order of the data set."""
     form: str
     """What the predictions were, in words."""
+    j_and_f: bool
+    """Whether J and F were computed; the rows of `jf` hold NaN where not."""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -137,33 +153,45 @@ def evaluate(
     meta: str | Path | None = None,
     missing: Missing = "zero",
     workers: int = 1,
-    only_map: bool = False,
+    j_and_f: bool = False,
 ) -> VicasResults:
     """Score `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
 
     split: ``v1.0/test``, version and part. A missing referral has no track (``zero``) or is left out of both numbers.
-    only_map: leave J and F out, which take nearly all the time.
+    j_and_f: compute J and F too; without, their rows and means are NaN and None. workers: processes at most; the tracks
+    of JSON files alone are scored in this one unless there are many and four workers.
     """
     dataset = open_dataset("vicas", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, ViCaS)
     predicted = open_tracks(Path(pred), dataset)
     protocol = jf.Protocol("ViCaS", f"vicas-{dataset.version}", "frames annotated by people", published="error")
     files = [dataset.annotation_file(video) for video in dataset.by_video]
-    results = jf.evaluate(
-        dataset,
-        predicted,
-        protocol=protocol,
-        missing=missing,
-        workers=workers,
-        gt_sha256={"annotations": data_version.of_files(dataset.root, files)},
-        details={"predictions": predicted.form},
-        scorer=MapScorer if only_map else TrackScorer,
-    )
+    frames = sum(len(dataset.gt_frames(sample)) for sample in dataset)
+    if isinstance(predicted, TrackFiles) and not j_and_f and (1 < workers < 4 or frames < 4 * COMPILE_FROM):
+        workers = min(workers, 1)  # each would parse its annotation files again, which takes as long as scoring them
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
+        annotations = beside.submit(data_version.of_files, dataset.root, files)
+        results = jf.evaluate(
+            dataset,
+            predicted,
+            protocol=protocol,
+            missing=missing,
+            workers=workers,
+            details={"predictions": predicted.form},
+            scorer=functools.partial(
+                TrackScorer if j_and_f else MapScorer, read_compiled=frames >= COMPILE_FROM * max(1, workers)
+            ),
+        )
+        hashes = results.gt_sha256 | {"annotations": annotations.result()}
+    results = dataclasses.replace(results, gt_sha256=hashes)
+    if not j_and_f:
+        rows = tuple(dataclasses.replace(row, j=math.nan, f=math.nan) for row in results.rows)  # missing ones, too
+        results = dataclasses.replace(results, rows=rows, encodings={"not looked at": len(rows)})
     referrals = {}
     for row in results.rows:
         nothing = Referral(vicas_map.hits(np.zeros((0, 0), np.float32)), len(row.sample.anno_ids))
         referrals[row.sample.key] = row.extra if isinstance(row.extra, Referral) else nothing
-    return VicasResults(version=dataset.version, jf=results, referrals=referrals, form=predicted.form)
+    return VicasResults(dataset.version, results, referrals, form=predicted.form, j_and_f=j_and_f)
 
 
 def csv_text(results: VicasResults) -> str:
@@ -185,7 +213,11 @@ def table(results: VicasResults) -> str:
     tracks, aps = results.tracks(), results.average_precisions()
     header = ("track mAP", "n", "predicted", "true", *aps)
     line = ("overall", len(results.referrals), tracks["predicted"], tracks["true"], *aps.values())
-    return f"{jf.table(results.jf)}\n\n{aligned(header, [line])}\n\nJ&F is of unions and ours; the benchmark's is mAP"
+    tracks_text, text = aligned(header, [line]), jf.table(results.jf)
+    if not results.j_and_f:
+        head, _, _ = text.partition("\n\n")  # without the means of J and F
+        return f"{head}\n\n{tracks_text}\n\nJ&F, which is ours and not the benchmark's: --j-and-f"
+    return f"{text}\n\n{tracks_text}\n\nJ&F is of unions and ours; the benchmark's is mAP"
 
 
 def write(results: VicasResults, out: Path) -> None:
@@ -202,10 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         pred="folder of <id>.json, run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
     )
     parser.add_argument("--split", required=True, metavar="VERSION/PART", help="v0.1/test, v1.0/val, …; no default")
-    parser.add_argument("--only-map", action="store_true", help="the benchmark's own number alone, without J and F")
+    parser.add_argument(
+        "--j-and-f", action="store_true", help="J and F of unions, too: ours, and some ten times the time of mAP alone"
+    )
     args = parser.parse_args(argv)
     options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-    options["only_map"] = args.only_map
+    options["j_and_f"] = args.j_and_f
     return command.run(lambda: evaluate(args.gt, args.pred, **options), write=write, table=table, out=args.out)
 
 

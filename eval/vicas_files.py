@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import orjson
 
@@ -85,10 +84,11 @@ class TrackFiles:
         return self._path(sample).exists()
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
+        """The union of the tracks, column-major, as RLEs decode: J and F know no direction."""
         tracks = self.tracks(sample)
         place = self._places[frame_id]
         union = masks.union([track[place] for track in tracks], sample.size)
-        return cv2.transpose(union.T.view(np.uint8)) * np.uint8(255)  # row-major, as PNGs are read
+        return union.view(np.uint8) * np.uint8(255)
 
     def tracks(self, sample: VideoSample) -> Tracks:
         referrals = self._load(sample)

@@ -98,7 +98,7 @@ class KeyframeTask:
         return len(self._numbers)
 
     def sample(self, index: int) -> VideoSample:
-        """What prompt number `index` asks."""
+        """The sample that prompt number `index` asks about."""
         return self.dataset[self._numbers[index]]
 
     def get(self, index: int, *, epoch: int) -> Prompt:
@@ -134,8 +134,8 @@ class KeyframeTask:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """Of each annotation file that prompts are read from, by role: its size, time of change and head; the samples
-        that are left out, and the prompt's wording."""
+        """Size, time of change and head of each annotation file that prompts are read from, by role; hashes of the
+        samples that are left out and of the prompt's wording."""
         with _told_to_the_trainer():
             found = {role: files.fingerprint(path) for role, path in self.dataset.files.items() if path.is_file()}
         return {
@@ -207,8 +207,8 @@ def _digest(text: str) -> str:
 
 
 def _longest_grid(length: int, n: int) -> tuple[int, ...]:
-    """Of the grids that `frames.train_grid` has for a video, the one of most frames; of those the latest, whose ids
-    have most digits."""
+    """The longest of the grids that `frames.train_grid` has for a video; the latest of several, whose ids have most
+    digits."""
     step = math.ceil(length / (n - 1))
     most = math.ceil(length / step)
     return frames.train_grid(length, n, keyframe=min(step, length - (most - 1) * step) - 1)

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from inference.pipeline import Finished
 from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
 from veason.files import check_regular
+from veason.masks import check_track
 from veason.safe_text import printable
 from veason.types import MaskTrack, Prediction, Size, VideoSample
 
@@ -109,6 +111,7 @@ class RunFolder:
         self._lock = atomic.Lock(self.path / f".lock-{self.shard.index}")  # held until exit
         try:
             with atomic.Lock(self.path / ".lock-run", wait=True):  # shards that start together
+                self._check_origin()
                 run_record.keep(self.path / "run.json", self._record)
             shutil.rmtree(self._partial, ignore_errors=True)
             self.done = self._read_done()
@@ -132,6 +135,17 @@ class RunFolder:
         if self.shard.count == 1:
             return self.path / f"{name}.jsonl"
         return self.path / "shards" / f"{name}-{index}-of-{self.shard.count}.jsonl"
+
+    def _check_origin(self) -> None:
+        """DataError for predictions without the record that says how they were made: others may not be put to them."""
+        record = self.path / "run.json"
+        journals = [self.path / "predictions.jsonl", *self.path.glob("shards/predictions-*.jsonl")]
+        found = next((path for path in journals if path.is_file() and path.stat().st_size > 0), None)
+        if found is not None and (not record.exists() or record.stat().st_size == 0):
+            raise DataError(
+                f"{record} is {'empty' if record.exists() else 'missing'}, so nothing says how {found.name} was made; "
+                "put it back, or choose another --output"
+            )
 
     def describe(self, policy: dict[str, Any]) -> None:
         """Keep in ``run.json`` what the policy says of itself: it must be what it was when the run began."""
@@ -177,13 +191,14 @@ class RunFolder:
     def _fits(self, key: str, record: dict[str, Any]) -> bool:
         try:
             line = mask_lines.parse(record, key)
-        except DataError:
+            check_track([line.rle(t) for t in range(len(line.counts))], line.size, key)
+        except ValueError:
             return False
         sample = self._by_key.get(key)
         return sample is None or (line.size == sample.size and len(line.counts) == len(sample))
 
     def _damage(self, key: str, spans: dict[str, _Spans]) -> str | None:
-        """What is missing or cut off of a sample; None if every file is whole."""
+        """The first damage of a sample's files; None if every one is whole."""
         for name, found in spans.items():
             if key not in found:
                 return f"{name}.jsonl has no whole line of it"
@@ -253,27 +268,36 @@ class RunFolder:
 
 
 def png_damage(path: Path, size: Size) -> str | None:
-    """What shows without decoding that a file is not a whole PNG of `size`; None if nothing does."""
+    """Why a file is no whole PNG of `size`, as far as that shows without inflating it; None if nothing is wrong."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe of this name does not hold us
     except FileNotFoundError:
         return f"{path} is missing"
     try:
         length = os.fstat(handle).st_size
-        head = os.pread(handle, 24, 0)
-        tail = os.pread(handle, len(_PNG_END), max(0, length - len(_PNG_END)))
+        data = os.pread(handle, min(length, _LARGEST_PNG), 0)
     except OSError as error:  # a folder or a pipe
         return f"{path} cannot be read ({error.strerror})"
     finally:
         os.close(handle)
-    if head[:16] != _PNG_START or tail != _PNG_END:
+    if not (data.startswith(_PNG_START) and data.endswith(_PNG_END)):
         return f"{path} is {'empty' if length == 0 else 'cut off or no PNG'}"
-    found = (int.from_bytes(head[20:24]), int.from_bytes(head[16:20]))
-    return None if found == size else f"{path} is {found}, the video is {size} (height, width)"
+    found = (int.from_bytes(data[20:24]), int.from_bytes(data[16:20]))
+    if found != size:
+        return f"{path} is {found}, the video is {size} (height, width)"
+    start = 8
+    while start < len(data):  # each chunk: length, type, contents, checksum of both
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return f"{path} is not as it was written (a checksum differs)"
+        start = end + 4
+    return None
 
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_LARGEST_PNG = 1 << 26
+"""Bytes of a mask's PNG at most."""
 
 
 class _Spans(dict[str, tuple[Path, int, int]]):

@@ -138,7 +138,8 @@ def ask(
     """The replies to each batch in order, the next batch being decoded meanwhile.
 
     `in_flight`: batches that are asked at once; more than one only of a policy that may be called from several threads.
-    Where one of them fails, what the others in flight bring still comes out before the failure is raised.
+    Where one of them fails, what the others in flight bring still comes out before the failure is raised. Where the
+    caller stops asking, as at an interrupt, the policy's `cancel` ends those in flight, if it has one.
     """
 
     def answer(questions: list[Question], decode_s: float) -> list[Asked]:
@@ -153,26 +154,33 @@ def ask(
         if in_flight == 1:
             yield from (answer(*load) for load in loaded)
         else:
-            yield from _together(answer, loaded, in_flight)
+            yield from _together(answer, loaded, in_flight, cancel=getattr(policy, "cancel", lambda: None))
 
 
 def _together(
     answer: Callable[[list[Question], float], list[Asked]],
     loaded: Iterator[tuple[list[Question], float]],
     in_flight: int,
+    *,
+    cancel: Callable[[], None],
 ) -> Iterator[list[Asked]]:
-    """`answer` to everything `loaded`, in order, `in_flight` at once."""
+    """`answer` to everything `loaded`, in order, `in_flight` at once. `cancel` ends those that nobody waits for."""
     waiting: deque[Future[list[Asked]]] = deque()
     failures: list[Exception] = []
     with ThreadPoolExecutor(in_flight, "ask") as asking:
-        for load in _until_failure(loaded, failures):
-            waiting.append(asking.submit(answer, *load))
-            if len(waiting) == 2 * in_flight:  # the pictures of so many are held
-                yield from _until_failure(_results(waiting, 1), failures)
-            if failures:
-                break
-        while waiting:
-            yield from _until_failure(_results(waiting, len(waiting)), failures)
+        try:
+            for load in _until_failure(loaded, failures):
+                waiting.append(asking.submit(answer, *load))
+                if len(waiting) == 2 * in_flight:  # the pictures of so many are held
+                    yield from _until_failure(_results(waiting, 1), failures)
+                if failures:
+                    break
+            while waiting:
+                yield from _until_failure(_results(waiting, len(waiting)), failures)
+        except BaseException:  # an interrupt, or a caller that wants no more
+            asking.shutdown(wait=False, cancel_futures=True)
+            cancel()
+            raise
     if failures:
         raise failures[0]
 

@@ -9,6 +9,7 @@ from typing import Any
 from veason.answer import PROBLEMS, REPAIRS
 from veason.errors import DataError
 from veason.safe_text import printable
+from veason.unfit import FirstReplies
 
 FIRST = 32
 """Replies after which a run stops if none of them was usable and all were unfit for one reason."""
@@ -35,18 +36,11 @@ class Watch:
     """Counts replies as they come, and stops a run all of whose first replies are unfit for one reason."""
 
     def __init__(self) -> None:
-        self._problems: Counter[str | None] = Counter()
-        self._over = False
+        self._first = FirstReplies(FIRST)
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a line of predictions; DataError where it is the last of `FIRST` that nothing can be made of."""
-        self._over = self._over or answered(record)
-        if self._over:
-            return
-        self._problems[record["problem"]] += 1
-        if len(self._problems) > 1:
-            self._over = True
-        elif self._problems.total() >= FIRST:
+        if self._first.add(None if answered(record) else record["problem"]):
             problem, shown = record["problem"], printable(record["reply"], limit=200)
             raise DataError(
                 f"none of the first {FIRST} replies was usable, all for one reason: {problem} "
@@ -56,7 +50,7 @@ class Watch:
 
 
 def hint(problem: str) -> str:
-    """What a person can try against a problem that most replies have."""
+    """A remedy to try against a problem that most replies have."""
     return _HINTS.get(problem, _FORMAT)
 
 

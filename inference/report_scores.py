@@ -88,7 +88,7 @@ def _refdavis(gt: Path, pred: Path, **options: Any) -> Scores:
 
 def _vicas(gt: Path, pred: Path, **options: Any) -> Scores:
     """The J&F that stands beside the benchmark's own number, which is no mean over expressions."""
-    return _plain(vicas.evaluate(gt, pred, **options).jf)
+    return _plain(vicas.evaluate(gt, pred, j_and_f=True, **options).jf)
 
 
 def _plain(found: jf.JFResults) -> Scores:

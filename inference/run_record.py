@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run: settings, inputs, versions, policy; and what may change when it goes on."""
+"""The record of a run, ``run.json``: settings, inputs, versions, policy; and what may change when it goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPARED = ("settings", "inputs", "policy")
 """Parts of the record that a run that goes on must agree with."""
 
 OLDER = {"reading": "strict", "generation_defaults": "checkpoint"}
-"""What was in force in runs of before there was such a setting."""
+"""Values that were in force before there was such a setting."""
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja")
 
@@ -32,7 +32,7 @@ def keep(path: Path, record: dict[str, Any]) -> None:
     before are kept under ``earlier_settings``. A part that the file does not have yet is added.
     """
     record = json.loads(json.dumps(record))
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:  # empty: of a disk that was full
         atomic.write_json(path, record)
         return
     before = check_object(files.load_json(path), str(path))
@@ -108,7 +108,7 @@ def inputs(
     }
     frames = {sample.frame_dir: sample for sample in samples}
     paths = [sample.frame_path(t) for sample in frames.values() for t in range(len(sample))]
-    found["frames"] = _frames(paths)
+    found["frames"] = files.folder_fingerprint(path for path in paths if path.is_file())  # the run names a missing one
     if model is not None and Path(model).is_dir():
         weights = sorted(p for p in Path(model).iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
         found |= {f"model {path.name}": files.fingerprint(path) for path in weights}
@@ -120,8 +120,3 @@ def inputs(
     if template is not None:
         found["prompt"] = hashlib.sha256(template.encode()).hexdigest()[:16]
     return found
-
-
-def _frames(paths: Sequence[Path]) -> dict[str, Any]:
-    """As `files.folder_fingerprint`, but a frame that is missing is left for the run itself to name."""
-    return files.folder_fingerprint(path for path in paths if path.is_file())

@@ -148,9 +148,10 @@ def write_pictures(records: Sequence[CotRecord], size: Size, output: Path, *, wo
     again = 0
     with atomic.Journal(output / "pictures.jsonl") as journal:
         try:
-            known = {line["picture"]: line for line in atomic.read_journal(journal.path) if line["source"]}
-        except (ValueError, KeyError) as error:
-            raise DataError(f"{journal.path}: {error}; remove the file, and the pictures are made again") from error
+            lines = list(atomic.read_journal(journal.path))
+        except ValueError as error:
+            raise DataError(f"{error}; remove the file, and the pictures are made again") from error
+        known = {str(line.get("picture")): line for line in lines if line.get("source") and line.get("sha256")}
         jobs = plan(records, size, output, known)
         for made in map_in_order(write_pictures_of, None, jobs, workers=workers, label="frames", unit="video"):
             for line in made:

@@ -14,6 +14,7 @@ from veason.completion import Completion
 from veason.errors import DataError
 from veason.prompt import MARKS, REPLY_TAGS
 from veason.safe_text import printable
+from veason.unfit import FirstReplies
 
 MAX_CHARS = 8000
 """About twice what the policy may say in its 1024 tokens."""
@@ -80,24 +81,14 @@ FIRST = 20
 
 
 class Watch:
-    """Stops a run whose answers are unfit for one and the same reason from the first on.
-
-    A fit answer, or one that is unfit for another reason, shows that server and model can do better: from then on
-    nothing is counted any more.
-    """
+    """Stops a run whose answers are unfit for one and the same reason from the first on."""
 
     def __init__(self) -> None:
-        self._reason: str | None = None
-        self._count = 0
-        self._over = False
+        self._first = FirstReplies(FIRST)
 
     def add(self, reason: str | None, text: str) -> None:
         """Count one answer, by the code of what makes it unfit; None is fit. DataError at the last of `FIRST`."""
-        self._over = self._over or reason is None or (self._count > 0 and reason != self._reason)
-        if self._over:
-            return
-        self._reason, self._count = reason, self._count + 1
-        if self._count == FIRST:
+        if self._first.add(reason):
             raise DataError(
                 f"the first {FIRST} answers are all unfit for one reason: {REASONS[reason]}; nothing more is asked. "
                 f"What came is kept; the last one was {printable(text, limit=200)!r}"

@@ -5,17 +5,10 @@ Worker processes are spawned, and this module is all they import: no HTTP client
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Any
-
-import cv2
 
 from training_data_construction import cot_pictures, cot_prompts, cot_tasks
 from training_data_construction.cot_tasks import CotTask, Rules
@@ -51,36 +44,7 @@ def build(dataset: Dataset, number: int, rules: Rules) -> CotRequest:
     return CotRequest(key=key, task=task, messages=messages)
 
 
-def open_pool(dataset: Dataset, rules: Rules, *, workers: int) -> ProcessPoolExecutor:
-    """A pool whose processes know the data set: submit `build_in_worker` with some numbers."""
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(dataset, rules),
-    )
-
-
-_job: tuple[Dataset, Rules]
-"""Of a worker process, set once when it starts."""
-
-
-def _start_worker(dataset: Dataset, rules: Rules) -> None:
-    global _job
-    _job = (dataset, rules)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides what it means
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent closes nothing: without this its workers would wait for the next job for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def build_in_worker(numbers: Sequence[int]) -> list[CotRequest]:
-    dataset, rules = _job
+def build_some(job: tuple[Dataset, Rules], numbers: Sequence[int]) -> list[CotRequest]:
+    """The requests about some samples: the task of a `WorkerPool` whose processes share data set and rules."""
+    dataset, rules = job
     return [build(dataset, number, rules) for number in numbers]

@@ -13,17 +13,17 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_progress import Progress
 from training_data_construction.cot_replies import Watch, rejection
-from training_data_construction.cot_requests import TOGETHER, CotRequest, build_in_worker
+from training_data_construction.cot_requests import TOGETHER, CotRequest
 from training_data_construction.cot_teacher import Teacher
 from training_data_construction.records import CotRecord
 from veason.chat import GaveUp
 from veason.errors import DataError
+from veason.pool import WorkerPool
 
 GIVE_UP_AFTER = 20
 """Samples in a row without any answer after which the server is taken to be down."""
@@ -55,7 +55,7 @@ class CotRun:
         self._error: BaseException | None = None
         self._stopping = asyncio.Event()
 
-    async def run(self, numbers: Sequence[int], pool: ProcessPoolExecutor, *, ahead: int) -> None:
+    async def run(self, numbers: Sequence[int], pool: WorkerPool, *, ahead: int) -> None:
         """Ask about samples `numbers`; `ahead` requests are built before they are needed. Raises what stopped it."""
         ready: asyncio.Queue[CotRequest | None] = asyncio.Queue(ahead)
         reporting = asyncio.create_task(self.progress.report())
@@ -71,7 +71,7 @@ class CotRun:
             raise self._error
 
     async def _feed(
-        self, numbers: Sequence[int], pool: ProcessPoolExecutor, ready: asyncio.Queue[CotRequest | None], ahead: int
+        self, numbers: Sequence[int], pool: WorkerPool, ready: asyncio.Queue[CotRequest | None], ahead: int
     ) -> None:
         """Requests in the order of `numbers`, then one None per asker. Askers that stop still empty the queue."""
         await self._guard(self._build(numbers, pool, ready, ahead))
@@ -79,7 +79,7 @@ class CotRun:
             await ready.put(None)
 
     async def _build(
-        self, numbers: Sequence[int], pool: ProcessPoolExecutor, ready: asyncio.Queue[CotRequest | None], ahead: int
+        self, numbers: Sequence[int], pool: WorkerPool, ready: asyncio.Queue[CotRequest | None], ahead: int
     ) -> None:
         """Never more than twice `ahead` requests exist that nobody asks yet: half being built, half in the queue."""
         pending: deque[asyncio.Future[list[CotRequest]]] = deque()
@@ -87,7 +87,7 @@ class CotRun:
         try:
             while not self._stopping.is_set():
                 while TOGETHER * len(pending) < ahead and (some := next(waiting, None)) is not None:
-                    pending.append(asyncio.get_running_loop().run_in_executor(pool, build_in_worker, some))
+                    pending.append(asyncio.wrap_future(pool.submit(some)))
                 if not pending:
                     break
                 for request in await pending.popleft():

@@ -41,6 +41,7 @@ from veason.errors import DataError
 from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL
 from veason.files import folder_fingerprint
+from veason.pool import WorkerPool
 
 DEFAULT_MODEL = "doubao-1-5-thinking-vision-pro"
 """The paper's teacher."""
@@ -246,21 +247,20 @@ async def _ask(
     async with Teacher(
         request, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY"), per_minute=args.rate_limit
     ) as teacher:
-        pool = cot_requests.open_pool(dataset, rules, workers=args.num_workers)
-        try:
-            with cot_progress.Progress(total, done=total - len(missing), retries=teacher.problems) as progress:
-                run = cot_run.CotRun(
-                    teacher=teacher,
-                    journal=journal,
-                    progress=progress,
-                    seed=args.seed,
-                    max_rejections=args.max_retries + 1,
-                    concurrency=min(args.concurrency, len(missing)),
-                    template=prompt.load_template(args.prompt_template),
-                )
-                await run.run(missing, pool, ahead=cot_requests.TOGETHER * args.num_workers + args.concurrency // 4)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with (
+            WorkerPool(cot_requests.build_some, (dataset, rules), workers=args.num_workers) as pool,
+            cot_progress.Progress(total, done=total - len(missing), retries=teacher.problems) as progress,
+        ):
+            run = cot_run.CotRun(
+                teacher=teacher,
+                journal=journal,
+                progress=progress,
+                seed=args.seed,
+                max_rejections=args.max_retries + 1,
+                concurrency=min(args.concurrency, len(missing)),
+                template=prompt.load_template(args.prompt_template),
+            )
+            await run.run(missing, pool, ahead=cot_requests.TOGETHER * args.num_workers + args.concurrency // 4)
         return run.failures
 
 

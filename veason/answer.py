@@ -52,6 +52,7 @@ MAX_COORDINATE = 1e6
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # a string, closed or not, is one token
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_THINK, _THOUGHT = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 _OBJECT = re.compile(r"\{(?=\s{0,100}[\"'])")
 _LOOSE = re.compile(  # one token of almost-JSON: a text, a bracket or comma, or whatever stands between
     r""""(?:[^"\\]|\\.)*+(?:"|\\?\Z)|'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|[\[\]{},]|[^"'\[\]{},]+""", re.DOTALL
@@ -172,31 +173,41 @@ def _lower_tags(text: str) -> str:
 
 
 def _loose_object(text: str, repairs: set[str]) -> _Object | None:
-    """The first object with a keyframe in the answer block, or after the thinking where there is no such block.
+    """The object with a keyframe in the answer block, or after the thinking where there is no such block; None where
+    there are several that differ, for one of them may be a draft.
 
-    Thinking that never ends is not searched: an object in it is a draft. Adds to `repairs` what had to be forgiven.
+    Thinking that never ends is not searched, for the same reason. Adds to `repairs` what had to be forgiven.
     """
     lowered = _lower_tags(text)
     block, problem = _answer_block(lowered, "after_thinking")
     if problem == "no_answer":
-        thought = lowered.rfind("</think>")
-        if thought < 0 and "<think>" in lowered:
+        thought = 0
+        for tag in _THOUGHT.finditer(lowered):
+            thought = tag.end()
+        if thought == 0 and _THINK.search(lowered):
             return None
-        block = lowered[thought + len("</think>") if thought >= 0 else 0 :]
+        block = lowered[thought:]
     elif problem is not None:
         return None
+    only, only_end = None, 0
     for opened in itertools.islice(_OBJECT.finditer(block[:MAX_ANSWER_CHARS]), _CANDIDATES):
+        if opened.start() < only_end:
+            continue  # inside the object that was found
         found: set[str] = set()
         mended, end = _mended(block, opened.start(), found)
         value, problem_here, _ = _load(mended, STRICT) if mended else (None, "not_json", "")
-        if problem_here is None and isinstance(value, _Object) and KEYFRAME in value:
+        if problem_here is not None or not isinstance(value, _Object) or KEYFRAME not in value:
+            continue
+        if only is not None and value != only:
+            return None
+        if only is None:
+            only, only_end = value, end
             outside = block[: opened.start()].strip() or block[end:].strip()
             found |= {"no_tags"} if problem == "no_answer" else set()
             found |= {"fence"} if outside else set()
             found |= {"upper_tags"} if lowered != text else set()
             repairs |= found
-            return value
-    return None
+    return only
 
 
 def _mended(block: str, start: int, repairs: set[str]) -> tuple[str, int]:
@@ -238,20 +249,18 @@ def _loose_keyframe(value: Any, repairs: set[str]) -> int | None:
 
 def _loose_entries(value: Any, repairs: set[str]) -> list[Any]:
     """The entries of a box list, objects and texts as lists of numbers; an entry that is neither stays as it is."""
-    if isinstance(value, dict) or (isinstance(value, list) and len(value) == 4 and not _holds_entries(value)):
+    flat = isinstance(value, list) and len(value) == 4 and not any(isinstance(entry, (list, dict)) for entry in value)
+    if flat or isinstance(value, dict):
         value = [value]
         repairs.add("flat_box")
     return [_loose_entry(entry, repairs) for entry in value] if isinstance(value, list) else []
 
 
-def _holds_entries(value: list[Any]) -> bool:
-    return any(isinstance(entry, (list, dict)) for entry in value)
-
-
 def _loose_entry(entry: Any, repairs: set[str]) -> Any:
     if isinstance(entry, dict):
-        sides = [entry.get(name) for name in ("x1", "y1", "x2", "y2")]
-        entry = sides if None not in sides else entry.get("bbox_2d")
+        sides, listed = [entry.get(name) for name in ("x1", "y1", "x2", "y2")], entry.get("bbox_2d")
+        sides = listed if None in sides else sides
+        entry = sides if listed in (None, sides) else None  # one that gives two different boxes is none
         repairs.add("box_objects")
     if not isinstance(entry, list) or not any(isinstance(value, str) for value in entry):
         return entry

@@ -27,8 +27,11 @@ _TAIL = 1 << 16  # bytes of a journal read at a time, from its end
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file piece by piece under a temporary name in its folder, then rename it into place.
 
-    An error of the disk names the file, which a failed write alone does not.
+    An error of the disk names the file, which a failed write alone does not. DataError for a path that is a pipe, a
+    socket or a device: it would be replaced by the file.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: no regular file (a pipe, socket or device), and only such a one is written anew")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

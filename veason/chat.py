@@ -52,7 +52,12 @@ _FATAL = {
     405: "this address takes no chat requests; check --base-url (it usually ends in /v1)",
     407: "the proxy wants a user and a password; correct the proxy's address in the environment",
 }
-_QUOTA = {"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"}
+_QUOTA = {
+    *("insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"),
+    *("billing_error", "exceeded_current_quota_error"),  # of Anthropic, of Moonshot
+    *("quotaexceeded", "accountoverdueerror", "arrearage"),  # of Volcano Ark, twice, and of DashScope
+}
+"""Codes and types, in lower case, of errors that stay until somebody pays, whatever their HTTP status."""
 _WITHHELD = {"content_filter", "content_policy_violation"}
 _ADAPTED = {
     "max_tokens": "max_completion_tokens is sent instead",
@@ -232,10 +237,14 @@ class Chat:
         if same and response.status_code in (307, 308):
             return
         target = self.public(public_url(str(there)).removesuffix("/chat/completions") if there.host else location)
+        why = (
+            "would make another kind of request of it"
+            if same
+            else f"would take the prompts and pictures from {here.host} along"
+        )
         raise DataError(
             f"{public_url(self.base_url)} answered HTTP {response.status_code}, a redirect to {target}; it was not "
-            f"followed, because the prompts and pictures would go along from {here.host} to {there.host or 'nowhere'}; "
-            "if that is the right place, give it as --base-url"
+            f"followed, because it {why}; if that is the right place, give it as --base-url"
         )
 
     def _adapts(self, error: ServerError, refused: frozenset[str]) -> bool:

@@ -24,6 +24,7 @@ _DISK = {
     errno.ENOTDIR: "a part of the path is a file where a folder is needed",
     errno.EISDIR: "this is a folder where a file is needed",
     errno.EEXIST: "a file of this name is in the way",
+    errno.ELOOP: "the links of this path lead in a circle",
     errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) and run the same command again",
 }
 """What a person can do about the errors that an operating system gives for files."""

@@ -90,10 +90,19 @@ def decode_grey(data: bytes, size: Size) -> np.ndarray:
     """(H, W) uint8 grey values of a PNG of `size`, row-major, as OpenCV's IMREAD_GRAYSCALE gives them.
 
     1-bit files give 0 and 255, 8-bit grey their values, palette and colour their luminance, 16 bits the upper eight.
+    PngError for a picture of several values that are all black in this reading: a mask would be lost.
     """
     head, stored, plain = _decode(data, size)
     if stored is None or not plain or head.colour != GREY:
-        return _opencv(data, cv2.IMREAD_GRAYSCALE, size)
+        grey = _opencv(data, cv2.IMREAD_GRAYSCALE, size)
+        if not grey.any():
+            found = _opencv(data, cv2.IMREAD_UNCHANGED, size) if stored is None else stored
+            if np.ptp(found.reshape(grey.size, -1), axis=0).any():
+                raise PngError(
+                    f"the PNG holds values up to {int(found.max())}, all of which are black as 8-bit grey; masks are 0 "
+                    "and 255 in 8 bits, or 0 and 1 in one bit"
+                )
+        return grey
     return stored if head.depth == 8 else stored * np.uint8(255 // ((1 << head.depth) - 1))
 
 

@@ -3,12 +3,15 @@
 Every RLE that comes from a file goes through `check` once; the rest trusts it (pycocotools itself neither checks the
 number of pixels nor the end of the string). Some writers end a run and go on with a run of no length; pycocotools takes
 such a run for a pixel in a box and for the end of the mask in a union, so `check` joins the runs around it.
+
+`use_compiled` lets numba read the strings of many masks and count what they share; results and errors stay the same.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from pycocotools import mask as coco
@@ -29,7 +32,8 @@ def decode(rle: Rle | None, size: Size) -> np.ndarray:
     """
     if rle is None:
         return np.zeros(size, dtype=bool)
-    counts = runs(rle["counts"])
+    read = None if _compiled is None else _read_compiled([rle["counts"]], rle["size"])
+    counts = runs(rle["counts"]) if read is None else np.diff(read[0], prepend=0)
     inside = np.zeros(len(counts), dtype=bool)
     inside[1::2] = True
     return np.repeat(inside, counts).reshape(rle["size"], order="F")
@@ -83,6 +87,29 @@ def union(rles: Sequence[Rle | None], size: Size) -> np.ndarray:
     return decode(merge(rles), size)
 
 
+Tracks = Sequence[Sequence[Rle | None]]
+"""N tracks x T frames."""
+
+
+def shared_areas(a: Tracks, b: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of the A tracks, of the B tracks and of what each pair has in common, all frames together.
+
+    (A,), (B,) and (A, B) int64, straight from the runs of checked masks. ValueError if the tracks differ in length.
+    """
+    if len({len(track) for track in (*a, *b)}) > 1:
+        raise ValueError(f"tracks of {sorted({len(track) for track in (*a, *b)})} frames have no overlap")
+    if _compiled is not None and (read := [_run_ends(tracks) for tracks in (a, b)]) and None not in read:
+        (ends_a, bounds_a, areas_a), (ends_b, bounds_b, areas_b) = read
+        return areas_a, areas_b, _compiled.shared(ends_a, bounds_a, len(a), ends_b, bounds_b, len(b))
+    areas = [np.array([sum(map(area, track)) for track in tracks], np.int64) for tracks in (a, b)]
+    shared = [[sum(map(_area_of_both, one, other)) for other in b] for one in a]
+    return *areas, np.array(shared, np.int64).reshape(len(a), len(b))
+
+
+def _area_of_both(a: Rle | None, b: Rle | None) -> int:
+    return 0 if a is None or b is None else int(coco.area(coco.merge([a, b], intersect=True)))
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two (H, W) bool masks."""
     if a.shape != b.shape:
@@ -112,15 +139,15 @@ def check(rle: object, size: Size, where: str) -> Rle:
     if pixels != size[0] * size[1]:
         raise ValueError(f"{where}: the runs cover {pixels} pixels, the video has {size[0] * size[1]}")
     if not counts[1:].all():
-        return _joined(counts, rle["size"])
-    return Rle(size=rle["size"], counts=rle["counts"])
+        return _joined(counts, size)
+    return Rle(size=list(size), counts=rle["counts"])  # whole numbers, where the file has 720.0
 
 
 def check_track(rles: Sequence[object], size: Size, where: str) -> tuple[Rle | None, ...]:
     """A mask or None for each frame, each through `check`; the ValueError opens with `where` and the frame."""
     present = [rle for rle in rles if rle is not None]
     if all(_looks_right(rle, size) for rle in present) and _cover([rle["counts"] for rle in present], size):
-        return tuple(None if rle is None else Rle(size=rle["size"], counts=rle["counts"]) for rle in rles)
+        return tuple(None if rle is None else Rle(size=list(size), counts=rle["counts"]) for rle in rles)
     return tuple(None if rle is None else check(rle, size, f"{where}, frame {t}") for t, rle in enumerate(rles))
 
 
@@ -135,16 +162,71 @@ def _looks_right(rle: object, size: Size) -> bool:
 def _cover(counts: Sequence[str], size: Size) -> bool:
     """Whether every string can be read and covers `size`, and only a first run is without length. False too for what is
     too much at one time."""
-    if max(map(len, counts), default=0) * len(counts) > _AT_ONCE:
-        return False
     if not counts:
         return True
+    if _compiled is not None:
+        return _read_compiled(counts, size) is not None
+    if max(map(len, counts)) * len(counts) > _AT_ONCE:
+        return False
     try:
         table, amounts = _read(counts)
     except ValueError:
         return False
     whole = table.sum(axis=1) == size[0] * size[1]
     return bool((whole & (np.count_nonzero(table[:, 1:], axis=1) == amounts - 1)).all())
+
+
+_compiled: ModuleType | None = None
+
+
+def use_compiled(wanted: bool = True) -> bool:
+    """Let numba read many masks at a time from here on in this process, if it is there; True if it does.
+
+    Loading it takes about half a second, as long as NumPy takes for the masks of a few hundred videos of ViCaS.
+    """
+    global _compiled
+    _compiled = None
+    if wanted:
+        try:
+            from veason import compiled_rle
+        except ImportError:  # numba is not installed, or not for this NumPy
+            return False
+        _compiled = compiled_rle
+    return wanted
+
+
+def _read_compiled(counts: Sequence[str], size: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(run ends, bounds of each string's, areas inside) as `veason.compiled_rle.read` finds them; None if a string is
+    unsound or there are too many characters at one time."""
+    assert _compiled is not None
+    text = "".join(counts)
+    if len(text) > _AT_ONCE or not text.isascii():
+        return None
+    stops = np.cumsum([len(one) for one in counts], dtype=np.int64)
+    ends, bounds = np.empty(len(text), np.int64), np.empty(len(counts) + 1, np.int64)
+    areas = np.empty(len(counts), np.int64)
+    codes = np.frombuffer(text.encode("ascii"), np.uint8)
+    sound = _compiled.read(codes, stops, size[0] * size[1], ends, bounds, areas)
+    return (ends[: bounds[-1]], bounds, areas) if sound else None
+
+
+def _run_ends(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """`_read_compiled` of N tracks of T masks of one size, an absent mask without a run; areas (N,) over all frames."""
+    rles = [rle for track in tracks for rle in track]
+    present = [rle for rle in rles if rle is not None]
+    if any(rle["size"] != present[0]["size"] for rle in present):
+        return None
+    if not present:
+        return np.zeros(0, np.int64), np.zeros(len(rles) + 1, np.int64), np.zeros(len(tracks), np.int64)
+    read = _read_compiled([rle["counts"] for rle in present], present[0]["size"])
+    if read is None:
+        return None
+    ends, bounds, areas = read
+    there = np.array([rle is not None for rle in rles])
+    before = np.concatenate([[0], np.cumsum(there)])  # (N * T + 1,): masks that are there, before each
+    all_areas = np.zeros(len(rles), np.int64)
+    all_areas[there] = areas
+    return ends, bounds[before], all_areas.reshape(len(tracks), -1).sum(axis=1)
 
 
 def runs(counts: str) -> np.ndarray:

@@ -26,7 +26,7 @@ class Prompt:
     target: Any = field(repr=False)
     """What the reward needs to judge a reply. Opaque here; must pickle."""
     note: str = field(default="", repr=False)
-    """What was asked and what is true, for a person who reads the rollouts."""
+    """The question and its true answer, for a person who reads the rollouts."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,10 @@ class OpenAIPolicy:
         asking = self._ask_all([(q.sample.key, self._messages(q), _seed(seed, q.sample)) for q in questions])
         return asyncio.run_coroutine_threadsafe(asking, self._loop).result()
 
+    def cancel(self) -> None:
+        """End all requests on their way: whoever waits in `answer` gets a `concurrent.futures.CancelledError`."""
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+
     def _messages(self, question: Question) -> list[dict[str, Any]]:
         """The project's prompt with each frame as a data URL."""
         self.family.check_size(question.clip.size)

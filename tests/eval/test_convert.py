@@ -119,3 +119,40 @@ def test_what_cannot_be_done_is_said(world, tmp_path, capsys):
     shutil.copy(pred / "MOSE/b/1/00001.png", pred / "00001.png")
     assert run(pred, tmp_path / "c", "--to", "rle") == 2
     assert "PNGs belong into" in capsys.readouterr().err
+
+
+def test_masks_that_changed_since_they_were_converted_are_no_part_of_the_same_conversion(world, tmp_path, capsys):
+    """The first sample is converted, then all are predicted anew: to go on would mix two predictions."""
+    pred, gt = world.predict(tmp_path / "p", target), ("--gt", world.root)
+    assert run(pred, tmp_path / "rle", "--to", "rle", *gt) == 0
+    sample = open_dataset("revos", world.root, split="valid")[0]
+    shutil.copytree(tmp_path / "rle", tmp_path / "source")
+    for form, source in (("png1", pred), ("png", tmp_path / "source")):
+        assert run(source, tmp_path / form, "--to", form, *gt) == 0
+    shutil.rmtree(tmp_path / "png1/Annotations/MOSE")
+    path = pred / sample.video / sample.exp_id / f"{sample.frames[0]}.png"
+    Image.new("L", sample.size[::-1], 255).save(path)
+    lines = tmp_path / "source/masks.jsonl"
+    lines.write_text(
+        lines.read_text()
+        + json.dumps({**json.loads(lines.read_text().splitlines()[0]), "counts": [None] * len(sample)})
+        + "\n"
+    )
+    for form, source in (("rle", pred), ("png1", pred), ("png", tmp_path / "source")):
+        before = pixels(tmp_path / form)
+        assert run(source, tmp_path / form, "--to", form, *gt) == 2
+        assert f"the masks of 1 samples, first {sample.key}, have changed in" in capsys.readouterr().err
+        assert pixels(tmp_path / form) == before
+
+
+def test_a_mask_that_was_lost_may_come_from_masks_written_anew(world, tmp_path, capsys):
+    pred, gt = world.predict(tmp_path / "p", target), ("--gt", world.root)
+    assert run(pred, tmp_path / "a", "--to", "png1", *gt) == 0
+    whole = pixels(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/Annotations/MOSE")
+    for path in (pred / "MOSE").rglob("*.png"):
+        path.write_bytes(path.read_bytes())
+    assert run(pred, tmp_path / "a", "--to", "png1", *gt) == 0
+    assert pixels(tmp_path / "a") == whole
+    assert run(pred, tmp_path / "a", "--to", "png1", *gt) == 0
+    assert "0 samples converted to png1, 6 were there" in capsys.readouterr().out

@@ -230,9 +230,10 @@ def test_a_folder_with_nothing_but_hidden_leftovers_is_taken(world, tmp_path):
     """Killed while the first file was being written."""
     pred = world.predict(tmp_path / "p", lambda mask: mask)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/.convert.json.k3j4h5").write_text("{")
+    (tmp_path / "a/.convert.json.k3j4h5_a").write_text("{")
     assert convert.main([str(pred), str(tmp_path / "a"), "--to", "rle", "--workers", "1"]) == 0
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".lock", "convert.json", "masks.jsonl"]
+    held = [".lock", "convert.json", "convert.jsonl", "masks.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == held
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(world, tmp_path, capsys):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import small_roots as small
 
+from benchmarks import bench_vicas
 from demo.twins import build_twin
 from demo.writer import build_world
-from eval import submit, vicas, vicas_files
+from eval import scoring, submit, table, vicas, vicas_files
 from eval.vicas_files import open_tracks
+from veason import masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 
@@ -30,8 +32,8 @@ def write(pred, *tracks_of_referrals, numbers=(3, 12)):
     return pred
 
 
-def evaluate(root, pred, **options):
-    return vicas.evaluate(root, pred, split="v1.0/test", **options)
+def evaluate(root, pred, *, j_and_f=True, **options):
+    return vicas.evaluate(root, pred, split="v1.0/test", j_and_f=j_and_f, **options)
 
 
 def test_perfect_tracks(root, tmp_path):
@@ -170,7 +172,7 @@ def test_predicted_by_the_oracle_and_scored_by_one_and_two_workers(tmp_path):
     for workers in (1, 2):
         out = tmp_path / f"scores{workers}"
         arguments = ["--gt", root, "--pred", tmp_path / "run", "--split", "v1.0/train", "--out", out]
-        arguments += ["--missing", "skip", "--workers", workers]
+        arguments += ["--missing", "skip", "--workers", workers, "--j-and-f"]
         assert vicas.main([str(argument) for argument in arguments]) == 0
         found.append([(out / f"results.{suffix}").read_bytes() for suffix in ("csv", "json")])
     assert found[0] == found[1]
@@ -195,17 +197,86 @@ def test_each_mask_is_checked_once_however_many_frames(root, tmp_path, monkeypat
 
 def test_map_alone_is_the_same_map(root, tmp_path, capsys):
     pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
-    both, alone = evaluate(root, pred), evaluate(root, pred, only_map=True)
+    both, alone = evaluate(root, pred), evaluate(root, pred, j_and_f=False)
     assert alone.average_precisions() == both.average_precisions()
     assert alone.summary()["overall"] == both.summary()["overall"] | {"J": None, "F": None, "JF": None}
     options = ["--gt", root, "--pred", pred, "--split", "v1.0/test", "--out", tmp_path / "out", "--workers", 1]
-    assert vicas.main([str(o) for o in (*options, "--only-map")]) == 0
+    assert vicas.main([str(o) for o in options]) == 0
     assert json.loads((tmp_path / "out/results.json").read_text())["overall"] == alone.summary()["overall"]
     assert "nan" not in (tmp_path / "out/results.csv").read_text()
+    printed = capsys.readouterr().out
+    assert "grey values not looked at in 4" in printed
+    assert printed.endswith("--j-and-f\n")
+    assert "  J  " not in printed
+    options[-1] = 2  # workers
+    assert vicas.main([str(o) for o in (*options, "--j-and-f")]) == 0
+    assert json.loads((tmp_path / "out/results.json").read_text())["overall"] == both.summary()["overall"]
     capsys.readouterr()
     pred = write(tmp_path / "p", [FIRST], numbers=[3])  # a broken referral and a video that is there
     (pred / "000003.json").write_text("{}")
-    assert vicas.main([str(o) for o in (*options, "--only-map")]) == 2
+    assert vicas.main([str(o) for o in options]) == 2
+
+
+def test_the_workers_of_map_alone_find_the_same(root, tmp_path, monkeypatch):
+    """Few frames are scored without a second process, many by several; the record is one and the same."""
+    pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
+    pools, real = [], scoring.WorkerPool
+    monkeypatch.setattr(scoring, "WorkerPool", lambda *args, **options: pools.append(options) or real(*args, **options))
+    found = [evaluate(root, pred, j_and_f=False, workers=4)]
+    assert pools == []
+    monkeypatch.setattr(vicas, "COMPILE_FROM", 1)
+    found.append(evaluate(root, pred, j_and_f=False, workers=4))
+    assert len(pools) == 1
+    assert found[0].summary() == found[1].summary()
+    assert vicas.csv_text(found[0]) == vicas.csv_text(found[1])
+    with pytest.raises(DataError, match="workers must be at least 1, found 0"):
+        evaluate(root, pred, j_and_f=False, workers=0)
+
+
+def test_map_alone_has_no_j_and_f_of_what_is_missing_either(root, tmp_path):
+    """One referral is broken, the others are missing."""
+    pred = write(tmp_path / "p", [FIRST], numbers=[3])
+    (pred / "000003.json").write_text('{"video_id": 3, "pred_lgvis_masks": [null]}')
+    alone, both = evaluate(root, pred, j_and_f=False), evaluate(root, pred)
+    assert alone.summary()["overall"] == both.summary()["overall"] | {"J": None, "F": None, "JF": None}
+    assert both.summary()["overall"]["J"] == 0.0
+
+
+def test_runs_with_and_without_j_and_f_stand_in_one_table(root, tmp_path, capsys):
+    """The protocol of mAP is the same."""
+    pred = write(tmp_path / "p", [FIRST], [FIRST, SECOND])
+    for name in ("alone", "both"):
+        vicas.write(evaluate(root, pred, j_and_f=name == "both"), tmp_path / name)
+    assert table.main([f"{name}={tmp_path / name}" for name in ("alone", "both")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "measured:" in line]
+    assert ["100.0 | – |" in rows[0], "100.0 | 100.0 |" in rows[1]] == [True, True]
+
+
+@pytest.mark.parametrize("j_and_f", [True, False])
+def test_compiled_or_not_the_results_are_the_same_to_the_last_digit(root, tmp_path, monkeypatch, j_and_f):
+    """Tracks of every kind: shifted, of nothing, a broken referral."""
+    pred = write(tmp_path / "p", [[small.SHIFTED, small.SHIFTED], [NOTHING, NOTHING]], [FIRST, SECOND])
+    said = json.loads((pred / "000012.json").read_text())
+    said["pred_lgvis_masks"][0][0]["mask_rles"][0]["counts"] = "0<"
+    (pred / "000012.json").write_text(json.dumps(said))
+    found = []
+    for compile_from in (0, 1 << 40):
+        for module in (vicas, scoring):
+            monkeypatch.setattr(module, "COMPILE_FROM", compile_from)
+        results = evaluate(root, pred, j_and_f=j_and_f)
+        assert (masks._compiled is None) == (compile_from > 0)
+        found.append((results.summary(), vicas.csv_text(results)))
+    assert found[0] == found[1]
+    assert [problem["sample"] for problem in found[0][0]["errors"]] == ["000012/0"]
+
+
+@pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
+def test_map_is_the_published_scripts_to_the_last_digit(tmp_path, monkeypatch, compile_from):
+    monkeypatch.setattr(vicas, "COMPILE_FROM", compile_from)
+    bench_vicas.build(tmp_path, videos=5, frames=61)
+    found = evaluate(tmp_path, tmp_path / "pred", j_and_f=False).average_precisions()["mAP"]
+    assert found == bench_vicas.plain(tmp_path)
+    assert 0 < found < 100
 
 
 def test_masks_between_the_peoples_frames_are_not_looked_at(root, tmp_path):

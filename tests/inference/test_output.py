@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inference import pipeline, run_record
-from inference.output import MASKS, RunFolder, Shard, pack
+from inference.output import MASKS, RunFolder, Shard, pack, png_damage
 from inference.pipeline import Sampling
 from inference.policies.oracle import OraclePolicy
 from veason import atomic, mask_lines, mask_png
@@ -187,7 +187,32 @@ def test_a_damaged_journal_is_made_again(finished, tmp_path, capsys, shards, nam
     assert complete(tmp_path, finished, masks, shards) == ([], True)  # and for good
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone"])
+def flipped(data, position, bit=0):
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+def test_every_flipped_bit_of_a_picture_shows(finished, tmp_path):
+    path = tmp_path / "mask.png"
+    whole = mask_png.encode(finished[0].prediction.track.union(1))
+    path.write_bytes(whole)
+    assert png_damage(path, (48, 64)) is None
+    for number in range(8 * len(whole)):
+        path.write_bytes(flipped(whole, *divmod(number, 8)))
+        assert png_damage(path, (48, 64)) is not None
+
+
+def test_runs_that_do_not_cover_the_picture_are_made_again(finished, tmp_path, capsys):
+    assert complete(tmp_path, finished, "rle", 1)[1]
+    before = joined(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text().splitlines()]
+    lines[1]["counts"][1] = f"1{lines[1]['counts'][1]}"
+    (tmp_path / "masks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert complete(tmp_path, finished, "rle", 1) == ([f"{lines[1]['video']}/{lines[1]['exp_id']}"], True)
+    assert joined(tmp_path) == before
+    assert "1 finished samples are made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone", "a flipped bit"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how):
     assert complete(tmp_path, finished, "png", shards)[1]
@@ -199,6 +224,8 @@ def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how
         picture.unlink()
     elif how == "another size":
         picture.write_bytes(mask_png.encode(np.zeros((4, 4), bool)))
+    elif how == "a flipped bit":
+        picture.write_bytes(flipped(picture.read_bytes(), len(picture.read_bytes()) // 2))
     else:
         picture.write_bytes(picture.read_bytes()[:-5] if how == "cut" else b"")
     made, whole = complete(tmp_path, finished, "png", shards)
@@ -236,6 +263,27 @@ def test_a_line_comes_after_its_masks_are_on_the_disk(finished, tmp_path, monkey
         out.write(finished[0])
     assert len(order[0]) == 4
     assert order[1] == "line"
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_predictions_without_the_record_of_how_they_were_made_are_not_gone_on_with(finished, tmp_path, how, count):
+    with folder(tmp_path, finished, shard=Shard(0, count)) as out:
+        out.write(finished[0])
+    before = contents(tmp_path)
+    (tmp_path / "run.json").unlink()
+    if how == "empty":
+        (tmp_path / "run.json").touch()
+    message = rf"run.json is {how}, so nothing says how predictions.*jsonl was made; put it back"
+    with pytest.raises(DataError, match=message), folder(tmp_path, finished, shard=Shard(0, count)):
+        pass
+    (tmp_path / "run.json").write_bytes(before["run.json"])
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_whose_record_could_not_be_written_begins_anew(finished, tmp_path):
+    (tmp_path / "run.json").touch()
+    assert write(tmp_path, finished, range(6))
 
 
 def record(samples=3, **parts):

@@ -283,6 +283,27 @@ def test_many_questions_at_once_come_out_in_order(dataset):
     assert [item.text for items in asked for item in items] == [f"about {i}" for i in range(9)]
 
 
+def test_who_stops_asking_does_not_wait_for_the_answers_in_flight(dataset):
+    samples = [replace(dataset[0], exp_id=str(i)) for i in range(9)]
+    cancelled, unanswered = threading.Event(), []
+
+    class Server(Spy):
+        def answer(self, questions, *, seed):
+            key = questions[0].sample.exp_id
+            if key != "0" and not cancelled.wait(10):
+                unanswered.append(key)
+            return [f"about {key}"]
+
+        def cancel(self):
+            cancelled.set()
+
+    asked = pipeline.ask(pipeline.cut(samples, 1), policy=Server(), sampling=SAMPLING, in_flight=2)
+    assert next(asked)[0].text == "about 0"
+    asked.close()
+    assert cancelled.is_set()
+    assert unanswered == []
+
+
 def test_what_the_others_in_flight_brought_comes_out_before_the_failure(dataset):
     samples = [replace(dataset[0], exp_id=str(i)) for i in range(12)]
     failed = threading.Event()

@@ -16,7 +16,7 @@ EVALUATORS = {
     "reasonvos": (reasonvos, []),
     "refdavis": (refdavis, ["--protocol", "binary"]),
     "refytvos": (refytvos, ["--split", "train"]),
-    "vicas": (vicas, ["--split", "v1.0/test"]),
+    "vicas": (vicas, ["--split", "v1.0/test", "--j-and-f"]),
 }
 SPLITS = {"vicas": "v1.0/test", "refytvos": "train"}
 

@@ -191,7 +191,8 @@ class TestPictures:
         _, output = build(root, tmp_path, records)
         picture = output / "images/UVO/-a_b/00000.png"
         whole = picture.read_bytes()
-        for content in (None, b'{"picture": "images/UVO/-a_b/00000.png", "sou'):
+        head = b'{"picture": "images/UVO/-a_b/00000.png", "sou'
+        for content in (None, head, head + b'rce": null}\n', head + b'rce": 1}\n', b'{"picture": [1], "source": 1}\n'):
             (output / "pictures.jsonl").unlink()
             if content:
                 (output / "pictures.jsonl").write_bytes(content)
@@ -203,7 +204,9 @@ class TestPictures:
         _, output = build(root, tmp_path, records)
         (output / "pictures.jsonl").write_text("[1]\n")
         assert build(root, tmp_path, records)[0] == 2
-        assert "remove the file, and the pictures are made again" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "remove the file, and the pictures are made again" in said
+        assert said.count("pictures.jsonl") == 1
 
     def test_rows_of_other_inputs_do_not_outlive_a_stopped_build(self, root, records, tmp_path, hand_made, capsys):
         _, output = build(root, tmp_path, records)

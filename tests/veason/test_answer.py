@@ -189,6 +189,7 @@ def test_a_hundred_thousand_replies_are_graded_without_an_exception():
 
 
 INSIDE = '{"keyframe_timestamp": 4, "bbox_2d_list": [[10, 20, 100, 200]]}'
+OTHER = '{"keyframe_timestamp": 5, "bbox_2d_list": [[1, 2, 3, 4]]}'
 
 
 def listed(inside: str, keyframe: str = "4") -> str:
@@ -199,6 +200,8 @@ LOOSE = [
     (answer(f"\n```json\n{INSIDE}\n```\n"), ("fence",)),
     (f"```json\n{INSIDE}\n```", ("no_tags", "fence")),
     (f"<think>t</think>{INSIDE}", ("no_tags",)),
+    (f"<thinking>t</thinking>{INSIDE}", ("no_tags",)),
+    (f"<think>t</think>{INSIDE}, that is {INSIDE.replace(' ', '')}", ("no_tags", "fence")),
     (f"<think>t</think>The answer is {{it}}: {INSIDE}", ("no_tags", "fence")),
     (listed('[{"bbox_2d": [10, 20, 100, 200], "label": "cat"}]'), ("box_objects",)),
     (listed('[{"x1": 10, "y1": 20, "x2": 100, "y2": 200}]'), ("box_objects",)),
@@ -241,7 +244,12 @@ def test_a_loose_reply_is_read_for_inference_and_says_how(text, repairs):
         listed('[["nan", 20, 100, 200]]'),
         listed("[[100, 20, 10, 200]]", '"4"'),
         listed('[{"bbox": [10, 20, 90, 180]}]'),  # corners, or a corner and a size? nobody can say
+        listed('[{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "bbox_2d": [5, 6, 7, 8]}]'),
         "<think>perhaps " + INSIDE,  # a draft
+        "<thinking>perhaps " + INSIDE,
+        answer(f"at first {INSIDE}, but no: {OTHER}"),
+        answer(f"[{INSIDE}, {OTHER}]"),
+        f"<think>t</think>{INSIDE}\n{OTHER}",
         "<think>t</think><answer>" + INSIDE[:-3],
         answer('{"keyframe_timestamp": "4", "keyframe_timestamp": 5, "bbox_2d_list": [[1, 2, 3, 4]]}'),
     ],

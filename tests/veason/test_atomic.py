@@ -1,6 +1,7 @@
 """Whole files or none; journals that survive a cut."""
 
 import errno
+import os
 
 import pytest
 
@@ -95,3 +96,13 @@ def test_a_file_system_is_synced_by_any_folder_of_it(tmp_path):
     atomic.sync_filesystem(tmp_path)
     with pytest.raises(FileNotFoundError):
         atomic.sync_filesystem(tmp_path / "no")
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(DataError, match=rf"{name}: no regular file \(a pipe, socket or device\)"):
+            atomic.write_bytes(tmp_path / name, b"text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()

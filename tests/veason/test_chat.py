@@ -317,6 +317,13 @@ def test_nested_words_end(depth):
     [
         (Act(b'{"error": {"message": "No credit left", "code": "insufficient_quota"}}'), "top up.*No credit left"),
         (Act(b'{"error": {"message": "No credit left", "type": "insufficient_quota"}}', 429), "top up.*No credit left"),
+        (Act(b'{"error": {"message": "No credit left", "type": "exceeded_current_quota_error"}}', 429),
+         "top up.*No credit left"),
+        (Act(b'{"error": {"message": "No credit left", "code": "QuotaExceeded", "type": "TooManyRequests"}}', 429),
+         "top up.*No credit left"),
+        (Act(b'{"error": {"message": "Overdue", "code": "AccountOverdueError", "type": "Forbidden"}}', 403),
+         "top up.*Overdue"),
+        (Act(b'{"code": "Arrearage", "message": "Access denied"}', 400), "top up.*Access denied"),
         (Act(b'{"error": {"message": "No endpoint takes pictures", "code": 404}}'),
          "HTTP 200 with error 404 for model 'm'.*No endpoint takes pictures"),
         (Act(b"<html><title>Log in</title>"), "no address of a chat server; check --base-url.*titled 'Log in'"),
@@ -467,10 +474,20 @@ def test_nothing_goes_to_the_host_of_a_redirect(status):
         server = ChatServer(lambda asked: Act(b"", status, headers={"location": location}))
         (error,), _ = ask(server)
     assert isinstance(error, DataError)
-    assert "from 127.0.0.1 to localhost" in str(error)
+    assert "a redirect to http://localhost:" in str(error)
+    assert "would take the prompts and pictures from 127.0.0.1 along" in str(error)
     assert "give it as --base-url" in str(error)
     assert "secret" not in str(error)
     assert there.asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_on_the_same_server_that_makes_a_get_of_it_is_not_followed(status):
+    server = ChatServer(lambda asked: Act(b"", status, headers={"location": "/v2/chat/completions"}))
+    (error,), _ = ask(server)
+    assert isinstance(error, DataError)
+    assert re.search(r"redirect to http://127.0.0.1:\d+/v2; .*would make another kind of request of it; ", str(error))
+    assert len(server.asked) == 1
 
 
 def test_a_redirect_on_the_same_server_is_followed_with_the_request():

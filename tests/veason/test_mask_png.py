@@ -54,9 +54,9 @@ def saved(image, **options):
     return file.getvalue()
 
 
-def palette(indices, **options):
+def palette(indices, colour=7, **options):
     image = Image.fromarray(indices, mode="P")
-    image.putpalette([7, 7, 7] * 256)
+    image.putpalette([colour] * 768)
     return saved(image, **options)
 
 
@@ -250,6 +250,27 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_are_as_grey_as_opencv_makes_them(kind):
     assert np.array_equal(decode_grey(OTHERS[kind], (7, 9)), opencv(OTHERS[kind]))
+
+
+SHAPE = np.pad(np.ones((3, 4), np.uint8), ((2, 2), (1, 4)))
+BLACK = {
+    "16 bits with 255 inside": saved(Image.fromarray(SHAPE.astype(np.uint16) * 255)),
+    "a palette of black": palette(SHAPE, colour=0),
+    "a blue of 1": saved(Image.fromarray(np.dstack([SHAPE * 0, SHAPE * 0, SHAPE]))),
+    "the mask as alpha": saved(Image.fromarray(np.dstack([SHAPE * 0] * 3 + [SHAPE * 255]))),
+}
+
+
+@pytest.mark.parametrize("kind", BLACK)
+def test_a_mask_that_is_all_black_as_grey_is_no_empty_one(kind):
+    with pytest.raises(PngError, match=r"values up to \d+, all of which are black as 8-bit grey; masks are 0 and 255"):
+        decode_grey(BLACK[kind], (7, 9))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGB", "RGBA", "LA", "P"])
+def test_an_empty_mask_of_any_kind_stays_one(mode):
+    picture = Image.new(mode, (9, 7), (0, 0, 0, 255) if mode == "RGBA" else (0, 255) if mode == "LA" else 0)
+    assert not decode_grey(saved(picture), (7, 9)).any()
 
 
 def test_what_has_indices_and_what_has_none():

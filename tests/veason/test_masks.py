@@ -2,12 +2,25 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from veason import masks
+
+
+@pytest.fixture(params=["plain", "numba"])
+def reading(request):
+    """Masks read by NumPy and pycocotools, or by numba."""
+    if masks.use_compiled(request.param == "numba") != (request.param == "numba"):
+        pytest.skip("numba is not installed")
+    yield request.param
+    masks.use_compiled(False)
+
+
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""For tests of both readings: the fixture holds for all examples."""
 
 SMALL = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size: arrays(bool, size))
 
@@ -94,10 +107,29 @@ def test_a_bad_rle_is_named(change, message):
 
 
 CODES = st.text(alphabet=[chr(c) for c in range(47, 113)], max_size=12)
+HOSTILE = [
+    "",
+    "o",
+    "ooooo",
+    "oooooo",
+    "oooooo0",
+    "oooooO",
+    "O",
+    "0O",
+    "<0",
+    "00<",
+    "0<0",
+    "<1N",
+    "\u00e9",
+    "<\u0660",
+    "5",
+    "~",
+]
+HOSTILE += ["oooooo?" * 3, "PPPPP7", "PPPPP7" * 4, "1" * 40, "0" * 40, "<\0", " ", "\ud800", "<<NN"]
 FRAME = st.one_of(
     st.none(),
     arrays(bool, (3, 4)).map(masks.encode),
-    CODES.map(lambda counts: {"size": [3, 4], "counts": counts}),
+    st.one_of(CODES, st.sampled_from(HOSTILE)).map(lambda counts: {"size": [3, 4], "counts": counts}),
     st.sampled_from([17, {}, {"size": [4, 3], "counts": "<"}, {"size": [3, 4], "counts": b"<"}]),
 )
 
@@ -110,7 +142,9 @@ def outcome(check):
 
 
 @given(st.lists(FRAME, max_size=5))
-def test_a_track_is_checked_as_frame_by_frame(rles):
+@example([{"size": [3, 4], "counts": counts} for counts in ("<", "1K")])
+@SHARED
+def test_a_track_is_checked_as_frame_by_frame(reading, rles):
     """All frames at one time, with the masks or the words of `check` for each."""
     naive = outcome(
         lambda: tuple(None if rle is None else masks.check(rle, (3, 4), f"x, frame {t}") for t, rle in enumerate(rles))
@@ -118,7 +152,21 @@ def test_a_track_is_checked_as_frame_by_frame(rles):
     assert outcome(lambda: masks.check_track(rles, (3, 4), "x")) == naive
 
 
-def test_a_long_track_is_checked_in_pieces(monkeypatch):
+@pytest.mark.parametrize("counts", HOSTILE)
+def test_a_hostile_string_is_refused_with_the_same_words_by_both_readings(reading, counts):
+    """Among sound masks, at either end: what follows it in memory must not complete it."""
+    sound = masks.encode(np.eye(3, 4) > 0)
+    bad = {"size": [3, 4], "counts": counts}
+    try:
+        expected = masks.check(bad, (3, 4), "x, frame 1")
+    except ValueError as error:
+        expected = str(error)
+    for rles in ([sound, bad, sound], [sound, bad]):
+        found = outcome(lambda rles=rles: masks.check_track(rles, (3, 4), "x"))
+        assert (found if isinstance(expected, str) else found[1]) == expected
+
+
+def test_a_long_track_is_checked_in_pieces(monkeypatch, reading):
     monkeypatch.setattr(masks, "_AT_ONCE", 8)
     rles = [masks.encode(np.eye(3, 4) > 0), None] * 3
     assert masks.check_track(rles, (3, 4), "x") == tuple(rles)
@@ -183,7 +231,8 @@ def stacks(draw):
 
 
 @given(stacks())
-def test_every_walk_over_runs_agrees_with_decoding(stack):
+@SHARED
+def test_every_walk_over_runs_agrees_with_decoding(reading, stack):
     runs, size = stack
     pixels = [
         np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F") for counts in runs
@@ -199,3 +248,54 @@ def test_every_walk_over_runs_agrees_with_decoding(stack):
         assert np.array_equal(masks.union(rles, size), np.any(pixels, axis=0))
         assert masks.area(masks.merge(rles)) == np.any(pixels, axis=0).sum()
     assert all(masks.runs(rle["counts"])[1:].all() for rle in masks.check_track(raw, size, "x"))
+
+
+# what tracks have in common
+
+
+@st.composite
+def two_sets_of_tracks(draw):
+    """(A, T, H, W) and (B, T, H, W) bool, at most 3 tracks each; some masks absent, which are all False."""
+    frames, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    counts = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    return [draw(arrays(bool, (count, frames, height, width))) for count in counts]
+
+
+@given(two_sets_of_tracks())
+@SHARED
+def test_shared_areas_are_those_of_the_pixels(reading, tracks):
+    a, b = tracks
+    encoded = [[[masks.encode(m) if m.any() else None for m in track] for track in some] for some in (a, b)]
+    assert reading == "plain" or masks._run_ends(encoded[0]) is not None  # or pycocotools would stand in
+    areas_a, areas_b, shared = masks.shared_areas(*encoded)
+    assert areas_a.tolist() == a.sum(axis=(1, 2, 3)).tolist()
+    assert areas_b.tolist() == b.sum(axis=(1, 2, 3)).tolist()
+    assert shared.shape == (len(a), len(b))
+    assert shared.tolist() == [[int((x & y).sum()) for y in b] for x in a]
+    assert shared.dtype == areas_a.dtype == np.int64
+
+
+def test_shared_areas_of_an_empty_mask_that_is_written_out(reading):
+    nothing, everything = masks.encode(np.zeros((5, 7))), masks.encode(np.ones((5, 7)))
+    areas, _, shared = masks.shared_areas([[nothing, everything], [None, None]], [[everything, everything]])
+    assert (areas.tolist(), shared.tolist()) == ([35, 0], [[35], [0]])
+
+
+def test_tracks_of_different_lengths_share_nothing(reading):
+    with pytest.raises(ValueError, match=r"tracks of \[1, 2\] frames"):
+        masks.shared_areas([[None]], [[None, None]])
+
+
+def test_what_is_too_much_at_one_time_is_shared_all_the_same(reading, monkeypatch):
+    rle = masks.encode(np.eye(3, 4) > 0)
+    monkeypatch.setattr(masks, "_AT_ONCE", 8)
+    assert masks.shared_areas([[rle] * 3], [[rle, None, rle]])[2].tolist() == [[6]]
+
+
+def test_a_size_of_floats_that_equals_the_videos_is_read_as_whole_numbers(reading):
+    """JSON writers make 720.0 of 720; nothing behind the check can use it."""
+    written = {**masks.encode(np.eye(3, 4) > 0), "size": [3.0, 4.0]}
+    for rle in (masks.check(written, (3, 4), "x"), *masks.check_track([written], (3, 4), "x")):
+        assert [type(side) for side in rle["size"]] == [int, int]
+        assert masks.shared_areas([[rle]], [[rle]])[2].tolist() == [[3]]
+        assert np.array_equal(masks.decode(rle, (3, 4)), np.eye(3, 4) > 0)

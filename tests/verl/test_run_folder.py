@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from verl import config as configuration
 from verl.config import Config, ConfigError, flatten
 from verl.trainer import run_folder
 from verl.trainer.run_folder import MAY_CHANGE, Past, check_config, check_inputs, find_inputs, find_past, keep_config
+from verl.workers import checkpoint
 
 
 @pytest.fixture
@@ -101,6 +103,22 @@ class TestFindPast:
         assert find_past(config) == start
         progress = run_folder.progress(config, {}, run_folder.read_past(config, start))
         assert save(tmp_path / "run", 6, **progress) == find_past(config)
+
+    @pytest.mark.parametrize("name", ["step_000001_2", "step_000001_old", "step_000001.old", "step_final"])
+    def test_a_copy_under_another_name_is_none_of_the_runs_checkpoints(self, config, tmp_path, name):
+        first, last = (save(tmp_path / "run", step) for step in (1, 2))
+        shutil.copytree(first, tmp_path / "run" / name)  # step_000001_2 was taken for step 12
+        assert checkpoint.complete(tmp_path / "run") == [first, last]
+        assert find_past(config) == last
+        checkpoint.prune(tmp_path / "run", keep_last=1)
+        assert (tmp_path / "run" / name / "complete.json").exists()
+
+    @pytest.mark.parametrize("text", ["", "null", "{}", '{"progress": []}', '{"progress": {}}', "[" * 100_000, "\x00"])
+    def test_a_marker_that_holds_something_else_is_one_line(self, config, tmp_path, text):
+        folder = save(tmp_path / "run", 1)
+        (folder / "complete.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"step_000001/complete\.json: .* cannot be read.* move its folder away"):
+            run_folder.read_past(config, find_past(config))
 
     def test_what_is_no_checkpoint_is_refused(self, config, tmp_path):
         config.trainer.resume = str(tmp_path / "gone")

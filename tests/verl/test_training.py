@@ -163,12 +163,14 @@ def test_a_lost_rank_restarts_the_run_from_its_last_checkpoint(cluster, mortal, 
 
 
 def test_a_rank_that_hangs_restarts_the_run_as_one_that_died(cluster, mortal, plain, tmp_path, capsys):
-    more = ["worker.rollout.name=toy_task:StoppedEngine", "trainer.stuck_after=60"]
+    took_s = (plain / "metrics.jsonl").stat().st_mtime - (plain / ".lock").stat().st_mtime  # how busy the machine is
+    limit = 30 + round(took_s)
+    more = ["worker.rollout.name=toy_task:StoppedEngine", f"trainer.stuck_after={limit}"]
     main(settings(mortal, tmp_path / "run", *more))
     assert (mortal / "stopped").exists()
     told = capsys.readouterr().err
     assert "restart 1 of 3: rank" in told
-    assert "had not finished after 60 s (trainer.stuck_after)" in told
+    assert f"had not finished after {limit} s (trainer.stuck_after)" in told
     assert lines(tmp_path / "run") == lines(plain)
     assert [path.name for path in (tmp_path / "run").glob("config*.yaml")] == ["config.yaml"]
 
@@ -297,6 +299,7 @@ def test_sigterm_ends_the_workers_too(policy, tmp_path):
     _, told = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert told.endswith("stopped by SIGTERM; the same command goes on from the last checkpoint\n")
+    assert "SIGTERM received" not in told  # the head of Ray's stack
     deadline = time.monotonic() + 300
     while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, {pid: children[pid] for pid in left}

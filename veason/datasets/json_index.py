@@ -86,6 +86,7 @@ class JsonIndex:
         try:
             return orjson.loads(data[start - begin :])
         except orjson.JSONDecodeError as error:
+            _forget(self.path)  # where the entry lies may be what is wrong
             raise DataError(f"{self.path}: entry {key!r} is not valid JSON: {error}") from error
 
 

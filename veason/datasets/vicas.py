@@ -9,6 +9,7 @@ rest, which serves training and the oracle.
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,12 +27,15 @@ from veason.types import Rle, VideoSample
 PARTS = ("train", "val", "test")
 _SPLIT = re.compile(r"(v\d{1,3}\.\d{1,3})/(train|val|test)")
 _FRAME = re.compile(r"(\d{1,9})\.jpg")
+_KEPT = 256 << 20
+"""Bytes of people's masks that a data set opened for scoring keeps, so that it need not parse their files again."""
 
 
 class ViCaS(SampleList):
     """One split of one version of ViCaS: a sample for each entry of ``object_referrals``, its place there the exp_id.
 
-    Opening parses every annotation file once and keeps none: videos in ascending order of their ids.
+    Opening parses every annotation file once: videos in ascending order of their ids. No mask is kept, but those by
+    people where it is opened for scoring, as JSON and up to `_KEPT` bytes; copies for other processes leave them out.
     """
 
     name = "vicas"
@@ -58,9 +62,14 @@ class ViCaS(SampleList):
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; --data-root is the folder that holds annotations and splits")
         self._gt_frames: dict[str, tuple[int, ...]] = {}
+        self._people: dict[str, bytes] = {}
+        self._room = _KEPT if scoring else 0
         samples = (sample for number in _read_ids(files["meta"]) for sample in self._read_video(number))
         super().__init__(samples, split=split, files=files, min_frames=min_frames, scoring=scoring)
         self._last: tuple[str, dict[Any, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_people": {}}
 
     def annotation_file(self, video: str) -> Path:
         return self.root / "annotations" / self.version / f"{video}.json"
@@ -76,8 +85,11 @@ class ViCaS(SampleList):
         """
         last = self._last
         if last[0] != sample.video:
-            path, people_only = self.annotation_file(sample.video), self.tolerance is not None
-            last = self._last = (sample.video, _read_tracks(path, sample, people_only=people_only))
+            path, kept = self.annotation_file(sample.video), self._people.get(sample.video)
+            content = _load(path, int(sample.video)) if kept is None else {"segmentations": orjson.loads(kept)}
+            if self.tolerance is not None:  # opening has checked the others' names
+                content["segmentations"] = [e for e in content["segmentations"] if e.get("is_gt") is True]
+            last = self._last = (sample.video, _read_tracks(content, path, sample))
         return last[1].get(anno_id) or (None,) * len(sample)
 
     def _read_video(self, number: int) -> list[VideoSample]:
@@ -93,6 +105,7 @@ class ViCaS(SampleList):
         self._gt_frames[video] = tuple(t for t, name in enumerate(names) if annotated.get(name))
         if not self._gt_frames[video]:
             raise DataError(f"{path}: no entry of segmentations has is_gt, so nothing can be scored; fetch it again")
+        self._keep(video, content["segmentations"])
         return [
             VideoSample(
                 dataset=self.name,
@@ -107,6 +120,16 @@ class ViCaS(SampleList):
             )
             for place, referral, where in _entries(content, path, "object_referrals")
         ]
+
+    def _keep(self, video: str, entries: list[dict[str, Any]]) -> None:
+        """Keep those of a video's segmentations that are by people, if there is room."""
+        if self._room <= 0:
+            return
+        with contextlib.suppress(orjson.JSONEncodeError):  # nested too deeply: no masks, as scoring will say
+            packed = orjson.dumps([entry for entry in entries if entry.get("is_gt") is True])
+            if len(packed) <= self._room:
+                self._people[video] = packed
+                self._room -= len(packed)
 
 
 def _parse_split(split: str) -> tuple[str, str]:
@@ -131,11 +154,16 @@ def _read_ids(path: Path) -> list[int]:
 def _load(path: Path, number: int) -> dict[str, Any]:
     check_regular(path, hint="the split names it, so fetch the annotations again")
     data = path.read_bytes()
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of new objects and no garbage: each collection meanwhile would be in vain
     try:
         content = orjson.loads(data)  # megabytes each, thousands of them
     except orjson.JSONDecodeError as error:
         found = foreign_content(data[:512])
         raise DataError(f"{path}: not JSON but {found}" if found else f"{path}: not valid JSON: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
     content = base.check_object(content, str(path))
     if content.get("video_id") != number:
         raise DataError(f"{path}: video_id is {str(content.get('video_id'))[:80]}, the name says {number}")
@@ -173,14 +201,22 @@ def _entries(content: dict[str, Any], path: Path, key: str) -> Iterator[tuple[in
 def _segmentations(content: dict[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(frame name, entry) of each annotated frame, each name once."""
     seen: set[str] = set()
-    for _, entry, where in _entries(content, path, "segmentations"):
-        found = _FRAME.fullmatch(entry["filename"]) if isinstance(entry.get("filename"), str) else None
+    entries = content.get("segmentations")
+    for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+        filename = entry.get("filename") if isinstance(entry, dict) else None
+        found = _FRAME.fullmatch(filename) if isinstance(filename, str) else None
         if found is None:
-            raise DataError(f"{where}: filename must be a number and .jpg, found {str(entry.get('filename'))[:80]!r}")
-        if found[1] in seen:
-            raise DataError(f"{where}: the frame {entry['filename']} is annotated twice; keep one of the two entries")
-        seen.add(found[1])
-        yield found[1], entry
+            where = f"{path}: segmentations[{place}]"  # said only here: there are hundreds of entries a video
+            base.check_object(entry, where)
+            raise DataError(f"{where}: filename must be a number and .jpg, found {str(filename)[:80]!r}")
+        name = found[1]
+        if name in seen:
+            where = f"{path}: segmentations[{place}]"
+            raise DataError(f"{where}: the frame {filename} is annotated twice; keep one of the two entries")
+        seen.add(name)
+        yield name, entry
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: segmentations must be a list, found {type(entries).__name__}")
 
 
 def _track_ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
@@ -190,11 +226,8 @@ def _track_ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_tracks(path: Path, sample: VideoSample, *, people_only: bool) -> dict[int, tuple[Rle | None, ...]]:
-    """Every track of a video, by id; people_only: in the frames annotated by people, all that scoring looks at."""
-    content = _load(path, int(sample.video))
-    if people_only:  # opening has checked the others' names
-        content["segmentations"] = [entry for entry in content["segmentations"] if entry.get("is_gt") is True]
+def _read_tracks(content: dict[str, Any], path: Path, sample: VideoSample) -> dict[int, tuple[Rle | None, ...]]:
+    """Every track of a video in the frames that `content` has, by id."""
     places: list[tuple[int, str]] = []
     rles: list[object] = []
     for name, entry in _segmentations(content, path):
@@ -203,11 +236,12 @@ def _read_tracks(path: Path, sample: VideoSample, *, people_only: bool) -> dict[
             raise DataError(f"{path}: {name}.jpg: mask_rles and track_ids are parallel lists; fetch the file again")
         places += [(track_id, name) for track_id in ids]
         rles += here
-    found: dict[int, dict[str, Rle]] = {}
+    found: dict[int, list[Rle | None]] = {}
+    frame_ids = {name: t for t, name in enumerate(sample.frames)}
     for (track_id, name), rle in zip(places, _checked(rles, places, path, sample), strict=True):
-        if masks.area(rle):
-            found.setdefault(track_id, {})[name] = rle
-    return {track_id: tuple(rles.get(name) for name in sample.frames) for track_id, rles in found.items()}
+        if masks.area(rle) and name in frame_ids:
+            found.setdefault(track_id, [None] * len(sample))[frame_ids[name]] = rle
+    return {track_id: tuple(track) for track_id, track in found.items()}
 
 
 def _checked(rles: list[object], places: list[tuple[int, str]], path: Path, sample: VideoSample) -> list[Rle]:

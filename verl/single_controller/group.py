@@ -41,7 +41,7 @@ class _Failed:
     peer_gone: bool
     """The worker complains about another one."""
     message: str = ""
-    """Of an exception that the user can put right, which needs no traceback: all there is to say."""
+    """Text of an exception that the user can put right, which needs no traceback; empty for any other."""
 
 
 class _Host:

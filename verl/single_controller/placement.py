@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +22,20 @@ SHARE = 0.01
 def connect(*, cpus: float = 0, **options: Any) -> None:
     """Join the cluster of RAY_ADDRESS, or start one on this machine with at least `cpus` logical CPUs.
 
-    A cluster that happens to run here is not joined unless RAY_ADDRESS says so. `options` go to ``ray.init``.
+    A cluster that happens to run here is not joined unless RAY_ADDRESS says so. `options` go to ``ray.init``. A handler
+    of SIGTERM stays in force: Ray's, which takes its place, prints a stack.
     """
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     settings = {"log_to_driver": True, **options}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
-        return
-    count = max(os.cpu_count() or 1, -int(-cpus // 1))  # logical: more ranks than cores is slow, not wrong
-    ray.init(**{"address": "local", "num_cpus": count, "include_dashboard": False, **settings})
+    else:
+        count = max(os.cpu_count() or 1, -int(-cpus // 1))  # logical: more ranks than cores is slow, not wrong
+        ray.init(**{"address": "local", "num_cpus": count, "include_dashboard": False, **settings})
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,12 @@ class PromptDataset(Protocol):
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a prompt before a picture is decoded."""
+    """The part of a prompt that is known before a picture is decoded."""
 
     key: str
     """Names the prompt among all of its data set, whatever the epoch."""
     group: str
-    """What it shares with others, such as its video."""
+    """Name that prompts of the same origin share, such as their video."""
     kind: str
     """Prompts of one kind are few or many; validation is drawn to hold each kind as often as the others."""
     messages: list[dict[str, Any]] = field(repr=False)

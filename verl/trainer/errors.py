@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class RunStopped(RuntimeError):
-    """What the run does is of no use any more; the message says why, and what may help."""
+    """Going on would be of no use; the message says why, and what may help."""

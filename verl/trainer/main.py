@@ -118,7 +118,7 @@ def command() -> int:
 
     SIGTERM and Ctrl-C end the workers, too; the same command then goes on from the last checkpoint.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, which takes its place later
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     on = "the same command goes on from the last checkpoint"
     try:
         main()
@@ -137,7 +137,7 @@ def command() -> int:
         return _told(f"{error.filename or 'the disk'}: {error.strerror}; {on}")
     except KeyboardInterrupt:
         _end(f"stopped; {on}", signal.SIGINT)
-    except SystemExit:  # Ray's handler of SIGTERM, or the one above
+    except SystemExit:  # the handler above
         _end(f"stopped by SIGTERM; {on}", signal.SIGTERM)
     return 0
 

@@ -12,13 +12,14 @@ from verl.config import Config, ConfigError
 from verl.engines.inputs import prompt_lengths
 from verl.engines.pretrained import load_processor
 from verl.protocol import Prompt
+from verl.trainer import run_folder
 from verl.trainer.data import Outline, PromptDataset, choose
 from verl.utils import plugins
 from verl.workers import checkpoint
 
 GROUP = "verl.datasets"
 VAL_KEYS = "val_keys.txt"
-"""Of a run's folder: the key of each validation prompt, one a line."""
+"""File of a run's folder that holds the key of each validation prompt, one a line."""
 
 
 class PromptSubset:
@@ -49,7 +50,7 @@ class PromptSubset:
 
 @dataclass(frozen=True)
 class RunPrompts:
-    """What a run trains on and validates on."""
+    """The prompts that a run trains on and validates on."""
 
     train: PromptSubset
     held_out: PromptSubset | None
@@ -57,7 +58,7 @@ class RunPrompts:
     overlong: dict[str, int]
     """Prompts that were left out for their length, of ``train`` and ``val``."""
     notes: list[str]
-    """What a user should know before the run starts, one line each."""
+    """Lines that a user should read before the run starts."""
 
     def metrics(self) -> dict[str, float]:
         return {"data/overlong": float(self.overlong["train"])}
@@ -78,11 +79,8 @@ class RunPrompts:
             path = folder / VAL_KEYS
             if path.is_file() and path.read_text(encoding="utf-8") != texts[VAL_KEYS]:
                 path.replace(folder / "val_keys.before.txt")
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            run_folder.write_whole(folder / name, text)
 
 
 def open_prompts(config: Config) -> RunPrompts:
@@ -146,8 +144,8 @@ def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> t
 
 
 def _compare(config: Config, held_out: PromptSubset) -> list[str]:
-    """What differs from the validation of the run that is resumed: scores of one run must compare. ConfigError, unless
-    a change of the data was asked for."""
+    """Compare the validation prompts with those of the run that is resumed, for scores of one run must compare. Where
+    they differ: ConfigError, or a line to tell if a change of the data was asked for."""
     resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
     if checkpoint.latest(folder) is None:
         folder = folder if resume in ("auto", "never") else Path(resume).parent

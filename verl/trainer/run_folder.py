@@ -88,7 +88,7 @@ BLOCKS, BLOCK = 16, 1 << 16
 """A file's print is taken of this many blocks of so many bytes, spread over it."""
 
 Inputs = dict[str, dict[str, str]]
-"""By key of the configuration: a print of each file that it stands for, by the file's name."""
+"""For each key of the configuration, a print of every file that it stands for, by the file's name."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def find_past(config: Config) -> Path | None:
 
 
 def read_past(config: Config, folder: Path | None) -> Past | None:
-    """What the checkpoint that `find_past` found says of itself."""
+    """The record in the checkpoint that `find_past` found."""
     if folder is None:
         return None
     own = folder.parent == Path(config.trainer.save_checkpoint_path).resolve()
@@ -178,8 +178,8 @@ def read_past(config: Config, folder: Path | None) -> Past | None:
 
 
 def progress(config: Config, inputs: Inputs, past: Past | None, **where: Any) -> dict[str, Any]:
-    """What a checkpoint is to say of itself: where it stands, what it was trained with, and which checkpoint given by
-    its path the run goes back to."""
+    """The record to put into a checkpoint: its step, the configuration and inputs that it was trained with, and the
+    checkpoint given by its path that the run goes back to."""
     began = None
     if past is not None:
         by_path = config.trainer.resume not in ("auto", "never")
@@ -193,9 +193,13 @@ def _progress(folder: Path) -> dict[str, Any]:
     """Read without a look at the rest of the checkpoint, which is whole or not when it is loaded."""
     path = folder / checkpoint.COMPLETE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["progress"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: this checkpoint cannot be read: {error}; move its folder away") from error
+    found = facts.get("progress") if isinstance(facts, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        raise ConfigError(f"{path}: this checkpoint cannot be read: it names no step; move its folder away")
+    return found
 
 
 def check_config(config: Config, past: Past) -> list[str]:
@@ -288,15 +292,15 @@ def keep_config(config: Config, folder: Path) -> None:
         while (kept := folder / f"config_{number:03d}.yaml").exists():
             number += 1
         path.rename(kept)
-    _write(path, text)
+    write_whole(path, text)
 
 
 def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("  resume: ")]
 
 
-def _write(path: Path, text: str) -> None:
-    """The file is whole or as it was."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of the run's folder; it is whole or as it was, whenever the run is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")

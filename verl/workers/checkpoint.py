@@ -48,6 +48,7 @@ MODEL, OPTIMIZER = "model.", "optimizer."
 WITHOUT_SUMS = {"progress", "schedule", "model", "ranks"}
 """What ``complete.json`` holds of a checkpoint that was written before checksums were."""
 
+_NAME = re.compile(r"step_[0-9]+")
 _OURS = re.compile(r"complete\.json|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt")
 """Names of the files in a checkpoint's folder."""
 _CHUNK = 1 << 24
@@ -66,8 +67,9 @@ def step_folder(root: str | Path, step: int) -> Path:
 
 
 def complete(root: str | Path) -> list[Path]:
-    """Complete checkpoints under a folder, the earliest first."""
-    found = [path.parent for path in Path(root).glob(f"step_*/{COMPLETE}") if path.parent.suffix == ""]
+    """Complete checkpoints under a folder, the earliest first; a copy under another name, such as ``step_000050_old``,
+    is none of them."""
+    found = [path.parent for path in Path(root).glob(f"step_*/{COMPLETE}") if _NAME.fullmatch(path.parent.name)]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
@@ -238,3 +239,19 @@ def test_in_the_worst_weather_none_is_lost_and_none_doubled(dataset):
 async def _waiting(policy) -> int:
     """Free places, after all is done."""
     return policy._places._value
+
+
+def test_requests_on_their_way_can_be_cancelled(dataset):
+    asked = threading.Event()
+
+    def slow(request):
+        asked.set()
+        return Act(delay=20)
+
+    with ChatServer(slow).serve() as url, ThreadPoolExecutor(1) as pool:
+        policy = OpenAIPolicy("m", base_url=url)
+        answer = pool.submit(policy.answer, [ask_about(dataset[0])], seed=0)
+        assert asked.wait(10)
+        policy.cancel()
+        with pytest.raises(CancelledError):
+            answer.result(10)

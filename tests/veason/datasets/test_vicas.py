@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veason import masks
-from veason.datasets import open_dataset
+from veason.datasets import open_dataset, vicas
 from veason.errors import DataError
 
 
@@ -176,3 +176,27 @@ def test_any_value_is_read_or_refused(root, place, value):
     except DataError as error:
         message = str(error)
     assert "000003" in message
+
+
+def test_scoring_parses_each_annotation_file_once_in_one_process_and_anew_in_another(root, monkeypatch):
+    """What people annotated is kept until the room for it is full; a copy for another process has none of it."""
+    parsed, real = [], vicas._load
+    monkeypatch.setattr(vicas, "_load", lambda path, number: parsed.append(number) or real(path, number))
+    dataset = open_dataset("vicas", root, split="v1.0/test", scoring=True)
+    expected = [dataset.object_rles(sample) for sample in dataset]
+    assert parsed == [3, 12]
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert [copied.object_rles(sample) for sample in copied] == expected
+    assert parsed == [3, 12] * 2
+    monkeypatch.setattr(vicas, "_KEPT", len(dataset._people["000003"]))
+    full = open_dataset("vicas", root, split="v1.0/test", scoring=True)
+    assert [full.object_rles(sample) for sample in full] == expected
+    assert parsed == [3, 12] * 3 + [12]
+    assert [masks.area(rle) for rle in expected[1][0]] == [25, 0, 25, 0]  # of people alone
+
+
+def test_an_entry_nested_too_deeply_to_keep_is_no_mask(root):
+    path = root / "annotations/v1.0/000003.json"
+    path.write_text(path.read_text().replace('"mask_rles": [{', '"x": ' + "[" * 300 + "]" * 300 + ', "mask_rles": [{'))
+    dataset = open_dataset("vicas", root, split="v1.0/test", scoring=True)
+    assert [masks.area(rle) for rle in dataset.object_rles(dataset[0])[0]] == [25, 0, 25, 0]
