@@ -93,6 +93,7 @@ def _connect(address: str | None, *, cpus: int) -> None:
                 "RAY_AUTH_MODE=token where it asks for a token"
             ) from None
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine leaves workers next to nothing
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, cpus),  # logical: more workers than cores is slow, not wrong

@@ -168,3 +168,8 @@ def test_ranks_of_a_node_follow_each_other(cluster):
         assert where == [(0, 0), (0, 1), (1, 0), (1, 1)]
     finally:
         placement.free()
+
+
+def test_ranks_of_a_cluster_of_ours_are_as_important_as_their_driver(cluster):
+    niceness = ray.remote(lambda: os.nice(0))
+    assert ray.get(niceness.remote(), timeout=300) == os.nice(0)

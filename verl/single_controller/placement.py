@@ -32,6 +32,7 @@ def connect(*, cpus: float = 0, **options: Any) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine leaves workers next to nothing
         count = max(os.cpu_count() or 1, -int(-cpus // 1))  # logical: more ranks than cores is slow, not wrong
         ray.init(**{"address": "local", "num_cpus": count, "include_dashboard": False, **settings})
     if callable(handler) and threading.current_thread() is threading.main_thread():
