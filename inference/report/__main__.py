@@ -24,7 +24,7 @@ from tqdm import tqdm
 from eval.predictions import open_predictions
 from eval.results import GROUPS
 from inference.report import pictures, render
-from inference.report.pictures import Album, Picture
+from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import OVERALL, Outcome, Row, Run, Scores, evaluate, find_sample, open_run
 from veason import atomic, datasets
 from veason.answer import REPAIRS
@@ -192,16 +192,16 @@ def make_cards(
     predictions = open_predictions(run.path)
     samples = {sample.key: sample for sample in dataset}
     lost = {p.sample: p.reason for p in (*scores.missing, *scores.errors)} if scores else {}
-    albums: dict[str, Album] = {}
+    styles_by_video: dict[str, FrameStyles] = {}
     for number, outcome in zip(range(total), run.outcomes(), strict=False):
         sample = find_sample(samples, outcome, run=run.path, dataset=dataset)
-        album = albums.setdefault(sample.video, Album(sample, len(albums)))
+        styles = styles_by_video.setdefault(sample.video, FrameStyles(sample, len(styles_by_video)))
         notes: list[str] = []
         if sample.key in lost:
             notes.append(f"Not scored as predicted: {lost[sample.key]}")
         tracks = pictures.read_or_note(lambda s=sample: dataset.object_rles(s), notes) if scores else None
         shown = pictures.sample_frames(len(sample), frames_per_card, keyframe=outcome.keyframe)
-        drawn = [pictures.picture(predictions, sample, t, album=album, tracks=tracks, notes=notes) for t in shown]
+        drawn = [pictures.picture(predictions, sample, t, styles=styles, tracks=tracks, notes=notes) for t in shown]
         keyframe = outcome.keyframe
         drawing = pictures.fit(sample.size, pictures.DRAWING)
         yield Card(
@@ -209,11 +209,11 @@ def make_cards(
             sample=sample,
             outcome=outcome,
             row=scores.rows.get(sample.key) if scores else None,
-            keyframe=None if keyframe is None else Picture(keyframe, album.css_class(keyframe), drawing),
+            keyframe=None if keyframe is None else Picture(keyframe, styles.css_class(keyframe), drawing),
             true_boxes=pictures.true_boxes(tracks, keyframe),
             frames=tuple(drawn),
             notes=tuple(dict.fromkeys(notes)),
-            rules=album.new_rules(shown),
+            rules=styles.new_rules(shown),
         )
 
 

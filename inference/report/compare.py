@@ -33,9 +33,9 @@ from eval import answers
 from eval.predictions import open_predictions
 from eval.results import GROUPS, Problem, Results, Row
 from inference.report import pictures, render, tables
-from inference.report.pictures import Album, Picture
+from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import Outcome, find_sample, open_run
-from inference.report.tables import Contender, Entry, Example
+from inference.report.tables import Entry, Example, ScoredRun
 from veason import atomic
 from veason.datasets.base import Dataset, sha256
 from veason.errors import DataError
@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     names = _names(args)
     curves = [_curves(path) for path in args.curves]
-    contenders = open_contenders(args.runs, names, gt=args.gt, split=args.split)
-    dataset = contenders[0].run.open_data(args.gt, split=args.split, image_root=args.image_root)
-    check_same(contenders, dataset)
-    found = list(tqdm(entries(contenders, dataset), total=len(contenders[0].results.rows), unit="exp", disable=None))
+    scored_runs = open_scored_runs(args.runs, names, gt=args.gt, split=args.split)
+    dataset = scored_runs[0].run.open_data(args.gt, split=args.split, image_root=args.image_root)
+    check_same(scored_runs, dataset)
+    found = list(tqdm(entries(scored_runs, dataset), total=len(scored_runs[0].results.rows), unit="exp", disable=None))
     if not found:
         raise DataError(f"{args.runs[0]}: the run has no predictions yet; finish it")
     examples = tables.choose(found, args.examples)
@@ -92,14 +92,14 @@ def main(argv: list[str] | None = None) -> None:
         title=" → ".join(names),
         subtitle=f"ReVOS · {args.split} · {len(found)} expressions, {with_target} of them with a target",
         curves=curves,
-        cards=make_cards(contenders, dataset, examples),
-        **tables.page_tables(contenders, found),
+        cards=make_cards(scored_runs, dataset, examples),
+        **tables.page_tables(scored_runs, found),
     )
     output = args.out / "comparison.html"
     atomic.write_parts(output, parts)
     shown = [{"sample": e.entry.sample.key, "kind": e.kind, "jf": [row.jf for row in e.entry.rows]} for e in examples]
-    atomic.write_json(args.out / "comparison.json", {**tables.document(contenders, found), "examples": shown})
-    print(tables.text(names, tables.measures(contenders, found), len(found)))
+    atomic.write_json(args.out / "comparison.json", {**tables.document(scored_runs, found), "examples": shown})
+    print(tables.text(names, tables.measures(scored_runs, found), len(found)))
     print(f"\n{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")
 
 
@@ -137,9 +137,9 @@ def _curves(path: Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(packed.tobytes()).decode()
 
 
-def open_contenders(paths: Sequence[Path], names: Sequence[str], *, gt: Path, split: str) -> list[Contender]:
+def open_scored_runs(paths: Sequence[Path], names: Sequence[str], *, gt: Path, split: str) -> list[ScoredRun]:
     """Opens the runs with their scores. An error names the command to run, with `gt` and `split`."""
-    contenders = []
+    scored_runs = []
     for path, name in zip(paths, names, strict=True):
         run = open_run(path)
         dataset = run.settings.get("dataset")
@@ -157,8 +157,8 @@ def open_contenders(paths: Sequence[Path], names: Sequence[str], *, gt: Path, sp
             words += ["--split", split]
         if run.settings.get("meta") is not None:
             words += ["--meta", run.settings["meta"]]
-        contenders.append(Contender(name, run, _read_results(path / "scores", shlex.join(map(str, words)))))
-    return contenders
+        scored_runs.append(ScoredRun(name, run, _read_results(path / "scores", shlex.join(map(str, words)))))
+    return scored_runs
 
 
 def _read_results(folder: Path, command: str) -> Results:
@@ -216,43 +216,43 @@ def _results(document: Mapping[str, Any], table: str) -> Results:
     )
 
 
-def check_same(contenders: Sequence[Contender], dataset: Dataset) -> None:
+def check_same(scored_runs: Sequence[ScoredRun], dataset: Dataset) -> None:
     """Raises a DataError that says in what the runs differ, unless they are over the same samples of `dataset`."""
     truth = {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
-    first = contenders[0]
-    for contender in contenders:
-        _check_data(contender, truth, dataset)
-        if _protocol(contender) != _protocol(first):
+    first = scored_runs[0]
+    for scored_run in scored_runs:
+        _check_data(scored_run, truth, dataset)
+        ours, theirs = _protocol(scored_run), _protocol(first)
+        if ours != theirs:
             raise DataError(
-                f"{contender.run.path}: scored with {_protocol(contender)}, {first.run.path} with {_protocol(first)}; "
-                "score both the same way"
+                f"{scored_run.run.path}: scored with {ours}, {first.run.path} with {theirs}; score both the same way"
             )
-    keys = [_keys(contender) for contender in contenders]
-    for contender, found in zip(contenders, keys, strict=True):
+    keys = [_keys(scored_run) for scored_run in scored_runs]
+    for scored_run, found in zip(scored_runs, keys, strict=True):
         if found != keys[0]:
             raise DataError(
-                f"{contender.run.path}: not over the same samples as {first.run.path}: {_difference(keys[0], found)}"
+                f"{scored_run.run.path}: not over the same samples as {first.run.path}: {_difference(keys[0], found)}"
             )
 
 
-def _check_data(contender: Contender, truth: Mapping[str, str], dataset: Dataset) -> None:
+def _check_data(scored_run: ScoredRun, truth: Mapping[str, str], dataset: Dataset) -> None:
     """Checks that the run was predicted from and scored on the files of `dataset`, whose hashes are `truth`."""
-    scored, predicted = contender.results.gt_sha256, contender.run.settings.get("meta_sha256")
+    scored, predicted = scored_run.results.gt_sha256, scored_run.run.settings.get("meta_sha256")
     for name in sorted({*scored, *truth}):
         if scored.get(name) != truth.get(name):
             file = dataset.files[name].name if name in dataset.files else repr(name)
             raise DataError(
-                f"{contender.run.path}: scored on another data set: the hash of {file} is {_short(scored.get(name))} "
+                f"{scored_run.run.path}: scored on another data set: the hash of {file} is {_short(scored.get(name))} "
                 f"in its scores and {_short(truth.get(name))} in --gt"
             )
     if predicted is not None and predicted != truth["meta"]:
         raise DataError(
-            f"{contender.run.path}: predicted from another expression file than {dataset.files['meta']}: its hash is "
+            f"{scored_run.run.path}: predicted from another expression file than {dataset.files['meta']}: its hash is "
             f"{_short(predicted)} in run.json and {_short(truth['meta'])} there"
         )
-    if contender.results.split != dataset.split:
+    if scored_run.results.split != dataset.split:
         raise DataError(
-            f"{contender.run.path / 'scores'}: of the split {contender.results.split!r}, not {dataset.split!r}"
+            f"{scored_run.run.path / 'scores'}: of the split {scored_run.results.split!r}, not {dataset.split!r}"
         )
 
 
@@ -260,16 +260,16 @@ def _short(digest: str | None) -> str:
     return f"{digest[:12]}…" if digest else "none"
 
 
-def _protocol(contender: Contender) -> str:
-    return f"--robustness {contender.results.robustness} --missing {contender.results.missing_policy}"
+def _protocol(scored_run: ScoredRun) -> str:
+    return f"--robustness {scored_run.results.robustness} --missing {scored_run.results.missing_policy}"
 
 
-def _keys(contender: Contender) -> list[str]:
+def _keys(scored_run: ScoredRun) -> list[str]:
     """Lists the keys of the run's samples in data-set order, and checks that its scores are of its predictions."""
-    path = contender.run.path
-    predicted = [outcome.key for outcome in contender.run.outcomes()]
-    scored = [f"{row.video}/{row.exp_id}" for row in contender.results.rows]
-    absent = {problem.sample for problem in contender.results.missing} & set(predicted)
+    path = scored_run.run.path
+    predicted = [outcome.key for outcome in scored_run.run.outcomes()]
+    scored = [f"{row.video}/{row.exp_id}" for row in scored_run.results.rows]
+    absent = {problem.sample for problem in scored_run.results.missing} & set(predicted)
     if absent:
         raise DataError(
             f"{path / 'scores'}: {len(absent)} predictions had no masks when they were scored, such as {min(absent)}; "
@@ -292,14 +292,14 @@ def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
     return ", ".join(part for part, keys in zip(parts, (more, less), strict=True) if keys)
 
 
-def entries(contenders: Sequence[Contender], dataset: Dataset) -> Iterator[Entry]:
+def entries(scored_runs: Sequence[ScoredRun], dataset: Dataset) -> Iterator[Entry]:
     """Joins what the runs made of each expression, in data-set order; the runs have passed `check_same`."""
     samples = {sample.key: sample for sample in dataset}
-    rows = zip(*(contender.results.rows for contender in contenders), strict=True)
-    outcomes = zip(*(contender.run.outcomes() for contender in contenders), strict=True)
+    rows = zip(*(scored_run.results.rows for scored_run in scored_runs), strict=True)
+    outcomes = zip(*(scored_run.run.outcomes() for scored_run in scored_runs), strict=True)
     for scores, said in zip(rows, outcomes, strict=True):
-        for contender, outcome in zip(contenders, said, strict=True):
-            sample = find_sample(samples, outcome, run=contender.run.path, dataset=dataset)
+        for scored_run, outcome in zip(scored_runs, said, strict=True):
+            sample = find_sample(samples, outcome, run=scored_run.run.path, dataset=dataset)
         tracks = dataset.object_rles(sample)
         yield Entry(
             sample=sample,
@@ -350,29 +350,29 @@ class Card:
     """CSS rules of the frames that no earlier card has shown."""
 
 
-def make_cards(contenders: Sequence[Contender], dataset: Dataset, examples: Sequence[Example]) -> Iterator[Card]:
+def make_cards(scored_runs: Sequence[ScoredRun], dataset: Dataset, examples: Sequence[Example]) -> Iterator[Card]:
     """Draws the examples one at a time."""
     wanted = {example.entry.sample.key for example in examples}
-    outcomes = [{o.key: o for o in contender.run.outcomes() if o.key in wanted} for contender in contenders]
-    predictions = [open_predictions(contender.run.path) for contender in contenders]
-    albums: dict[str, Album] = {}
+    outcomes = [{o.key: o for o in scored_run.run.outcomes() if o.key in wanted} for scored_run in scored_runs]
+    predictions = [open_predictions(scored_run.run.path) for scored_run in scored_runs]
+    styles_by_video: dict[str, FrameStyles] = {}
     for number, example in enumerate(examples):
         entry, sample = example.entry, example.entry.sample
         tracks = dataset.object_rles(sample)
-        album = albums.setdefault(sample.video, Album(sample, len(albums)))
+        styles = styles_by_video.setdefault(sample.video, FrameStyles(sample, len(styles_by_video)))
         further = further_frames(len(sample))
         runs, shown = [], set(further)
-        for i, contender in enumerate(contenders):
+        for i, scored_run in enumerate(scored_runs):
             outcome, notes = outcomes[i][sample.key], []
             frame_ids = dict.fromkeys((*further, *([] if outcome.keyframe is None else [outcome.keyframe])))
             drawn = {
-                t: pictures.picture(predictions[i], sample, t, album=album, tracks=tracks, notes=notes)
+                t: pictures.picture(predictions[i], sample, t, styles=styles, tracks=tracks, notes=notes)
                 for t in frame_ids
             }
             shown |= drawn.keys()
             runs.append(
                 Answer(
-                    name=contender.name,
+                    name=scored_run.name,
                     outcome=outcome,
                     row=entry.rows[i],
                     quality=entry.answers[i],
@@ -383,7 +383,7 @@ def make_cards(contenders: Sequence[Contender], dataset: Dataset, examples: Sequ
                     notes=tuple(dict.fromkeys(notes)),
                 )
             )
-        yield Card(number, sample, example.kind, entry.change, tuple(runs), album.new_rules(sorted(shown)))
+        yield Card(number, sample, example.kind, entry.change, tuple(runs), styles.new_rules(sorted(shown)))
 
 
 def further_frames(length: int) -> tuple[int, ...]:

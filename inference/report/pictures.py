@@ -83,7 +83,7 @@ class Picture:
 
     frame_id: int
     css_class: str
-    """The CSS class whose rule shows the frame (`Album`)."""
+    """The CSS class whose rule shows the frame (`FrameStyles`)."""
     drawing: Size
     """The (height, width) in whose pixels the outlines are drawn."""
     prediction: str | None = None
@@ -115,7 +115,7 @@ def picture(
     sample: VideoSample,
     frame_id: int,
     *,
-    album: Album,
+    styles: FrameStyles,
     tracks: Tracks | None,
     notes: list[str],
 ) -> Picture:
@@ -127,7 +127,7 @@ def picture(
         None if mask is None else np.count_nonzero(mask) / mask.size for mask in (predicted, true)
     )
     drawing = fit(sample.size, DRAWING)
-    return Picture(frame_id, album.css_class(frame_id), drawing, *outlines, shares=(predicted_share, true_share))
+    return Picture(frame_id, styles.css_class(frame_id), drawing, *outlines, shares=(predicted_share, true_share))
 
 
 def true_boxes(tracks: Tracks | None, keyframe: int | None) -> tuple[Box, ...]:
@@ -152,7 +152,7 @@ def sides(box: Box, size: Size) -> list[tuple[str, float]]:
     return [("x", x1), ("y", y1), ("width", max(0, x2 - x1)), ("height", max(0, y2 - y1))]
 
 
-class Album:
+class FrameStyles:
     """Gives the frames of one video their CSS classes, and each class its rule once."""
 
     def __init__(self, sample: VideoSample, number: int) -> None:

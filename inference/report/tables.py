@@ -48,7 +48,7 @@ EXAMPLES_NOTE = (
 
 
 @dataclass(frozen=True)
-class Contender:
+class ScoredRun:
     """A run with its scores, under the name that the comparison gives it."""
 
     name: str
@@ -95,15 +95,15 @@ class Group:
         return self.type if (self.type, self.targets) == ("absent", "no target") else f"{self.type}, {self.targets}"
 
 
-def measures(contenders: Sequence[Contender], entries: Sequence[Entry]) -> list[dict[str, float]]:
+def measures(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> list[dict[str, float]]:
     """Takes the value of each of `MEASURES` for every run; it is NaN where there is none."""
     rows = []
-    for i, contender in enumerate(contenders):
-        overall, found = contender.results.group("overall"), answers.means(entry.answers[i] for entry in entries)
+    for i, scored_run in enumerate(scored_runs):
+        overall, found = scored_run.results.group("overall"), answers.means(entry.answers[i] for entry in entries)
         values = {
             "jf": overall.jf,
-            "jf_referring": contender.results.group("referring").jf,
-            "jf_reasoning": contender.results.group("reasoning").jf,
+            "jf_referring": scored_run.results.group("referring").jf,
+            "jf_reasoning": scored_run.results.group("reasoning").jf,
             "j": overall.j,
             "f": overall.f,
             "r": overall.r,
@@ -176,11 +176,11 @@ def text(names: Sequence[str], rows: Sequence[dict[str, float]], count: int) -> 
     return aligned(header, [*values, *changes])
 
 
-def document(contenders: Sequence[Contender], entries: Sequence[Entry]) -> dict[str, Any]:
+def document(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict[str, Any]:
     """Makes the content of ``comparison.json``, but for the examples; None stands for NaN."""
-    rows = measures(contenders, entries)
+    rows = measures(scored_runs, entries)
     failures = problems(entries)
-    first = contenders[0]
+    first = scored_runs[0]
     return {
         "benchmark": "ReVOS",
         "split": first.results.split,
@@ -189,14 +189,14 @@ def document(contenders: Sequence[Contender], entries: Sequence[Entry]) -> dict[
         "with_target": sum(entry.targets > 0 for entry in entries),
         "runs": [
             {
-                "name": contender.name,
-                "path": str(contender.run.path),
+                "name": scored_run.name,
+                "path": str(scored_run.run.path),
                 **{name: _json(value) for name, value in row.items()},
                 "differences": {name: _json(value) for name, value in change.items()},
                 "jf_against_first": against_first(entries, i),
                 "problems": {name: counts[i] for name, counts in failures if counts[i]},
             }
-            for i, (contender, row, change) in enumerate(zip(contenders, rows, differences(rows), strict=True))
+            for i, (scored_run, row, change) in enumerate(zip(scored_runs, rows, differences(rows), strict=True))
         ],
         "groups": [
             {
@@ -235,13 +235,13 @@ def cells(values: Sequence[float]) -> list[Cell]:
     return made
 
 
-def page_tables(contenders: Sequence[Contender], entries: Sequence[Entry]) -> dict[str, Any]:
+def page_tables(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict[str, Any]:
     """Makes the rows of the page's tables, as the template names them."""
-    names = [contender.name for contender in contenders]
-    rows, found = measures(contenders, entries), groups(entries)
+    names = [scored_run.name for scored_run in scored_runs]
+    rows, found = measures(scored_runs, entries), groups(entries)
     columns = [cells([row[name] for row in rows]) for name in MEASURES]
     headings = (("J&F by type and targets", "jf"), ("Box IoU by type and targets", "box_iou"))
-    settings: list[Mapping[str, Any]] = [contender.run.settings for contender in contenders]
+    settings: list[Mapping[str, Any]] = [scored_run.run.settings for scored_run in scored_runs]
     differing = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import cv2
@@ -225,6 +227,20 @@ def test_hostile_texts_stay_texts(page):
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert re.findall(r"url\((?!data:image/webp;base64,)|https?://|@import", page.source) == []
     assert f"rgb{PALETTE[0]}" in page.source
+
+
+def test_hostile_settings_stay_texts(base):
+    edit(base / "oracle" / "run.json", lambda run: run["settings"].update({"model": HOSTILE, "<u>": "{{ 7 * 7 }}"}))
+    page = make(base)
+    assert page.stack == []
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "u"})
+    assert next(row for row in page.rows if row[0] == "<u>") == ["<u>", "–", "–", "{{ 7 * 7 }}"]
+
+
+def test_the_command_is_a_module_of_inference(made):
+    line = [sys.executable, "-m", "inference.compare", made / "oracle", "--gt", made / "world", "--out", made / "out"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False)
+    assert (done.returncode, "two runs or more, found 1" in done.stderr) == (2, True)
 
 
 def test_a_long_reply_is_cut(page):

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +16,8 @@ from eval import revos
 from inference.output import RunFolder, Shard
 from inference.pipeline import Finished
 from inference.report import __main__ as report
-from inference.report import pictures
+from inference.report import pictures, render
+from inference.report.run import open_run
 from veason import datasets, masks
 from veason.answer import parse_reply, place
 from veason.errors import DataError
@@ -184,6 +186,42 @@ def test_hostile_problems_stay_in_their_attributes(run, world):
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert not any(name.startswith("onfocus") for _, attrs in page.tags for name in attrs)
     assert "</p><b>" in page.cards[1]["text"]
+
+
+def test_hostile_settings_and_texts_that_are_no_unicode_stay_texts(run, world):
+    record = json.loads((run / "run.json").read_text())
+    record["settings"] |= {"model": HOSTILE[0], HOSTILE[1]: ["{{ 7 * 7 }}", "{% raw %}"], "tracker": "\ud800<u>"}
+    (run / "run.json").write_text(json.dumps(record))
+    edit(run, detail="half a character: \ud800", problem="<u>", repairs=["<script>alert(8)</script>"])
+    page = read(run, "--gt", world)
+    assert page.stack == []
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert {"u", "img", "b"}.isdisjoint(tag for tag, _ in page.tags)
+    assert "{{ 7 * 7 }} × {% raw %}" in page.source
+    assert "half a character: ?" in page.cards[1]["text"]
+    assert ["<script>alert(8)</script>", "1"] in page.rows
+
+
+def test_the_template_escapes_everything():
+    template = (Path(pictures.__file__).parent / "page.html.j2").read_text()
+    assert re.findall(r"\|\s*safe\b|autoescape|Markup", template) == []
+
+
+def test_a_page_is_written_while_its_cards_are_made(run, world):
+    """No card is made before those in front of it are written."""
+    runs = [open_run(run)]
+    dataset = runs[0].open_data(world, split=None, image_root=None)
+    made = []
+
+    def cards():
+        for card in report.make_cards(runs[0], dataset, None, total=4, frames_per_card=2):
+            made.append(card.number)
+            yield card
+
+    seen = []
+    for part in render("run", cards=cards(), **report.summarise(runs, [None], cards=None)):
+        seen += [(int(number), list(made)) for number in re.findall(rb'<article class="card" id="e(\d)"', part)]
+    assert seen == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 2, 3])]
 
 
 def test_the_policy_of_the_page_allows_its_own_script_only_and_nothing_is_fetched(run, world):
