@@ -26,7 +26,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"": ["*.txt", "*.yaml", "*.html"]},
+    package_data={"": ["*.txt", "*.yaml", "*.j2"]},
     entry_points={
         "verl.datasets": ["video_seg_keyframe_sft_base_mod = grpo_reward.task:build"],
         "verl.rewards": ["video_match_keyframe_sft_sam_mod = grpo_reward.reward_score:build"],

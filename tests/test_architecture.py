@@ -91,7 +91,9 @@ LIGHT = [
     "eval.submit",
     "eval.table",
     "eval.vicas",
+    "inference.compare",
     "inference.predict",
+    "inference.report.__main__",
     "veason.doctor.__main__",
     "veason.trackers.grabcut",
 ]

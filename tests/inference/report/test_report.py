@@ -6,15 +6,18 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from eval import revos
-from inference import report, report_pictures
 from inference.output import RunFolder, Shard
 from inference.pipeline import Finished
+from inference.report import __main__ as report
+from inference.report import pictures, render
+from inference.report.run import open_run
 from veason import datasets, masks
 from veason.answer import parse_reply, place
 from veason.errors import DataError
@@ -185,6 +188,42 @@ def test_hostile_problems_stay_in_their_attributes(run, world):
     assert "</p><b>" in page.cards[1]["text"]
 
 
+def test_hostile_settings_and_texts_that_are_no_unicode_stay_texts(run, world):
+    record = json.loads((run / "run.json").read_text())
+    record["settings"] |= {"model": HOSTILE[0], HOSTILE[1]: ["{{ 7 * 7 }}", "{% raw %}"], "tracker": "\ud800<u>"}
+    (run / "run.json").write_text(json.dumps(record))
+    edit(run, detail="half a character: \ud800", problem="<u>", repairs=["<script>alert(8)</script>"])
+    page = read(run, "--gt", world)
+    assert page.stack == []
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert {"u", "img", "b"}.isdisjoint(tag for tag, _ in page.tags)
+    assert "{{ 7 * 7 }} × {% raw %}" in page.source
+    assert "half a character: ?" in page.cards[1]["text"]
+    assert ["<script>alert(8)</script>", "1"] in page.rows
+
+
+def test_the_template_escapes_everything():
+    template = (Path(pictures.__file__).parent / "page.html.j2").read_text()
+    assert re.findall(r"\|\s*safe\b|autoescape|Markup", template) == []
+
+
+def test_a_page_is_written_while_its_cards_are_made(run, world):
+    """No card is made before those in front of it are written."""
+    runs = [open_run(run)]
+    dataset = runs[0].open_data(world, split=None, image_root=None)
+    made = []
+
+    def cards():
+        for card in report.make_cards(runs[0], dataset, None, total=4, frames_per_card=2):
+            made.append(card.number)
+            yield card
+
+    seen = []
+    for part in render("run", cards=cards(), **report.summarise(runs, [None], cards=None)):
+        seen += [(int(number), list(made)) for number in re.findall(rb'<article class="card" id="e(\d)"', part)]
+    assert seen == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 2, 3])]
+
+
 def test_the_policy_of_the_page_allows_its_own_script_only_and_nothing_is_fetched(run, world):
     page = read(run, "--gt", world)
     script = re.search(r"<script>(.*)</script>", page.source, re.DOTALL)[1]
@@ -258,7 +297,7 @@ def _styles(page):
 def test_a_thumbnail_is_small_and_keeps_its_colours():
     frame = np.zeros((640, 1280, 3), dtype=np.uint8)
     frame[:, :, 0] = 200  # red
-    data = base64.b64decode(report_pictures.data_uri(frame).removeprefix("data:image/webp;base64,"))
+    data = base64.b64decode(pictures.data_uri(frame).removeprefix("data:image/webp;base64,"))
     small = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert small.shape == (160, 320, 3)
     assert np.abs(small[80, 160].astype(int) - (200, 0, 0)).max() <= 6
@@ -391,10 +430,10 @@ def test_options_are_checked(run, world):
 
 
 def test_sampled_frames_are_even_and_hold_the_keyframe():
-    assert report_pictures.sample_frames(100, 5, keyframe=None) == (0, 24, 49, 74, 99)
-    assert report_pictures.sample_frames(100, 5, keyframe=60) == (0, 24, 60, 74, 99)
-    assert report_pictures.sample_frames(3, 6, keyframe=1) == (0, 1, 2)
-    assert report_pictures.sample_frames(100, 1, keyframe=60) == (60,)
+    assert pictures.sample_frames(100, 5, keyframe=None) == (0, 24, 49, 74, 99)
+    assert pictures.sample_frames(100, 5, keyframe=60) == (0, 24, 60, 74, 99)
+    assert pictures.sample_frames(3, 6, keyframe=1) == (0, 1, 2)
+    assert pictures.sample_frames(100, 1, keyframe=60) == (60,)
 
 
 def fill(path, size):
@@ -412,7 +451,7 @@ def test_an_outline_draws_its_mask_again():
     mask = square(5, 4, 20)
     mask[10:16, 10:20] = False  # a hole
     mask[30, 50] = True  # a single pixel
-    path = report_pictures.outline(mask)
+    path = pictures.outline(mask)
     assert path.count("M") == 3
     drawn = fill(path, (H, W))
     assert (drawn & mask).sum() == mask.sum()
@@ -421,9 +460,9 @@ def test_an_outline_draws_its_mask_again():
 
 
 def test_an_outline_of_a_large_or_ragged_mask_stays_short():
-    assert report_pictures.outline(np.zeros((1080, 1920), dtype=bool)) == ""
+    assert pictures.outline(np.zeros((1080, 1920), dtype=bool)) == ""
     speck = np.zeros((1080, 1920), dtype=bool)
     speck[500, 700] = True
-    assert report_pictures.outline(speck).startswith("M233 166")  # in the 640 x 360 drawing: not lost
+    assert pictures.outline(speck).startswith("M233 166")  # in the 640 x 360 drawing: not lost
     noise = np.random.default_rng(0).random((1080, 1920)) < 0.5
-    assert 0 < len(report_pictures.outline(noise)) <= report_pictures.LONGEST_OUTLINE
+    assert 0 < len(pictures.outline(noise)) <= pictures.LONGEST_OUTLINE

@@ -7,8 +7,9 @@ import pytest
 
 from demo.twins import build_twin
 from eval import mevis, reasonvos, refdavis, refytvos, vicas
-from inference import predict, report, report_scores
-from inference.report_run import Run
+from inference import predict
+from inference.report import __main__ as report
+from inference.report import run as runs
 from veason.errors import DataError
 
 EVALUATORS = {
@@ -52,6 +53,6 @@ def test_a_report_shows_what_the_evaluator_finds(two_videos, tmp_path, name):
 
 
 def test_a_benchmark_without_an_evaluator_is_refused(tmp_path):
-    run = Run(path=tmp_path, settings={"dataset": "sav"}, versions={})
+    run = runs.Run(path=tmp_path, settings={"dataset": "sav"}, versions={})
     with pytest.raises(DataError, match=r"runs of 'sav' cannot be scored here, those of revos, .* leave out --gt"):
-        report_scores.evaluate(run, gt=tmp_path, split="valid", meta=None, missing="zero", workers=1)
+        runs.evaluate(run, gt=tmp_path, split="valid", meta=None, missing="zero", workers=1)

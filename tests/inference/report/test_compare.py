@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import cv2
@@ -17,9 +19,10 @@ import pytest
 from eval import revos
 from eval.answers import Quality
 from eval.results import Row
-from inference import compare, compare_examples, compare_page, compare_tables, predict
-from inference.compare_runs import Entry
+from inference import predict
 from inference.overlay import PALETTE
+from inference.report import compare, pictures, tables
+from inference.report.tables import Entry
 from veason import masks
 from veason.errors import DataError
 from veason.types import VideoSample
@@ -226,8 +229,22 @@ def test_hostile_texts_stay_texts(page):
     assert f"rgb{PALETTE[0]}" in page.source
 
 
+def test_hostile_settings_stay_texts(base):
+    edit(base / "oracle" / "run.json", lambda run: run["settings"].update({"model": HOSTILE, "<u>": "{{ 7 * 7 }}"}))
+    page = make(base)
+    assert page.stack == []
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "u"})
+    assert next(row for row in page.rows if row[0] == "<u>") == ["<u>", "–", "–", "{{ 7 * 7 }}"]
+
+
+def test_the_command_is_a_module_of_inference(made):
+    line = [sys.executable, "-m", "inference.compare", made / "oracle", "--gt", made / "world", "--out", made / "out"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False)
+    assert (done.returncode, "two runs or more, found 1" in done.stderr) == (2, True)
+
+
 def test_a_long_reply_is_cut(page):
-    assert max(map(len, page.texts["pre"])) <= compare_page.LONGEST_REPLY + 1
+    assert max(map(len, page.texts["pre"])) <= compare.LONGEST_REPLY + 1
     assert "… and 1000 more characters." in page.source
 
 
@@ -252,7 +269,7 @@ def test_each_frame_is_in_the_page_once(page):
 
 def test_boxes_are_drawn_at_the_scale_of_the_masks():
     """A frame of 40 x 20 in a drawing of half the size: pixels 4 to 13 become pixels 2 to 6."""
-    assert compare_page.in_drawing([(4, 8, 13, 11)], (40, 20), (20, 10)) == [(2, 4, 6, 5)]
+    assert pictures.in_drawing([(4, 8, 13, 11)], (40, 20), (20, 10)) == [(2, 4, 6, 5)]
 
 
 def test_two_runs_without_names_or_examples(base):
@@ -276,7 +293,7 @@ def test_curves_are_embedded_and_large_ones_shrunk(base, tmp_path):
 
 def test_a_page_that_would_be_too_large_ends_early(base, monkeypatch):
     whole = len(make(base).source.encode())
-    monkeypatch.setattr(compare_page, "LARGEST", whole - 1000)
+    monkeypatch.setattr(compare, "LARGEST", whole - 1000)
     page = make(base)
     assert page.texts["h3"][-1] != "the dog"
     assert "Further examples are left out" in page.source
@@ -409,7 +426,7 @@ def entry(number, change, *, video=None, targets=1):
 
 
 def chosen(entries, n):
-    return [(example.kind, example.entry.change) for example in compare_examples.choose(entries, n)]
+    return [(example.kind, example.entry.change) for example in tables.choose(entries, n)]
 
 
 def test_examples_are_gains_typical_ones_and_losses():
@@ -434,9 +451,9 @@ def test_one_of_each_video_comes_first():
 
 
 def test_the_best_is_the_best_as_printed():
-    assert compare_tables.best([1.001, 1.004, 0.5]) == {0, 1}
-    assert compare_tables.best([2.0, 2.0]) == set()
-    assert compare_tables.best([float("nan"), 2.0, 1.0]) == {1}
+    assert tables.best([1.001, 1.004, 0.5]) == {0, 1}
+    assert tables.best([2.0, 2.0]) == set()
+    assert tables.best([float("nan"), 2.0, 1.0]) == {1}
 
 
 def test_further_frames_are_spread_evenly():

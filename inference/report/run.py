@@ -1,0 +1,259 @@
+"""Reads a run folder back: its settings, its outcome for each expression, its seconds by stage, and its scores.
+
+The scores are those of the benchmark's own evaluator, brought into one form that the report shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from eval import jf, mevis, reasonvos, refdavis, refytvos, revos, vicas
+from eval.results import Problem
+from veason import datasets
+from veason.atomic import read_journal
+from veason.datasets.base import Dataset, check_name
+from veason.errors import DataError
+from veason.files import foreign_content, load_json, read_head
+from veason.types import Box, VideoSample
+
+_LARGEST = 1e12
+"""A number beyond any pixel or second."""
+OVERALL = "overall"
+"""The group of all expressions that have a target."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of ``predictions.jsonl``, checked."""
+
+    video: str
+    exp_id: str
+    expression: str
+    frame_ids: tuple[int, ...]
+    """Frames that the policy was shown."""
+    keyframe: int | None
+    boxes: tuple[Box, ...]
+    """In video pixels."""
+    problem: str | None
+    detail: str
+    thinking: str | None
+    reply: str
+    repairs: tuple[str, ...] = ()
+    """What a lenient reading of the reply forgave; empty where the reply was read strictly."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.video}/{self.exp_id}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder: ``run.json`` is in memory, the other files are read line by line when asked for."""
+
+    path: Path
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Reads the outcomes in the order of the data set; of an unfinished run those that it has so far."""
+        for number, record in enumerate(_read_lines(self.path / "predictions.jsonl"), start=1):
+            yield _outcome(record, f"{self.path / 'predictions.jsonl'}:{number}")
+
+    def problems(self) -> Counter[str | None]:
+        """Counts the expressions by the problem of their reply; None counts those without a problem."""
+        return Counter(outcome.problem for outcome in self.outcomes())
+
+    def repairs(self) -> Counter[str]:
+        """Counts the replies that were read leniently by what was forgiven; one reply may count several times."""
+        return Counter(name for outcome in self.outcomes() for name in outcome.repairs)
+
+    def seconds(self) -> dict[str, float]:
+        """Takes the mean seconds of an expression by stage; they are empty without ``timings.jsonl``."""
+        path = self.path / "timings.jsonl"
+        sums: Counter[str] = Counter()
+        lines = 0
+        for lines, record in enumerate(_read_lines(path) if path.is_file() else (), start=1):
+            stages = record.get("seconds")
+            if not isinstance(stages, dict) or not all(_is_number(value) for value in stages.values()):
+                raise DataError(f"{path}:{lines}: seconds must map stages to numbers, found {str(stages)[:80]}")
+            sums.update(stages)
+        return {stage: total / lines for stage, total in sums.items()}
+
+    @property
+    def meta(self) -> str | None:
+        """The expression file that the run was given, if it is still there."""
+        meta = self.settings.get("meta")
+        return meta if isinstance(meta, str) and Path(meta).is_file() else None
+
+    def open_data(self, root: Path | None, *, split: str | None, image_root: Path | None) -> Dataset:
+        """Opens the data set of the run; what is None is as the run had it."""
+        wanted = {name: self.settings.get(name) for name in ("dataset", "data_root", "split")}
+        if not all(isinstance(value, str) for value in wanted.values()):
+            raise DataError(f"{self.path / 'run.json'}: settings must name {', '.join(wanted)}, found {wanted}")
+        return datasets.open_dataset(
+            wanted["dataset"],
+            root or wanted["data_root"],
+            split=split or wanted["split"],
+            image_root=image_root or self.settings.get("image_root"),
+            meta=self.meta,
+        )
+
+
+def open_run(path: Path) -> Run:
+    """Opens a folder that `inference.predict` wrote; any other folder is a DataError."""
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; expected a run folder as inference.predict writes")
+    if not (path / "predictions.jsonl").is_file():
+        remedy = "run the shards that are left" if (path / "shards").is_dir() else "expected a run of inference.predict"
+        raise DataError(f"{path}: holds no predictions.jsonl; {remedy}")
+    record = load_json(path / "run.json", hint="expected a run of inference.predict")
+    parts = [record.get(name) if isinstance(record, dict) else None for name in ("settings", "versions")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise DataError(f"{path / 'run.json'}: expected an object with settings and versions, found {str(record)[:80]}")
+    return Run(path=path, settings=parts[0], versions=parts[1])
+
+
+def find_sample(samples: Mapping[str, VideoSample], outcome: Outcome, *, run: Path, dataset: Dataset) -> VideoSample:
+    """Finds the sample of a prediction of `run` in `samples` by key; a prediction that fits none is a DataError."""
+    sample = samples.get(outcome.key)
+    if sample is None:
+        raise DataError(
+            f"{run}: {outcome.key} is not in the {dataset.name} split {dataset.split!r} of "
+            f"{dataset.files['meta']}; give the --gt and --split that were predicted"
+        )
+    if sample.expression != outcome.expression:
+        raise DataError(
+            f"{run}: {outcome.key} was asked {outcome.expression[:80]!r}, but it is "
+            f"{sample.expression[:80]!r} in {dataset.files['meta']}; the data set is another one"
+        )
+    outside = [t for t in (outcome.keyframe, *outcome.frame_ids) if t is not None and not 0 <= t < len(sample)]
+    if outside:
+        raise DataError(f"{run}: {outcome.key} has frame id {outside[0]} in {len(sample)} frames")
+    return sample
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    found = foreign_content(read_head(path) or b"\n")  # an empty file has no lines
+    if found:
+        raise DataError(f"{path}: not lines of a run but {found}")
+    try:
+        yield from read_journal(path)
+    except ValueError as error:
+        raise DataError(f"{error}; predict again into a new folder") from error
+
+
+def _outcome(record: dict[str, Any], where: str) -> Outcome:
+    keyframe, boxes = record.get("keyframe"), record.get("boxes")
+    if not (keyframe is None or type(keyframe) is int):
+        raise DataError(f"{where}: keyframe must be a frame id or null, found {str(keyframe)[:80]!r}")
+    if not isinstance(boxes, list) or not all(
+        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) for box in boxes
+    ):
+        raise DataError(f"{where}: boxes must be [[x1, y1, x2, y2], …], found {str(boxes)[:80]}")
+    frame_ids = record.get("frame_ids")
+    if not isinstance(frame_ids, list) or not all(type(t) is int for t in frame_ids):
+        raise DataError(f"{where}: frame_ids must be a list of ints, found {str(frame_ids)[:80]}")
+    repairs = record.get("repairs", [])
+    if not isinstance(repairs, list) or not all(isinstance(entry, str) for entry in repairs):
+        raise DataError(f"{where}: repairs must be a list of texts, found {str(repairs)[:80]}")
+    return Outcome(
+        video=check_name(record.get("video"), f"{where}: video", slashes=True),
+        exp_id=check_name(record.get("exp_id"), f"{where}: exp_id"),
+        expression=_text(record, "expression", where),
+        frame_ids=tuple(frame_ids),
+        keyframe=keyframe,
+        boxes=tuple(tuple(map(float, box)) for box in boxes),
+        problem=_text(record, "problem", where, optional=True),
+        detail=_text(record, "detail", where),
+        thinking=_text(record, "thinking", where, optional=True),
+        reply=_text(record, "reply", where),
+        repairs=tuple(repairs),
+    )
+
+
+def _text(record: dict[str, Any], name: str, where: str, *, optional: bool = False) -> Any:
+    value = record.get(name)
+    if isinstance(value, str) or (optional and value is None):
+        return value
+    raise DataError(f"{where}: {name} must be a text, found {str(value)[:80]!r}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST  # false for NaN
+
+
+class Row(Protocol):
+    """The scores of one expression, in per cent."""
+
+    @property
+    def j(self) -> float: ...
+    @property
+    def f(self) -> float: ...
+    @property
+    def jf(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The part of an evaluation that a report shows."""
+
+    rows: Mapping[str, Row]
+    """By key of the sample."""
+    columns: tuple[str, ...]
+    """Of `means`: ``J&F``, ``J``, ``F`` and what else the benchmark has."""
+    means: Mapping[str, tuple[int, tuple[float | None, ...]]]
+    """Group of expressions -> how many were scored, and their means in per cent; `OVERALL` is one of them."""
+    protocol: Mapping[str, Any]
+    missing_policy: str
+    missing: tuple[Problem, ...]
+    errors: tuple[Problem, ...]
+
+
+EVALUATORS: dict[str, Callable[..., Any]] = {
+    "revos": revos.evaluate,
+    "mevis": mevis.evaluate,
+    # the benchmark has one split
+    "reasonvos": lambda gt, pred, *, split, **options: reasonvos.evaluate(gt, pred, layout="position", **options),
+    # the protocol that scores expression by expression
+    "refdavis": refdavis.evaluate_binary,
+    "refytvos": refytvos.evaluate,
+    # the J&F that stands beside the benchmark's own number, which is no mean over expressions
+    "vicas": lambda gt, pred, **options: vicas.evaluate(gt, pred, j_and_f=True, **options).jf,
+}
+"""The evaluators that give J&F, by name of the data set."""
+
+
+def evaluate(run: Run, *, gt: Path, split: str | None, meta: str | None, missing: str, workers: int) -> Scores:
+    """Scores a run on `split` of the data set below `gt`; a data set without an evaluator of J&F is a DataError."""
+    name = run.settings.get("dataset")
+    if name not in EVALUATORS:
+        raise DataError(
+            f"{run.path}: runs of {name!r} cannot be scored here, those of {', '.join(EVALUATORS)} can; leave out --gt"
+        )
+    found = EVALUATORS[name](gt, run.path, split=split, meta=meta, missing=missing, workers=workers)
+    if name == "revos":
+        scored = {name: count["scored"] for name, count in found.counts()["by_type"].items()}
+        scored[OVERALL] = scored["referring"] + scored["reasoning"]
+        groups = {name: (scored[name], found.group(name)) for name in ("referring", "reasoning", OVERALL, "absent")}
+        rows = {f"{row.video}/{row.exp_id}": row for row in found.rows}
+        columns = ("J&F", "J", "F", "A", "R")
+        means = {name: (count, (m.jf, m.j, m.f, m.a, m.r)) for name, (count, m) in groups.items()}
+    else:
+        rows = {row.sample.key: row for row in found.rows}
+        columns, means = ("J&F", "J", "F"), {}
+        for group, members in found.groups().items():
+            mean = jf.means(members)
+            means[group] = (len(members), (mean["JF"], mean["J"], mean["F"]))
+    return Scores(
+        rows=rows,
+        columns=columns,
+        means=means,
+        protocol=found.summary()["protocol"],
+        missing_policy=found.missing_policy,
+        missing=found.missing,
+        errors=found.errors,
+    )
