@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,8 @@ class _Child:
 
     def lost(self, why: str, *, died: bool) -> dict[str, Any]:
         """The fields for a process that has told nothing."""
-        blank = {"seconds": 0.0, "peak_gib": 0.0, "numbers": {}, "edges": [], "device": ""}
-        return {
-            "state": FAILED,
-            "why": why,
-            "trace": self._log.read_text(errors="replace")[-3000:],
-            "died": died,
-            **blank,
-        }
+        printed = self._log.read_text(errors="replace")[-3000:]
+        return asdict(Outcome("", "", 0, FAILED, why, trace=printed, died=died))
 
     def kill(self) -> None:
         """End it and what it started."""
@@ -168,7 +163,7 @@ def _serve(pipe: Connection, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import engine_checks  # noqa: F401  both: what most checks need, imported before there is an order
+    import engine_checks  # noqa: F401  all that most checks need, before there is an order
     import torch
     from transformers.utils.logging import disable_progress_bar
 
