@@ -33,5 +33,5 @@ def test_on_all_devices(apart, check):
     apart(check, on_all=True)
 
 
-def test_tracking(apart):
+def test_sam2(apart):
     apart(sam2_checks.sam2, needs_policy=False)
