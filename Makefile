@@ -11,7 +11,7 @@ VENV := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
 THREADS := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup setup-vllm ready demo ablations test test-vllm lint format bench clean
+.PHONY: help setup setup-vllm ready demo ablations test test-vllm gpu-check lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,10 +32,13 @@ ablations: ready  ## what each reward term, SFT and the chain of thought are wor
 	@$(OFFLINE) $(VENV)/python -m demo.ablations $(DEMO_ARGS)
 
 test: ready  ## run the tests
-	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m "not vllm and not gpu" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-vllm: ready  ## run the tests against vLLM itself (after `make setup-vllm`; without it they skip)
 	@$(OFFLINE) $(THREADS) $(VENV)/python -m pytest -m vllm tests/with_vllm $(PYTEST_ARGS)
+
+gpu-check: ready  ## one real step of all that only a GPU runs: seconds, tokens/s, memory (at most 8 minutes)
+	@$(OFFLINE) $(VENV)/python -m pytest -m gpu tests/gpu --gpu-json gpu_check.json $(PYTEST_ARGS)
 
 lint: ready  ## check style and formatting
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check .
@@ -47,5 +50,5 @@ bench: ready  ## measure speed and memory, write benchmarks/README.md (twenty qu
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays
-	@rm -rf build dist *.egg-info demo_out ablations_out .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info gpu_check.json demo_out ablations_out .pytest_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

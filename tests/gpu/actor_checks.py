@@ -5,17 +5,17 @@ in the same check, or exact."""
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import torch
+from place import Place, expect
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
 from verl import export
 from verl.engines import pretrained
-from verl.gpu_check import policy
-from verl.gpu_check.place import Place, expect
 from verl.protocol import Batch
 from verl.utils import device
 from verl.workers import checkpoint
@@ -25,9 +25,9 @@ Found = dict[str, float] | str
 
 
 def build(place: Place) -> Found:
-    model = policy.make(place.sizes, device=place.device)
+    """Random weights are made on the device, saved in shards, read back bit for bit."""
+    model = place.write_policy()
     place.edge("made")
-    policy.save(model, place.model, size=place.sizes)
     shards = len(list(place.model.glob("*.safetensors")))
     expect(shards > 1, f"the checkpoint has {shards} file(s) of weights, several were wanted")
     made, again = model.state_dict(), pretrained.load_base(place.model, dtype=torch.bfloat16).state_dict()
@@ -38,6 +38,7 @@ def build(place: Place) -> Found:
 
 
 def step(place: Place) -> Found:
+    """FSDP2: two updates of all weights, with gradient checkpointing."""
     with place.group():
         # the KL loss takes a second model, for which a card of 24 GiB has no room beside a mid-size one
         actor = place.actor(use_kl_loss=place.size == "tiny")
@@ -47,15 +48,20 @@ def step(place: Place) -> Found:
         batch = batch.with_tensors(old_logprobs=actor.logprobs(batch))
         if actor.reference is not None:
             batch = batch.with_tensors(ref_logprobs=actor.reference_logprobs(batch))
-        first, second = _update(actor, batch), _update(actor, batch)
+        first = _update(actor, batch)
+        start = time.perf_counter()
+        second = _update(actor, batch)  # returns numbers, so the device has done its work
+        seconds = time.perf_counter() - start
         place.edge("two updates")
         better = second["policy_loss"] < first["policy_loss"]
         expect(better, f"the policy loss went from {first['policy_loss']:.6f} to {second['policy_loss']:.6f}")
         gain = first["policy_loss"] - second["policy_loss"]
-        return {"tokens": first["tokens"], "gradient": first["grad_norm"], "loss gained": gain}
+        numbers = {"tokens": first["tokens"], "tokens/s": second["tokens"] / seconds}
+        return {**numbers, "gradient": first["grad_norm"], "loss gained": gain}
 
 
 def packed(place: Place) -> Found:
+    """Packed replies against plain rows, in float32 and bfloat16."""
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
     with place.group():
         batch = place.rollouts()
@@ -84,6 +90,7 @@ def packed(place: Place) -> Found:
 
 
 def recompute(place: Place) -> Found:
+    """Gradient checkpointing against none: gradient and memory."""
     with place.group():
         batch = place.rollouts()
         norms, rises = [], []
@@ -103,6 +110,7 @@ def recompute(place: Place) -> Found:
 
 
 def offload(place: Place) -> Found:
+    """Parameters and optimiser go to the CPU and back."""
     with place.group():
         actor, batch = place.actor(offloaded=True), place.rollouts()
         _update(actor, batch)
@@ -122,6 +130,7 @@ def offload(place: Place) -> Found:
 
 
 def lora(place: Place) -> Found:
+    """An adapter: KL to the policy without it, folded weights."""
     with place.group():
         actor, batch = place.actor(adapter=True, use_kl_loss=True), place.rollouts()
         plain = actor.reference_logprobs(batch)
@@ -134,12 +143,13 @@ def lora(place: Place) -> Found:
         first_rank = place.rank == 0  # one copy of the base in the machine's memory is enough
         base = pretrained.load_base(place.model).state_dict() if first_rank else {}
         moved = [name for name, tensor in actor.weights() if first_rank and not torch.equal(tensor.cpu(), base[name])]
-    adapted = 7 * place.sizes.text["num_hidden_layers"]
+    adapted = 7 * place.sizes.policy.layers
     expect(not first_rank or len(moved) == adapted, f"{len(moved)} folded weights moved, {adapted} have an adapter")
     return {"kl": kl[1], "gradient": first["grad_norm"]}
 
 
 def checkpoints(place: Place) -> Found:
+    """Save, load into a new actor, go on alike."""
     adapter = place.size == "mid"  # all weights and moments would be 12 GB on the disk
     with place.group():
         actor, batch = place.actor(adapter=adapter), place.rollouts()
@@ -158,6 +168,7 @@ def checkpoints(place: Place) -> Found:
 
 
 def exported(place: Place) -> Found:
+    """A checkpoint becomes a folder that transformers loads."""
     adapter = place.size == "mid"
     with place.group():
         actor = place.actor(adapter=adapter)
