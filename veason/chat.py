@@ -21,7 +21,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -32,7 +32,7 @@ import openai
 
 from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
-from veason.safe_text import printable
+from veason.safe_text import MASK, printable
 
 MAX_BODY = 4 << 20
 """Bytes of a reply that are read, after decompression; no answer of a language model comes near."""
@@ -169,7 +169,7 @@ class Chat:
                 async with asyncio.timeout(self.request.timeout):
                     completion = await self._exchange(self._fields(messages, seed, refused))
                 self._answered = True
-                return completion
+                return self._without_secrets(completion)
             except ServerError as error:
                 if self._adapts(error, refused):
                     continue
@@ -273,6 +273,13 @@ class Chat:
                 f"{public_url(self.base_url)} answered {error.kind} for model {self.request.model!r}: "
                 f"{remedy.format(key=self._key_name)} (the server says: {self.public(error)})"
             ) from None
+
+    def _without_secrets(self, completion: Completion) -> Completion:
+        """The answer as it was, but for a key that the server repeats in it: answers are stored and shown."""
+        found = {name: getattr(completion, name) for name in ("text", "reasoning", "model")}
+        for secret in (secret for secret in self._secrets if len(secret) >= 8):
+            found = {name: value.replace(secret, MASK) for name, value in found.items()}
+        return replace(completion, **found)
 
     def _check_connection(self, error: BaseException) -> None:
         """DataError where a proxy wants a password or the server's certificate is not trusted: that will not change."""

@@ -518,6 +518,11 @@ def test_a_key_that_no_header_can_hold_is_refused_at_once_and_not_shown(key):
         assert key[start : start + 4] not in str(error.value)
 
 
+def test_an_answer_that_repeats_the_key_is_kept_without_it():
+    (reply,), _ = ask(ChatServer(lambda asked: Act(completion(f"you sent {KEY}, thanks"))), api_key=KEY)
+    assert reply.text == "you sent ***, thanks"
+
+
 def test_a_key_given_as_the_name_of_its_variable_is_not_shown():
     with pytest.raises(DataError, match="not the key itself") as error:
         Chat(Request(model="m"), base_url="https://teacher.example/v1", api_key=None, key_name=KEY)
