@@ -1,14 +1,17 @@
-"""How every command ends: what the user can put right is one line and exit code 2, anything else a traceback."""
+"""Runs the body of a command: messages go to stderr, and what the user can put right is one line and exit code 2."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tqdm import tqdm
 
 from veason.errors import DataError
 from veason.safe_text import printable
@@ -27,18 +30,25 @@ _DISK = {
     errno.ELOOP: "the links of this path lead in a circle",
     errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) and run the same command again",
 }
-"""What a person can do about the errors that an operating system gives for files."""
+"""The remedy for each error number that an operating system gives for files and that a user can put right."""
+
+_LOGGED = (
+    *("veason", "verl", "grpo_reward", "training_data_construction", "inference", "eval", "demo", "benchmarks"),
+    "__main__",  # the module that `python -m` runs
+)
+"""Loggers whose INFO messages a command shows; libraries are heard from WARNING on."""
 
 
 def run_command(main: Callable[[], int | None]) -> int:
     """Run the body of a command and return its exit status, for ``sys.exit``.
 
-    A `DataError` and an error of the disk are printed as one line each on stderr (2), an interrupt likewise (130), and
-    so is SIGTERM (143), which unwinds the body as an interrupt does, so that temporary files and workers go; a second
-    SIGTERM ends the process at once. Every other exception is a defect of ours and propagates.
+    While the body runs, log messages go to stderr as `set_up_logging` says. A `DataError` and an error of the disk are
+    printed as one line each on stderr (2), an interrupt likewise (130), and so is SIGTERM (143), which unwinds the body
+    as an interrupt does, so that temporary files and workers go; a second SIGTERM ends the process at once. Every other
+    exception is a defect of ours and propagates.
     """
     try:
-        with _unwound_by_sigterm():
+        with _logging_to_stderr(), _unwound_by_sigterm():
             return main() or 0
     except DataError as error:
         lines = [str(error), *getattr(error, "__notes__", [])]
@@ -58,8 +68,56 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 128 + signal.SIGTERM
 
 
+def set_up_logging() -> None:
+    """Send log messages of this process to stderr: INFO of our own modules as they are, ``warning: …`` above.
+
+    Each message is one printable line, and a progress bar on the terminal is redrawn below it. `run_command` does this
+    for a command; a worker process calls it itself. A second call changes nothing.
+    """
+    logging.getLogger().addHandler(_STDERR)
+    for name in _LOGGED:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever `sys.stderr` is at the time, above the progress bars of tqdm."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        lines = [level + printable(record.getMessage())]
+        if record.exc_info:
+            lines.append(logging.Formatter().formatException(record.exc_info))
+        return "\n".join(lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # as every handler of the standard library: logging may not end the program
+            self.handleError(record)
+
+
+_STDERR = _StderrHandler()
+
+
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """Does `set_up_logging` for this block, and takes it back where it was not in force before."""
+    root = logging.getLogger()
+    if _STDERR in root.handlers:
+        yield
+        return
+    levels = {name: logging.getLogger(name).level for name in _LOGGED}
+    set_up_logging()
+    try:
+        yield
+    finally:
+        root.removeHandler(_STDERR)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """The process was sent SIGTERM."""
 
 
 @contextmanager

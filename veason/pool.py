@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import cv2
 from tqdm import tqdm
 
+from veason.command import set_up_logging
 from veason.errors import DataError
 
 Shared = TypeVar("Shared")
@@ -126,6 +127,7 @@ _task: Callable[[Any], Any] | None = None
 def _start(alive: Connection, task: Callable[[Any, Any], Any], shared: Any, start: Callable[[], object] | None) -> None:
     global _task
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+    set_up_logging()
     cv2.setNumThreads(0)  # one process a core
     if start is not None:
         start()
