@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 SMALL = ["--videos", "8", "--records", "8", "--steps", "1"]
 
 
-def walk(out: Path) -> str:
+def run_demo(out: Path) -> str:
     command = [sys.executable, "-m", "demo", "--output", str(out), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -23,7 +23,7 @@ def walk(out: Path) -> str:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo_out"
-    return out, walk(out)
+    return out, run_demo(out)
 
 
 def test_all_three_models_are_scored_and_shown(demo):
@@ -49,8 +49,8 @@ def test_training_left_what_others_load(demo):
         assert (folder / "processor_config.json").exists()
 
 
-def test_a_second_walk_only_compares(demo):
+def test_a_second_run_only_compares(demo):
     out, _ = demo
-    commands = [line for line in walk(out).splitlines() if line.startswith("$ ")]
+    commands = [line for line in run_demo(out).splitlines() if line.startswith("$ ")]
     assert len(commands) == 1
     assert "inference.compare" in commands[0]

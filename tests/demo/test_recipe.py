@@ -1,28 +1,29 @@
-"""Stages run once, say what they run, and refuse to mix two roads in one folder."""
+"""Stages run once, print what they run, and refuse a folder of a run with other settings."""
 
 import json
 import re
 
 import pytest
 
-from demo import __main__ as demo
 from demo import ablations
-from demo.road import Road, StageError
+from demo.recipe import Recipe, StageError
 
 
 @pytest.fixture
-def walked(tmp_path, monkeypatch):
-    """A road whose commands are recorded and not run."""
+def recorded(tmp_path, monkeypatch):
+    """A recipe whose commands are recorded and not run."""
     commands = []
-    monkeypatch.setattr(Road, "run", lambda self, module, *words: commands.append((module, [str(w) for w in words])))
     monkeypatch.setattr(
-        Road, "shell", lambda self, script, environment, *words: commands.append((script.name, environment))
+        Recipe, "run_module", lambda self, module, *words: commands.append((module, [str(w) for w in words]))
     )
-    monkeypatch.setattr(Road, "_teacher", lambda self: _Nobody())
-    return Road(tmp_path, seed=3, videos=8, records=20, steps=2), commands
+    monkeypatch.setattr(
+        Recipe, "run_script", lambda self, script, environment, *words: commands.append((script.name, environment))
+    )
+    monkeypatch.setattr(Recipe, "serve_teacher", lambda self: _NoTeacher())
+    return Recipe(tmp_path, seed=3, videos=8, records=20, steps=2), commands
 
 
-class _Nobody:
+class _NoTeacher:
     def __enter__(self):
         return "http://127.0.0.1:1/v1"
 
@@ -30,9 +31,9 @@ class _Nobody:
         return None
 
 
-def test_the_demo_is_the_whole_road_in_order(walked):
-    r, commands = walked
-    demo.run_road(r)
+def test_the_demo_is_the_whole_recipe_in_order(recorded):
+    r, commands = recorded
+    r.run()
     assert [module for module, _ in commands] == [
         "demo.world",
         "training_data_construction.data_sampling",
@@ -47,42 +48,42 @@ def test_the_demo_is_the_whole_road_in_order(walked):
     ]
 
 
-def test_finished_stages_are_passed_by(walked, capsys):
-    r, commands = walked
-    demo.run_road(r)
+def test_finished_stages_are_skipped(recorded, capsys):
+    r, commands = recorded
+    r.run()
     count = len(commands)
-    demo.run_road(r)
+    r.run()
     assert [module for module, _ in commands[count:]] == ["inference.compare"]
     assert "done, in" in capsys.readouterr().out
 
 
-def test_an_unfinished_stage_leaves_no_note(walked, monkeypatch):
-    r, _ = walked
+def test_an_unfinished_stage_leaves_no_record(recorded, monkeypatch):
+    r, _ = recorded
 
     def fail(self, module, *words):
         raise StageError(f"{module} failed")
 
-    monkeypatch.setattr(Road, "run", fail)
+    monkeypatch.setattr(Recipe, "run_module", fail)
     with pytest.raises(StageError, match=r"demo\.world failed"):
         r.make_world()
     assert not (r.out / "stages").exists()
 
 
-def test_another_seed_in_the_same_folder_is_refused(walked):
-    r, _ = walked
+def test_another_seed_in_the_same_folder_is_refused(recorded):
+    r, _ = recorded
     r.make_world()
     with pytest.raises(StageError, match=r"'seed': 3.*'seed': 4.*choose another --output"):
-        Road(r.out, seed=4, videos=8, records=20, steps=2).make_world()
+        Recipe(r.out, seed=4, videos=8, records=20, steps=2).make_world()
 
 
-def test_notes_say_how_long_it_took(walked):
-    r, _ = walked
+def test_records_say_how_long_it_took(recorded):
+    r, _ = recorded
     r.make_world()
     assert json.loads((r.out / "stages" / "world.json").read_text())["seconds"] >= 0
 
 
-def test_ablations_share_what_they_can(walked):
-    r, commands = walked
+def test_ablations_share_what_they_can(recorded):
+    r, commands = recorded
     for ablation in ablations.ABLATIONS:
         ablations.run_ablation(r, ablation)
     modules = [module for module, _ in commands]
@@ -95,7 +96,7 @@ def test_ablations_share_what_they_can(walked):
             if word.startswith("trainer.save") and word.endswith(f"/{ablation.name}")
         )
         for ablation in ablations.ABLATIONS
-        if ablation.rewarded
+        if ablation.grpo
     }  # fmt: skip
     assert len(starts) == 7
 
@@ -114,4 +115,4 @@ def test_the_table_of_ablations_puts_the_papers_differences_beside_ours():
 
 def test_a_failing_command_ends_the_demo_with_its_name(tmp_path):
     with pytest.raises(StageError, match="no_such_module failed with exit code 1"):
-        Road(tmp_path).run("no_such_module")
+        Recipe(tmp_path).run_module("no_such_module")

@@ -1,7 +1,7 @@
-"""The stages of the road in miniature: the commands that lead from a synthetic world to scores.
+"""The recipe in miniature, stage by stage: the commands that lead from a synthetic world to scores.
 
 Every stage runs real commands and prints each before it runs, so that it can be repeated alone or on real data. A
-finished stage leaves a note in ``stages/`` and is skipped by the next run.
+finished stage leaves a record in ``stages/`` and is skipped by the next run.
 """
 
 from __future__ import annotations
@@ -24,28 +24,39 @@ HERE = Path(__file__).parent
 BASE_POLICY = HERE / "base_policy"
 TRAINING_SCRIPTS = HERE.parent / "training_scripts"
 SIDE = 84
-"""Of the policy's frames, in pixels."""
+"""Side of the policy's frames, in pixels."""
 FRAMES = 6
-"""Shown to the policy."""
+"""Number of frames that the policy is shown."""
 
 
 class StageError(Exception):
-    """A stage failed, or what stands in the folder is not what it would make."""
+    """A stage failed, or the output folder belongs to a run with other settings."""
 
 
 @dataclass(frozen=True)
-class Road:
-    """The output folder of one run of the road, and its settings."""
+class Recipe:
+    """The stages of one run, its output folder and its settings. `run` is the whole recipe in order."""
 
     out: Path
     seed: int = 0
-    """Of world, sampling, teacher, SFT and GRPO."""
+    """Seed of the world, the sampling, the teacher, SFT and GRPO."""
     videos: int = 160
-    """A quarter of them for validation."""
+    """Number of videos; a quarter of them is for validation."""
     records: int = 48
-    """Chains of thought for SFT."""
+    """Number of chains of thought for SFT."""
     steps: int = 80
-    """Of GRPO."""
+    """Number of GRPO steps."""
+
+    def run(self) -> Path:
+        """Runs every stage and returns the folder of the page that compares the three models."""
+        self.make_world()
+        self.sample()
+        self.generate_cot()
+        sft = self.fine_tune()
+        grpo = self.train_grpo("grpo", sft)
+        models = {"base": BASE_POLICY, "SFT": sft, "GRPO": grpo}
+        runs = {name: self.predict(name.lower(), model) for name, model in models.items()}
+        return self.compare(runs, self.out / "grpo" / "curves.png")
 
     @property
     def world(self) -> Path:
@@ -56,12 +67,14 @@ class Road:
     def make_world(self) -> None:
         with self._stage("world", "A world of moving shapes, as a ReVOS data set") as todo:
             if todo:
-                self.run("demo.world", "--out", self.world, "--videos", self.videos, "--seed", self.seed, "--no-policy")
+                self.run_module(
+                    "demo.world", "--out", self.world, "--videos", self.videos, "--seed", self.seed, "--no-policy"
+                )
 
     def sample(self) -> None:
         with self._stage("sampling", "A stratified sample of the training expressions") as todo:
             if todo:
-                self.run(
+                self.run_module(
                     "training_data_construction.data_sampling",
                     "--input_json", self.world / "meta_expressions_train_.json",
                     "--output_json", self.selected, "--target_size", self.records, "--seed", self.seed,
@@ -74,8 +87,8 @@ class Road:
     def generate_cot(self) -> None:
         with self._stage("seed_cot", "Chains of thought, asked of a teacher over HTTP") as todo:
             if todo:
-                with self._teacher() as url:
-                    self.run(
+                with self.serve_teacher() as url:
+                    self.run_module(
                         "training_data_construction.seed_cot_generation",
                         "--meta_json", self.selected, "--mask_dict", self.world / "mask_dict.json",
                         "--data_path", self.world / "JPEGImages", "--output_json", self.out / "seed_cot.json",
@@ -84,8 +97,8 @@ class Road:
                     )  # fmt: skip
 
     @contextmanager
-    def _teacher(self) -> Iterator[str]:
-        """The address of a teacher that knows the world; it stops at the end."""
+    def serve_teacher(self) -> Iterator[str]:
+        """Runs a teacher that knows the world within the block; gives its address."""
         port_file = self.out / "teacher.port"
         port_file.unlink(missing_ok=True)
         words = ["-m", "demo.teacher", "--world", str(self.world), "--port", "0", "--seed", str(self.seed)]
@@ -104,70 +117,72 @@ class Road:
     # ---------------------------------------------------------------------------------------------- training
 
     def fine_tune(self, name: str = "sft", *, thinking: bool = True) -> Path:
-        """LoRA SFT by LLaMA-Factory, merged; the folder of the model."""
+        """Fine-tunes a LoRA with LLaMA-Factory and merges it; returns the folder of the model."""
         with self._stage(name, "Supervised fine-tuning: LLaMA-Factory, LoRA, merged into a full checkpoint") as todo:
             if todo:
                 data = self.out / f"{name}_data"
-                self.run(
+                self.run_module(
                     "training_data_construction.build_sft", "--cot", self.out / "seed_cot.json",
                     "--data-root", self.world, "--meta", self.selected, "--output", data,
                     *([] if thinking else ["--no-thinking"]),
                 )  # fmt: skip
-                where = {"MODEL_PATH": BASE_POLICY, "SFT_DATA": data, "OUTPUT": self.out / name}
-                self.shell(TRAINING_SCRIPTS / "run_sft_tiny.sh", where, f"seed={self.seed}")
+                paths = {"MODEL_PATH": BASE_POLICY, "SFT_DATA": data, "OUTPUT": self.out / name}
+                self.run_script(TRAINING_SCRIPTS / "run_sft_tiny.sh", paths, f"seed={self.seed}")
         return self.out / name / "merged"
 
     def train_grpo(self, name: str, model: Path, *settings: str) -> Path:
-        """GRPO from a model, its curves, and the trained model as a checkpoint; the folder of that."""
+        """Trains a model with GRPO, plots the curves, exports a checkpoint; returns the folder of that checkpoint."""
         run = self.out / name
         with self._stage(name, "GRPO: Ray, FSDP2 on two CPU ranks, the four-term reward with GrabCut") as todo:
             if todo:
-                self.run(
+                self.run_module(
                     "verl.trainer.main", f"config={TRAINING_SCRIPTS / 'grpo_tiny.yaml'}",
                     f"data.train_files={self.world}", f"data.seed={self.seed}",
                     f"worker.actor.model.model_path={model}",
                     f"trainer.max_steps={self.steps}", f"trainer.save_checkpoint_path={run}", *settings,
                 )  # fmt: skip
-                self.run("verl.plot", run)
-                self.run("verl.export", run / f"step_{self.steps:06d}", run / "exported")
+                self.run_module("verl.plot", run)
+                self.run_module("verl.export", run / f"step_{self.steps:06d}", run / "exported")
         return run / "exported"
 
     # ---------------------------------------------------------------------------------------------- inference
 
     def predict(self, name: str, model: Path) -> Path:
-        """Masks for the valid split and their ReVOS scores; the run folder."""
+        """Predicts masks for the valid split and scores them as ReVOS does; returns the run folder."""
         run = self.out / f"predictions_{name}"
         with self._stage(
             f"predict_{name}", f"Masks for the valid split from the model {name!r}, and their scores"
         ) as todo:
             if todo:
-                self.run(
+                self.run_module(
                     "inference.predict", "--dataset", "revos", "--data-root", self.world, "--split", "valid",
                     "--policy", "hf", "--model", model, "--model-size", SIDE, "--frames", FRAMES,
                     "--max-new-tokens", 120, "--batch-size", 32, "--tracker", "grabcut", "--output", run,
                 )  # fmt: skip
-                self.run("eval.revos", "--gt", self.world, "--pred", run, "--out", run / "scores")
+                self.run_module("eval.revos", "--gt", self.world, "--pred", run, "--out", run / "scores")
         return run
 
     def compare(self, runs: Mapping[str, Path], *curves: Path, name: str = "comparison") -> Path:
-        """The runs side by side, by name; the folder of the page."""
+        """Compares runs, given by name, in a table and on a page; returns the folder of the page."""
         page = self.out / name
         print(f"\n== {', '.join(runs)}: one table, one page", flush=True)
         pictures = ["--curves", *curves] if curves else []
-        self.run("inference.compare", *runs.values(), "--gt", self.world, "--names", *runs, "--out", page, *pictures)
+        self.run_module(
+            "inference.compare", *runs.values(), "--gt", self.world, "--names", *runs, "--out", page, *pictures
+        )
         return page
 
-    # ---------------------------------------------------------------------------------------------- how
+    # ---------------------------------------------------------------------------------------------- running commands
 
     @contextmanager
     def _stage(self, name: str, title: str) -> Iterator[bool]:
-        """Whether the stage is still to be done; a note is left when it is."""
-        note = self.out / "stages" / f"{name}.json"
+        """Gives True if the stage is still to be done, and then records that it is done at the end of the block."""
+        record = self.out / "stages" / f"{name}.json"
         settings = {"seed": self.seed, "videos": self.videos, "records": self.records, "steps": self.steps}
-        if note.exists():
-            found = json.loads(note.read_text())
+        if record.exists():
+            found = json.loads(record.read_text())
             if found["settings"] != settings:
-                raise StageError(f"{note}: done with {found['settings']}, now {settings}; choose another --output")
+                raise StageError(f"{record}: done with {found['settings']}, now {settings}; choose another --output")
             print(f"\n== {title}: done, in {found['seconds']:.0f} s", flush=True)
             yield False
             return
@@ -175,17 +190,17 @@ class Road:
         start = time.perf_counter()
         yield True
         seconds = time.perf_counter() - start
-        atomic.write_json(note, {"settings": settings, "seconds": seconds})
+        atomic.write_json(record, {"settings": settings, "seconds": seconds})
         print(f"-- {seconds:.0f} s", flush=True)
 
-    def run(self, module: str, *arguments: object) -> None:
-        """Run `python -m module arguments` after printing it."""
+    def run_module(self, module: str, *arguments: object) -> None:
+        """Prints `python -m module arguments` and runs it."""
         words = ["-m", module, *map(str, arguments)]
         print(f"$ python {shlex.join(words)}", flush=True)
         _check(subprocess.run([sys.executable, *words], check=False).returncode, module)
 
-    def shell(self, script: Path, environment: dict[str, Path], *arguments: str) -> None:
-        """Run a shell script after printing it, with these variables set."""
+    def run_script(self, script: Path, environment: dict[str, Path], *arguments: str) -> None:
+        """Prints the call of a shell script with these variables set, and runs it."""
         given = {name: str(value) for name, value in environment.items()}
         shown = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         print(f"$ {shown} bash {shlex.join([str(script), *arguments])}", flush=True)
@@ -194,19 +209,23 @@ class Road:
         _check(done.returncode, script.name)
 
 
-def _check(code: int, what: str) -> None:
+def _check(code: int, name: str) -> None:
     if code:
-        raise StageError(f"{what} failed with exit code {code}; what it wrote stands above")
+        raise StageError(f"{name} failed with exit code {code}; its messages are above")
 
 
-def parse_road(argv: Sequence[str] | None, *, prog: str, description: str, output: str) -> Road:
-    """The road that a command line asks for; `output` is the default folder."""
+def parse_recipe(argv: Sequence[str] | None, *, prog: str, description: str | None, output: str) -> Recipe:
+    """Reads the settings of a recipe from a command line; `output` is the default folder."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
     parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=Road.videos, help="in the world (default: %(default)s)")
-    parser.add_argument("--records", type=int, default=Road.records, help="for SFT (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=Road.steps, help="of GRPO (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument(
+        "--videos", type=int, default=Recipe.videos, help="number of videos in the world (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--records", type=int, default=Recipe.records, help="number of chains of thought for SFT (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="number of GRPO steps (default: %(default)s)")
     args = parser.parse_args(argv)
-    return Road(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)
+    return Recipe(args.output, seed=args.seed, videos=args.videos, records=args.records, steps=args.steps)
