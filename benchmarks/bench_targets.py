@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from veason import frames, masks, targets
+from veason import frames, ground_truth, masks
 from veason.types import Clip, Rle, Size
 
 LENGTH, OBJECTS = 100, 3
@@ -37,9 +37,9 @@ def _ellipse(rng: np.random.Generator, k: int, t: int) -> np.ndarray:
 
 
 def from_rles(tracks: list[list[Rle]], seed: int) -> tuple[tuple[int, ...], list, np.ndarray]:
-    areas = targets.areas(tracks, LENGTH)
+    areas = ground_truth.areas(tracks, LENGTH)
     clip = frames.sample_clip(LENGTH, policy="train_grid", n=6, size=MODEL_SIZE, areas=areas, rng=Random(seed))
-    return areas, [targets.boxes(tracks, t) for t in clip.frame_ids], targets.clip_masks(tracks, clip, SIZE)
+    return areas, [ground_truth.boxes(tracks, t) for t in clip.frame_ids], ground_truth.clip_masks(tracks, clip, SIZE)
 
 
 def by_decoding(tracks: list[list[Rle]], seed: int) -> tuple[tuple[int, ...], list, np.ndarray]:
@@ -49,7 +49,7 @@ def by_decoding(tracks: list[list[Rle]], seed: int) -> tuple[tuple[int, ...], li
     areas = tuple(int(union.sum()) for union in unions)
     clip: Clip = frames.sample_clip(LENGTH, policy="train_grid", n=6, size=MODEL_SIZE, areas=areas, rng=Random(seed))
     boxes = [[_box_of_pixels(mask) for mask in decoded[:, t]] for t in clip.frame_ids]
-    rows, columns = (targets.nearest(n, out) for n, out in zip(SIZE, MODEL_SIZE, strict=True))
+    rows, columns = (ground_truth.nearest(n, out) for n, out in zip(SIZE, MODEL_SIZE, strict=True))
     shown = [unions[t][rows][:, columns] for t in clip.frame_ids]
     return areas, boxes, np.stack(shown).astype(bool)
 

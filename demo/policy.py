@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from demo.tokenizer import END_OF_TEXT, TURN_END, build_tokenizer
-from veason import asked
+from veason import prompt_settings
 from veason.family import QWEN2_5_VL
 
 HEAD = 32
@@ -33,7 +33,9 @@ PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4096}
 """Pixels of an image that the processor leaves at its size, if its sides are multiples of 28."""
 
 
-ASKED = asked.Asked(frames=6, size=(84, 84), family=QWEN2_5_VL.name, prompt_template=None, max_new_tokens=120)
+ASKED = prompt_settings.PromptSettings(
+    frames=6, size=(84, 84), family=QWEN2_5_VL.name, prompt_template=None, max_new_tokens=120
+)
 """How the tiny policies are trained and asked."""
 
 
@@ -62,7 +64,7 @@ def save_policy(
     with _no_progress_bar():
         model.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
-    asked.write(folder, ASKED)
+    prompt_settings.write(folder, ASKED)
     for path in filter(Path.is_file, Path(folder).iterdir()):
         path.chmod(0o644)  # the weights come out readable by their owner only
 

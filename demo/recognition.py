@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from veason.worker_pool import map_in_order
 
 from veason import frames, prompt
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
-from veason.pool import map_in_order
 from veason.types import VideoSample
 
 GRID = 12

@@ -1,8 +1,8 @@
 """How good the answers are before any tracking: the keyframe and the boxes of a reply, against the truth there.
 
 They say where a low J&F comes from: another place, wrong boxes, or a tracker that lost what it was given. The formulas
-are those of the reward's keyframe and spatial terms (`veason.targets`, `veason.matching`), on masks and boxes in
-**video** pixels rather than at model size.
+are those of the reward's keyframe and spatial terms (`veason.ground_truth`, `veason.box_matching`), on masks and boxes
+in **video** pixels rather than at model size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from veason import masks, matching, targets
+from veason import box_matching, ground_truth, masks
 from veason.answer import parse_reply
 from veason.types import Box
 
@@ -35,7 +35,7 @@ class Quality:
 
 
 def judge(
-    tracks: targets.Tracks, *, frame_ids: Sequence[int], keyframe: int | None, boxes: Sequence[Box], reply: str
+    tracks: ground_truth.Tracks, *, frame_ids: Sequence[int], keyframe: int | None, boxes: Sequence[Box], reply: str
 ) -> Quality:
     """The worth of a line of ``predictions.jsonl``.
 
@@ -46,11 +46,11 @@ def judge(
     usable = keyframe in frame_ids and len(boxes) > 0
     ratio = overlap = 0.0
     if usable:
-        areas = [targets.area(tracks, t) for t in frame_ids]
-        ratio = targets.keyframe_ratio(areas, frame_ids.index(keyframe))
-        true = [box for box in targets.boxes(tracks, keyframe) if box is not None]
-        found = matching.match(boxes, true)
-        overlap = matching.share(found.overlaps, predicted=found.predicted, true=found.true)
+        areas = [ground_truth.area(tracks, t) for t in frame_ids]
+        ratio = ground_truth.keyframe_ratio(areas, frame_ids.index(keyframe))
+        true = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
+        found = box_matching.match(boxes, true)
+        overlap = box_matching.share(found.overlaps, predicted=found.predicted, true=found.true)
     return Quality(
         targets=sum(any(masks.area(rle) for rle in rles) for rles in tracks),
         usable=usable,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from veason.worker_pool import map_in_order
 
 from eval import predictions
 from eval.predictions import Predictions
@@ -22,7 +23,6 @@ from eval.results import Problem
 from veason import atomic, mask_png
 from veason.errors import DataError
 from veason.files import check_regular, foreign_content, read_head
-from veason.pool import map_in_order
 from veason.types import Size, VideoSample
 
 PREFIXES = {"mevis": "", "refytvos": "Annotations/"}

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from veason.worker_pool import map_in_order
+
 from eval.command import print_problems
 from eval.predictions import DONE, PngFolder, Predictions, done_samples, open_predictions, png_size, run_folder, values
 from eval.results import Problem
@@ -37,7 +39,6 @@ from veason.datasets import NAMES, open_dataset
 from veason.datasets.base import check_name
 from veason.errors import DataError
 from veason.files import load_json
-from veason.pool import map_in_order
 from veason.types import VideoSample
 
 Form = Literal["png", "png1", "rle"]

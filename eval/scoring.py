@@ -17,6 +17,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from tqdm import tqdm
+from veason.worker_pool import WorkerPool
 
 from eval import metrics, predictions
 from eval.predictions import Predictions
@@ -24,7 +25,6 @@ from eval.robustness import accuracy, robustness
 from veason import mask_png, masks
 from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
-from veason.pool import WorkerPool
 from veason.types import Rle, Size, VideoSample
 
 COMPILE_FROM = 4_000

@@ -1,12 +1,12 @@
-"""The matching of `veason.matching`, and where the released reward's own arithmetic has no answer."""
+"""The matching of `veason.box_matching`, and where the released reward's own arithmetic has no answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from veason.box_matching import MAX_BOXES, Matching, match
 
-from veason.matching import MAX_BOXES, Matching, match
 from veason.types import Box
 
 __all__ = ["MAX_BOXES", "Matching", "is_undefined", "match"]

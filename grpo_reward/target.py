@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from veason import boxes as geometry
-from veason import masks, targets
+from veason import ground_truth, masks
 from veason.family import QWEN2_5_VL
 from veason.types import Box, Clip, Rle, Size
 
@@ -44,16 +44,16 @@ class Target:
         return tuple(masks.area(rle) for rle in self.masks)
 
     @classmethod
-    def of_tracks(cls, tracks: targets.Tracks, clip: Clip, *, size: Size, family: str = QWEN2_5_VL.name) -> Target:
+    def of_tracks(cls, tracks: ground_truth.Tracks, clip: Clip, *, size: Size, family: str = QWEN2_5_VL.name) -> Target:
         """The target of a clip from objects x frames of native RLEs; `size` is the native (height, width)."""
         return cls(
             frame_ids=clip.frame_ids,
             size=clip.size,
             boxes=tuple(
-                tuple(box and geometry.true_box(box, size, clip.size) for box in targets.boxes(tracks, t))
+                tuple(box and geometry.true_box(box, size, clip.size) for box in ground_truth.boxes(tracks, t))
                 for t in clip.frame_ids
             ),
-            masks=tuple(masks.encode(mask) for mask in targets.clip_masks(tracks, clip, size)),
+            masks=tuple(masks.encode(mask) for mask in ground_truth.clip_masks(tracks, clip, size)),
             family=family,
         )
 

@@ -19,12 +19,13 @@ from random import Random
 from threading import Lock
 from typing import Any, Literal
 
+from veason.prompt_settings import NAME as ASKED_NAME
+from veason.prompt_settings import PromptSettings, differences
+from veason.prompt_settings import read as read_asked
+
 from grpo_reward import scored
 from grpo_reward.target import Target
-from veason import files, frames, prompt, targets
-from veason.asked import NAME as ASKED_NAME
-from veason.asked import Asked, differences
-from veason.asked import read as read_asked
+from veason import files, frames, ground_truth, prompt
 from veason.command import run_command
 from veason.datasets import NAMES, mixture, open_dataset
 from veason.datasets.base import Dataset
@@ -72,7 +73,7 @@ class KeyframeTask:
         exclude: frozenset[str] = frozenset(),
         template: str | None = None,
         family: Family = QWEN2_5_VL,
-        record: Asked | None = None,
+        record: PromptSettings | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
         """policy, n: of `frames.sample_clip`. side: of the square frames, in pixels.
@@ -177,16 +178,16 @@ class KeyframeTask:
                 "them, or leave their samples out with data.exclude"
             )
 
-    def _tracks(self, sample: VideoSample) -> targets.Tracks:
+    def _tracks(self, sample: VideoSample) -> ground_truth.Tracks:
         """One thread at a time: readers keep the tracks of the last video and do not expect another thread."""
         with self._reading:
             return self.dataset.object_rles(sample)
 
-    def _clip(self, sample: VideoSample, tracks: targets.Tracks, rng: Random) -> Clip:
+    def _clip(self, sample: VideoSample, tracks: ground_truth.Tracks, rng: Random) -> Clip:
         """The shown frames; areas of all frames come from the RLEs, and only where the policy asks for them."""
         if self.policy != "train_grid":
             return frames.sample_clip(len(sample), policy=self.policy, n=self.n, size=self.size)
-        areas = targets.areas(tracks, len(sample))
+        areas = ground_truth.areas(tracks, len(sample))
         if not any(areas):
             raise DataError(
                 f"{unique_key(self.dataset, sample)}: the target is in no frame, so there is no keyframe to learn; "
@@ -252,7 +253,7 @@ def _build(config: DataConfig, *, training: bool) -> KeyframeTask:
         seed=config.seed,
         exclude=exclude,
         template=template,
-        record=Asked(config.val_frames, (side, side), QWEN2_5_VL.name, template, config.max_response_length),
+        record=PromptSettings(config.val_frames, (side, side), QWEN2_5_VL.name, template, config.max_response_length),
         remarks=remarks,
     )
     task.check_files()
@@ -316,7 +317,7 @@ def without_target(dataset: Dataset) -> list[str]:
         unique_key(dataset, sample)
         for sample in dataset
         if sample.type_id != ABSENT
-        and not any(targets.area([track], t) for track in dataset.object_rles(sample) for t in range(len(sample)))
+        and not any(ground_truth.area([track], t) for track in dataset.object_rles(sample) for t in range(len(sample)))
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from veason import masks, matching, targets
+from veason import box_matching, ground_truth, masks
 
 
 def format_term(*, well_formed: bool, valid: int, entries: int) -> float:
@@ -23,12 +23,12 @@ def keyframe_term(areas: Sequence[int], position: int | None) -> float:
 
     areas: of the union mask in each shown frame. position: index among them; None is a frame that was not shown.
     """
-    return targets.keyframe_ratio(areas, position)
+    return ground_truth.keyframe_ratio(areas, position)
 
 
 def spatial_term(overlaps: Sequence[float], *, predicted: int, true: int) -> float:
     """0 … 1: sum of the matched pairs' IoU over the larger number of boxes, so that missing and surplus ones cost."""
-    return matching.share(overlaps, predicted=predicted, true=true)
+    return box_matching.share(overlaps, predicted=predicted, true=true)
 
 
 def consistency_term(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:

@@ -17,7 +17,7 @@ from inference import policies
 from inference.output import MASKS
 from inference.pipeline import Sampling
 from inference.policies.base import Policy
-from veason import asked, prompt, trackers
+from veason import prompt, prompt_settings, trackers
 from veason.answer import READINGS
 from veason.datasets.base import Dataset
 from veason.errors import DataError
@@ -229,7 +229,7 @@ def settle(args: argparse.Namespace) -> None:
     What the user says otherwise than the checkpoint is told on stderr. `args` gains ``template_text``.
     """
     folder = args.model if args.policy in ("hf", "vllm") and args.model and Path(args.model).is_dir() else None
-    trained = asked.read(folder) if folder else None
+    trained = prompt_settings.read(folder) if folder else None
     args.template_text = prompt.load_template(args.prompt_template) if args.prompt_template else None
     given = {
         "frames": args.frames,
@@ -238,9 +238,9 @@ def settle(args: argparse.Namespace) -> None:
         "prompt_template": args.template_text,
     }
     if trained is not None:
-        path = Path(folder) / asked.NAME
+        path = Path(folder) / prompt_settings.NAME
         said = {name: value for name, value in given.items() if value is not None}
-        for difference in asked.differences(trained, **said):
+        for difference in prompt_settings.differences(trained, **said):
             print(f"note: {difference} ({path})", file=sys.stderr)
         if len(said) < len(given):
             size = "x".join(map(str, trained.size))

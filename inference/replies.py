@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from veason.early_stop import EarlyStop
+
 from veason.answer import PROBLEMS, REPAIRS
 from veason.errors import DataError
 from veason.safe_text import printable
-from veason.unfit import FirstReplies
 
 FIRST = 32
 """Replies after which a run stops if none of them was usable and all were unfit for one reason."""
@@ -36,7 +37,7 @@ class Watch:
     """Counts replies as they come, and stops a run all of whose first replies are unfit for one reason."""
 
     def __init__(self) -> None:
-        self._first = FirstReplies(FIRST)
+        self._first = EarlyStop(FIRST)
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a line of predictions; DataError where it is the last of `FIRST` that nothing can be made of."""

@@ -3,8 +3,8 @@
     python -m training_data_construction.build_sft --cot cot.json --data-root ROOT --output sft_data
 
 writes ``dataset_info.json``, ``train.json`` and ``images/<video>/<frame>.png`` below the output, and ``veason.json``,
-which the trained checkpoint will carry (`veason.asked`). The question is the very prompt of GRPO and of inference, the
-frames are resized by the same function, so nothing changes between stages.
+which the trained checkpoint will carry (`veason.prompt_settings`). The question is the very prompt of GRPO and of inference,
+the frames are resized by the same function, so nothing changes between stages.
 
 Run again to go on: finished frames are kept. ``build.json`` and ``pictures.jsonl`` say what all was made from; what has
 changed since, or is damaged, is made again.
@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from veason.worker_pool import map_in_order
 
 from training_data_construction.records import CotRecord, read_records
-from veason import asked, atomic, datasets, frames, prompt
+from veason import atomic, datasets, frames, prompt, prompt_settings
 from veason.command import run_command
 from veason.datasets.base import check_name, sha256
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
 from veason.files import fingerprint, load_json
-from veason.pool import map_in_order
 from veason.types import Size, VideoSample
 
 REPLY_TOKENS = 1024
@@ -230,14 +230,14 @@ def build(args: argparse.Namespace) -> None:
     rows = [build_row(record, template=template) for record in records]
     image_root = args.image_root or args.data_root / "JPEGImages"
     with atomic.Lock(args.output / ".lock"):
-        for name in ("build.json", "train.json", "dataset_info.json", asked.NAME):
+        for name in ("build.json", "train.json", "dataset_info.json", prompt_settings.NAME):
             atomic.remove_leftovers(args.output / name)
         origin = {"image_root": str(image_root.resolve()), "model_size": list(size)}
         open_folder(args.output, origin, _inputs(args, dataset.files, template))
         again = write_pictures(records, size, args.output, workers=args.workers)
-        asked.write(
+        prompt_settings.write(
             args.output,
-            asked.Asked(
+            prompt_settings.PromptSettings(
                 frames=max(len(record.clip) for record in records),
                 size=size,
                 family=QWEN2_5_VL.name,

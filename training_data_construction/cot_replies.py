@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from veason.early_stop import EarlyStop
+
 from veason.completion import Completion
 from veason.errors import DataError
 from veason.prompt import MARKS, REPLY_TAGS
 from veason.safe_text import printable
-from veason.unfit import FirstReplies
 
 MAX_CHARS = 8000
 """About twice what the policy may say in its 1024 tokens."""
@@ -84,7 +85,7 @@ class Watch:
     """Stops a run whose answers are unfit for one and the same reason from the first on."""
 
     def __init__(self) -> None:
-        self._first = FirstReplies(FIRST)
+        self._first = EarlyStop(FIRST)
 
     def add(self, reason: str | None, text: str) -> None:
         """Count one answer, by the code of what makes it unfit; None is fit. DataError at the last of `FIRST`."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from veason import boxes, frames, prompt, targets
+from veason import boxes, frames, ground_truth, prompt
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
@@ -81,7 +81,7 @@ def plan(dataset: Dataset, number: int, rules: Rules) -> CotTask | None:
     """The task of sample `number`; None if its target is in no frame. Reads the sample's masks, decodes none."""
     sample = dataset[number]
     tracks = dataset.object_rles(sample)
-    areas = targets.areas(tracks, len(sample))
+    areas = ground_truth.areas(tracks, len(sample))
     if not any(areas):
         return None
     keyframe = frames.draw_keyframe(areas, Random(f"{rules.seed}/{sample.key}"))
@@ -93,9 +93,9 @@ def plan(dataset: Dataset, number: int, rules: Rules) -> CotTask | None:
     return CotTask(sample=sample, clip=clip, answer=Answer(keyframe=keyframe, boxes=found), boxes=shown)
 
 
-def _visible(tracks: targets.Tracks, frame_id: int) -> list[Box]:
+def _visible(tracks: ground_truth.Tracks, frame_id: int) -> list[Box]:
     """Boxes of the objects that are in a frame, in the order of the objects: each from its own mask."""
-    return [box for box in targets.boxes(tracks, frame_id) if box is not None]
+    return [box for box in ground_truth.boxes(tracks, frame_id) if box is not None]
 
 
 def keyframe_grid(length: int, n: int, *, keyframe: int) -> tuple[int, ...]:

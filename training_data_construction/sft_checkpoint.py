@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from veason import asked, files
+from veason import files, prompt_settings
 from veason.command import run_command
 from veason.errors import DataError
 from veason.family import family_of
@@ -39,9 +39,9 @@ def finish(base: str, exported: Path, out: Path, *, data: Path | None = None) ->
         for path in source.glob(pattern):
             if not _is_models(path.name):
                 shutil.copyfile(path, exported / path.name)
-    record = asked.read(data) if data else None
+    record = prompt_settings.read(data) if data else None
     if record is not None:
-        asked.write(exported, record)
+        prompt_settings.write(exported, record)
     for path in exported.iterdir():
         path.chmod(0o644)  # the weights come out readable by their owner only
     check(exported)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from veason import boxes, targets
+from veason import boxes, ground_truth
 from veason.answer import format_reply
 from veason.datasets.base import Dataset
 from veason.family import QWEN2_5_VL
@@ -33,9 +33,9 @@ class OraclePolicy:
 
     def _reply(self, question: Question) -> str:
         tracks = self._dataset.object_rles(question.sample)
-        areas = {t: targets.area(tracks, t) for t in question.clip.frame_ids}
+        areas = {t: ground_truth.area(tracks, t) for t in question.clip.frame_ids}
         keyframe = max(areas, key=lambda t: areas[t])  # the first among equals
-        found = [box for box in targets.boxes(tracks, keyframe) if box is not None]
+        found = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
         if not found:
             return format_reply("The target is in none of the shown frames.", Answer(keyframe=keyframe, boxes=()))
         to_size = self.family.answer_size(question.clip.size)

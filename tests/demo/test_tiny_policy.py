@@ -16,7 +16,7 @@ import demo
 from demo.policy import write_tiny_policy
 from demo.tokenizer import SPECIAL, build_tokenizer
 from demo.writer import build_world
-from veason import asked, prompt
+from veason import prompt, prompt_settings
 from veason.types import Clip
 
 CLIP = Clip(frame_ids=(0, 7, 12), size=(84, 112))
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from veason import asked, prompt
+from veason import prompt_settings, prompt
 from veason.types import Clip
 
 folder = sys.argv[1]
@@ -166,6 +166,6 @@ def test_a_world_with_policy_holds_the_same_checkpoint(folder, tmp_path):
 
 def test_it_says_how_it_wants_to_be_asked(folder):
     base = Path(demo.__file__).parent / "base_policy"
-    found = asked.read(folder)
-    assert found == asked.read(base)
+    found = prompt_settings.read(folder)
+    assert found == prompt_settings.read(base)
     assert (found.frames, found.size, found.prompt_template) == (6, (84, 84), None)

@@ -13,7 +13,7 @@ import pytest
 from demo import twins
 from grpo_reward import task
 from veason import boxes as geometry
-from veason import frames, masks, targets
+from veason import frames, ground_truth, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from verl.config import ConfigError, DataConfig, load
@@ -47,7 +47,7 @@ def test_a_prompt(config, training):
     frame = frames.load(sample.frame_path(target.frame_ids[1]))
     assert np.array_equal(prompt.images[1], frames.resize(frame, (112, 112)))
     tracks = training.dataset.object_rles(sample)
-    [native] = geometry.rescale([targets.boxes(tracks, target.frame_ids[0])[0]], sample.size, (112, 112))
+    [native] = geometry.rescale([ground_truth.boxes(tracks, target.frame_ids[0])[0]], sample.size, (112, 112))
     assert target.boxes[0][0] == tuple(value + 0.5 for value in native)
     assert sum(target.areas) == sum(masks.area(rle) for rle in target.masks) > 0
     assert pickle.loads(pickle.dumps(prompt)).target == target
@@ -65,7 +65,7 @@ def test_the_clip_depends_on_seed_epoch_and_index_alone(config, training):
 def test_training_shows_a_grid_around_one_of_the_largest_frames(training):
     for index in range(10):
         sample = training.dataset[training._numbers[index]]
-        areas = targets.areas(training.dataset.object_rles(sample), len(sample))
+        areas = ground_truth.areas(training.dataset.object_rles(sample), len(sample))
         shown = training.get(index, epoch=0).target.frame_ids
         assert {shown} <= {frames.train_grid(len(sample), 6, keyframe=k) for k in np.argsort(areas)[-5:]} | {
             frames.train_grid(len(sample), 6, keyframe=k) for k in range(len(sample)) if areas[k] >= sorted(areas)[-5]

@@ -9,7 +9,7 @@ from chat_server import Act, ChatServer, completion
 
 import demo
 from inference import options, predict, replies
-from veason import asked
+from veason import prompt_settings
 from veason.atomic import read_journal
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -99,7 +99,7 @@ def settled(*words):
 @pytest.fixture
 def checkpoint(tmp_path):
     template = "Frames: $frames. Find $expression!"
-    asked.write(tmp_path, asked.Asked(4, (84, 112), "Qwen2.5-VL", template, 120))
+    prompt_settings.write(tmp_path, prompt_settings.PromptSettings(4, (84, 112), "Qwen2.5-VL", template, 120))
     return tmp_path
 
 
@@ -129,13 +129,13 @@ def test_without_a_record_the_defaults_are_those_of_the_paper(tmp_path, capsys):
     ("text", "message"), [("{", "not valid JSON"), ('{"frames": 4}', "expected an object of frames, size")]
 )
 def test_a_broken_record_is_named(tmp_path, text, message):
-    (tmp_path / asked.NAME).write_text(text)
+    (tmp_path / prompt_settings.NAME).write_text(text)
     with pytest.raises(DataError, match=message):
         settled("--model", tmp_path)
 
 
 def test_a_recorded_template_that_is_none_is_named(tmp_path):
-    asked.write(tmp_path, asked.Asked(4, (84, 112), "Qwen2.5-VL", "no places", 120))
+    prompt_settings.write(tmp_path, prompt_settings.PromptSettings(4, (84, 112), "Qwen2.5-VL", "no places", 120))
     with pytest.raises(DataError, match=r"veason\.json: prompt_template: a template needs \$frames"):
         settled("--model", tmp_path)
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from training_data_construction.records import CotRecord
-from veason import boxes, frames, targets
+from veason import boxes, frames, ground_truth
 from veason.datasets import open_dataset
 from veason.types import Answer, Clip
 
@@ -20,8 +20,8 @@ def make_records(root: Path, *, n: int = 4, side: int = SIDE, split: str = "trai
     for sample in dataset:
         tracks = dataset.object_rles(sample)
         clip = Clip(frames.linspace(len(sample), n), (side, side))
-        keyframe = max(clip.frame_ids, key=lambda t: targets.area(tracks, t))
-        found = [box for box in targets.boxes(tracks, keyframe) if box is not None]
+        keyframe = max(clip.frame_ids, key=lambda t: ground_truth.area(tracks, t))
+        found = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
         if found:
             answer = Answer(keyframe, tuple(map(tuple, boxes.rescale(found, sample.size, clip.size))))
             records.append(CotRecord(sample, clip, f"Frame {keyframe} shows the target best.", answer))

@@ -17,7 +17,7 @@ from PIL import Image
 from grpo_reward.task import KeyframeTask
 from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft
-from veason import asked, atomic, frames, prompt
+from veason import atomic, frames, prompt, prompt_settings
 from veason.datasets import open_dataset
 from veason.types import Question
 from verl.engines import inputs, pretrained
@@ -100,9 +100,11 @@ class TestRows:
         template = tmp_path / "template.txt"
         template.write_text("$frames Where is $expression?")
         _, output = build(root, tmp_path, records)
-        assert asked.read(output) == asked.Asked(2, (56, 56), "Qwen2.5-VL", None, 1024)
+        assert prompt_settings.read(output) == prompt_settings.PromptSettings(2, (56, 56), "Qwen2.5-VL", None, 1024)
         build(root, tmp_path, records, "--prompt-template", template, "--max-new-tokens", 120)
-        assert asked.read(output) == asked.Asked(2, (56, 56), "Qwen2.5-VL", "$frames Where is $expression?", 120)
+        assert prompt_settings.read(output) == prompt_settings.PromptSettings(
+            2, (56, 56), "Qwen2.5-VL", "$frames Where is $expression?", 120
+        )
 
     @pytest.mark.parametrize(
         ("sizes", "words"),

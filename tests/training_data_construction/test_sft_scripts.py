@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft, sft_checkpoint
-from veason import asked, frames
+from veason import frames, prompt_settings
 from veason.errors import DataError
 from veason.types import Question
 from verl.config import ModelConfig
@@ -181,10 +181,10 @@ class TestFinish:
         assert not out.exists()
 
     def test_it_says_how_it_wants_to_be_asked_as_its_data_do(self, world, exported, tmp_path):
-        record = asked.Asked(5, (84, 112), "Qwen2.5-VL", "Find $expression in $frames.", 300)
-        asked.write(tmp_path, record)
+        record = prompt_settings.PromptSettings(5, (84, 112), "Qwen2.5-VL", "Find $expression in $frames.", 300)
+        prompt_settings.write(tmp_path, record)
         sft_checkpoint.finish(str(world / "tiny_policy"), exported, tmp_path / "merged", data=tmp_path)
-        assert asked.read(tmp_path / "merged") == record
+        assert prompt_settings.read(tmp_path / "merged") == record
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +239,10 @@ class TestRealRun:
     def test_settings_are_the_base_models(self, world, trained):
         names = {path.name for path in (world / "tiny_policy").iterdir()}
         assert {path.name for path in (trained / "merged").iterdir()} == names
-        assert asked.read(trained / "merged") == asked.Asked(4, (84, 84), "Qwen2.5-VL", None, 1024)
-        for name in names - {"model.safetensors", "config.json", asked.NAME}:
+        assert prompt_settings.read(trained / "merged") == prompt_settings.PromptSettings(
+            4, (84, 84), "Qwen2.5-VL", None, 1024
+        )
+        for name in names - {"model.safetensors", "config.json", prompt_settings.NAME}:
             assert (trained / "merged" / name).read_bytes() == (world / "tiny_policy" / name).read_bytes()
 
     def test_inference_opens_it(self, world, trained):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from inference.policies.engine import EnginePolicy
-from veason import asked, prompt
+from veason import prompt, prompt_settings
 from veason.types import Clip, Question, VideoSample
 from verl import export
 from verl.config import RolloutConfig
@@ -167,7 +167,7 @@ def test_the_export_says_how_it_wants_to_be_asked(adapter, folder, tmp_path, mer
     _, _, actor = adapter
     checkpoint.save(tmp_path / "step_000001", actor, {}, asked=RECORD)
     export.export(tmp_path / "step_000001", tmp_path / "out", merge=merge)
-    assert asked.read(tmp_path / "out") == asked.Asked(4, (84, 84), "Qwen2.5-VL", None, 99)
+    assert prompt_settings.read(tmp_path / "out") == prompt_settings.PromptSettings(4, (84, 84), "Qwen2.5-VL", None, 99)
 
 
 def test_without_a_word_of_the_task_it_says_what_its_base_says(adapter, tmp_path):
@@ -175,10 +175,10 @@ def test_without_a_word_of_the_task_it_says_what_its_base_says(adapter, tmp_path
     shutil.copytree(base, tmp_path / "base")
     (tmp_path / "base" / "veason.json").write_text(json.dumps(RECORD))
     export.export(saved, tmp_path / "out", base=tmp_path / "base")
-    assert asked.read(tmp_path / "out").max_new_tokens == 99
+    assert prompt_settings.read(tmp_path / "out").max_new_tokens == 99
     (tmp_path / "base" / "veason.json").unlink()
     export.export(saved, tmp_path / "other", base=tmp_path / "base")
-    assert asked.read(tmp_path / "other") is None
+    assert prompt_settings.read(tmp_path / "other") is None
 
 
 def test_a_base_that_is_not_whole_or_another_one_is_refused(adapter, folder, tmp_path, capsys):

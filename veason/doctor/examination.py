@@ -15,7 +15,7 @@ from veason.doctor.findings import Finding
 from veason.doctor.oracle import Agreement, Oracle
 from veason.errors import DataError
 from veason.frames import VideoFrames
-from veason.pool import map_in_order
+from veason.worker_pool import map_in_order
 
 SLOW = 0.005
 """Seconds for a picture's header beyond which storage is called slow: 100,000 of them then take eight minutes."""

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from veason import masks, targets, trackers
+from veason import ground_truth, masks, trackers
 from veason.datasets.sample_list import SampleList
 from veason.frames import VideoFrames
-from veason.targets import Tracks
+from veason.ground_truth import Tracks
 from veason.types import VideoSample
 
 STRETCHES = 3
@@ -74,7 +74,7 @@ class Oracle:
         tracker = _tracker(self._name, tuple(sorted(self._options.items())))
         found: dict[int, np.ndarray] = {}
         for keyframe, pair in keyframes(tracks, scored):
-            true = [box for box in targets.boxes(tracks, keyframe) if box is not None]
+            true = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
             encoded = tracker.encode([video[t] for t in pair])
             tracked = tracker.track(encoded, keyframe=pair.index(keyframe), boxes=true)
             found |= {t: tracked.union(i) for i, t in enumerate(pair)}
@@ -91,7 +91,7 @@ def keyframes(tracks: Tracks, scored: Sequence[int]) -> list[tuple[int, tuple[in
 
     The keyframe is the frame of the stretch in which the target is largest.
     """
-    areas = {t: targets.area(tracks, t) for t in scored}
+    areas = {t: ground_truth.area(tracks, t) for t in scored}
     found = []
     for stretch in np.array_split(np.array(scored), min(STRETCHES, len(scored))):
         keyframe = max(stretch.tolist(), key=lambda t: areas[t])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from veason import frames, masks, targets
+from veason import frames, ground_truth, masks
 from veason.datasets.pictures import picture_size
 from veason.datasets.sample_list import SampleList
 from veason.doctor.findings import Finding
@@ -141,7 +141,7 @@ def _check_foreground(dataset: SampleList, video: str, tracks: Sequence[Track], 
     other = [t for t in some if not _fits(stored[t], masks.merge([track[t] for track in tracks]), part)]
     if other:
         t = other[0]
-        areas = f"{masks.area(stored[t])} pixels stored, {targets.area(tracks, t)} annotated"
+        areas = f"{masks.area(stored[t])} pixels stored, {ground_truth.area(tracks, t)} annotated"
         what = f"{len(other)} of {len(some)} frames looked at differ from the union of the masks, frame id {t}: {areas}"
         yield Finding("warning", "foreground", f"{path}: {video}", what, "R depends on it; fetch both files again")
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from veason.worker_pool import map_in_order
 
 from veason.errors import DataError
-from veason.pool import map_in_order
 
 
 def square(shared, item):
@@ -50,7 +50,7 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from veason.command import run_command
-from veason.pool import map_in_order
+from veason.worker_pool import map_in_order
 
 def wait(folder, item):
     Path(folder, str(os.getpid())).touch()

@@ -3,28 +3,28 @@
 import json
 
 import pytest
+from veason.prompt_settings import PromptSettings
 
-from veason import asked
-from veason.asked import Asked
+from veason import prompt_settings
 from veason.errors import DataError
 
-RECORD = Asked(frames=4, size=(84, 112), family="Qwen2.5-VL", prompt_template=None, max_new_tokens=256)
+RECORD = PromptSettings(frames=4, size=(84, 112), family="Qwen2.5-VL", prompt_template=None, max_new_tokens=256)
 
 
 def test_written_and_read_again(tmp_path):
-    asked.write(tmp_path, RECORD)
-    assert asked.read(tmp_path) == RECORD
+    prompt_settings.write(tmp_path, RECORD)
+    assert prompt_settings.read(tmp_path) == RECORD
     assert json.loads((tmp_path / "veason.json").read_text())["size"] == [84, 112]
 
 
 def test_a_published_model_has_none(tmp_path):
-    assert asked.read(tmp_path) is None
-    assert asked.read("Qwen/Qwen2.5-VL-3B-Instruct") is None
+    assert prompt_settings.read(tmp_path) is None
+    assert prompt_settings.read("Qwen/Qwen2.5-VL-3B-Instruct") is None
 
 
 def test_only_what_differs_is_told():
-    assert asked.differences(RECORD, frames=4, size=(84, 112), prompt_template=None) == []
-    assert asked.differences(RECORD, size=(560, 560), max_new_tokens=1024, prompt_template="Find it.") == [
+    assert prompt_settings.differences(RECORD, frames=4, size=(84, 112), prompt_template=None) == []
+    assert prompt_settings.differences(RECORD, size=(560, 560), max_new_tokens=1024, prompt_template="Find it.") == [
         "size is 560x560, the checkpoint was trained with 84x112",
         "max_new_tokens is 1024, the checkpoint was trained with 256",
         'prompt_template is "Find it.", the checkpoint was trained with the built-in one',
@@ -44,15 +44,15 @@ def test_only_what_differs_is_told():
     ],
 )
 def test_a_wrong_entry_is_named_with_the_file(tmp_path, change, told):
-    asked.write(tmp_path, RECORD)
+    prompt_settings.write(tmp_path, RECORD)
     path = tmp_path / "veason.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=told) as caught:
-        asked.read(tmp_path)
+        prompt_settings.read(tmp_path)
     assert str(path) in str(caught.value)
 
 
 def test_no_json_is_named(tmp_path):
     (tmp_path / "veason.json").write_text("[1, 2]")
     with pytest.raises(DataError, match="found list"):
-        asked.read(tmp_path)
+        prompt_settings.read(tmp_path)

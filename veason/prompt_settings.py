@@ -21,7 +21,7 @@ NAME = "veason.json"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSettings:
     """The settings of a question that a checkpoint was trained with."""
 
     frames: int
@@ -41,7 +41,7 @@ class Asked:
             raise DataError(problem)
 
 
-def read(folder: str | Path) -> Asked | None:
+def read(folder: str | Path) -> PromptSettings | None:
     """The record of a checkpoint folder; None if it has none, as published models and hub names have.
 
     DataError for a file that is no such record: it names the file and the entry.
@@ -50,26 +50,26 @@ def read(folder: str | Path) -> Asked | None:
     if not path.exists():
         return None
     record = files.load_json(path)
-    names = [field.name for field in fields(Asked)]
+    names = [field.name for field in fields(PromptSettings)]
     if not isinstance(record, dict) or sorted(record) != sorted(names):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise DataError(f"{path}: expected an object of {', '.join(names)}, found {found}; correct or remove it")
     size = record["size"]
     try:
-        return Asked(**{**record, "size": tuple(size) if isinstance(size, list) else size})
+        return PromptSettings(**{**record, "size": tuple(size) if isinstance(size, list) else size})
     except DataError as error:
         raise DataError(f"{path}: {error}; correct or remove it") from error
 
 
-def write(folder: str | Path, asked: Asked) -> None:
+def write(folder: str | Path, asked: PromptSettings) -> None:
     """Put the record beside the weights, in place of an earlier one."""
     atomic.write_json(Path(folder) / NAME, {**asdict(asked), "size": list(asked.size)})
 
 
-def differences(asked: Asked, **now: Any) -> list[str]:
-    """What of the settings in use, given by the names of `Asked`, is not what the checkpoint was trained with.
+def differences(asked: PromptSettings, **now: Any) -> list[str]:
+    """One line for each setting in use (by the names of `PromptSettings`) that differs from the checkpoint's training.
 
-    >>> differences(Asked(4, (84, 84), "Qwen2.5-VL", None, 256), frames=8, size=(84, 84))
+    >>> differences(PromptSettings(4, (84, 84), "Qwen2.5-VL", None, 256), frames=8, size=(84, 84))
     ['frames is 8, the checkpoint was trained with 4']
     """
     return [
@@ -87,7 +87,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value if len(value) <= 60 else f"{value[:59]}…") if isinstance(value, str) else str(value)
 
 
-def _problem(asked: Asked) -> str | None:
+def _problem(asked: PromptSettings) -> str | None:
     """What is wrong with the values of a record, if anything."""
     families = [family.name for family in BY_MODEL_TYPE.values()]
     for name in ("frames", "max_new_tokens"):

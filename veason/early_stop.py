@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class FirstReplies:
+class EarlyStop:
     """Counts the first replies of a run by what makes them unfit.
 
     A fit reply, or one that is unfit for another reason, shows that server and model can do better: from then on
