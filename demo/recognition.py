@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from veason.worker_pool import map_in_order
 
 from veason import frames, prompt
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
 from veason.types import VideoSample
+from veason.worker_pool import map_in_order
 
 GRID = 12
 """Cells of a thumbnail along each side."""

@@ -21,8 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from veason.worker_pool import map_in_order
-
 from demo.facts import Facts, measure
 from demo.reasoning import explain
 from demo.recognition import InquiryError, WorldIndex, read_inquiry
@@ -31,6 +29,7 @@ from demo.server import FAULTS, Refusal, Server, ServerOptions, serving
 from demo.writer import read_scenes
 from veason import atomic
 from veason.command import run_command
+from veason.worker_pool import map_in_order
 
 
 class Teacher(Server):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from veason.worker_pool import map_in_order
 
 from eval import predictions
 from eval.predictions import Predictions
@@ -24,6 +23,7 @@ from veason import atomic, mask_png
 from veason.errors import DataError
 from veason.files import check_regular, foreign_content, read_head
 from veason.types import Size, VideoSample
+from veason.worker_pool import map_in_order
 
 PREFIXES = {"mevis": "", "refytvos": "Annotations/"}
 """Benchmark with a server -> folder in the archive that the videos lie in."""

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from veason.worker_pool import map_in_order
-
 from eval.command import print_problems
 from eval.predictions import DONE, PngFolder, Predictions, done_samples, open_predictions, png_size, run_folder, values
 from eval.results import Problem
@@ -40,6 +38,7 @@ from veason.datasets.base import check_name
 from veason.errors import DataError
 from veason.files import load_json
 from veason.types import VideoSample
+from veason.worker_pool import map_in_order
 
 Form = Literal["png", "png1", "rle"]
 _ALONG = (DONE, "timings.jsonl", "run.json")

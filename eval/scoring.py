@@ -17,7 +17,6 @@ from typing import Literal
 import cv2
 import numpy as np
 from tqdm import tqdm
-from veason.worker_pool import WorkerPool
 
 from eval import metrics, predictions
 from eval.predictions import Predictions
@@ -26,6 +25,7 @@ from veason import mask_png, masks
 from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
+from veason.worker_pool import WorkerPool
 
 COMPILE_FROM = 4_000
 """Predicted frames a worker must have to score before loading compiled code pays."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from veason.box_matching import MAX_BOXES, Matching, match
 
+from veason.box_matching import MAX_BOXES, Matching, match
 from veason.types import Box
 
 __all__ = ["MAX_BOXES", "Matching", "is_undefined", "match"]

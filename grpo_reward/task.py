@@ -19,10 +19,6 @@ from random import Random
 from threading import Lock
 from typing import Any, Literal
 
-from veason.prompt_settings import NAME as ASKED_NAME
-from veason.prompt_settings import PromptSettings, differences
-from veason.prompt_settings import read as read_asked
-
 from grpo_reward import scored
 from grpo_reward.target import Target
 from veason import files, frames, ground_truth, prompt
@@ -33,6 +29,9 @@ from veason.datasets.mixture import Mixture, named_key, unique_key
 from veason.errors import DataError
 from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL, Family
+from veason.prompt_settings import NAME as ASKED_NAME
+from veason.prompt_settings import PromptSettings, differences
+from veason.prompt_settings import read as read_asked
 from veason.safe_text import printable
 from veason.types import Clip, VideoSample
 from verl.config import DataConfig

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from veason.early_stop import EarlyStop
-
 from veason.answer import PROBLEMS, REPAIRS
+from veason.early_stop import EarlyStop
 from veason.errors import DataError
 from veason.safe_text import printable
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from veason.worker_pool import map_in_order
 
 from training_data_construction.records import CotRecord, read_records
 from veason import atomic, datasets, frames, prompt, prompt_settings
@@ -34,6 +33,7 @@ from veason.errors import DataError
 from veason.family import QWEN2_5_VL
 from veason.files import fingerprint, load_json
 from veason.types import Size, VideoSample
+from veason.worker_pool import map_in_order
 
 REPLY_TOKENS = 1024
 """Room for a reply that a policy trained on the data set asks for, as the paper gives it."""

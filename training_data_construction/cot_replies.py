@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from veason.early_stop import EarlyStop
-
 from veason.completion import Completion
+from veason.early_stop import EarlyStop
 from veason.errors import DataError
 from veason.prompt import MARKS, REPLY_TAGS
 from veason.safe_text import printable

@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from veason.worker_pool import WorkerPool
-
 from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_progress import Progress
 from training_data_construction.cot_replies import Watch, rejection
@@ -25,6 +23,7 @@ from training_data_construction.cot_teacher import Teacher
 from training_data_construction.records import CotRecord
 from veason.chat import GaveUp
 from veason.errors import DataError
+from veason.worker_pool import WorkerPool
 
 GIVE_UP_AFTER = 20
 """Samples in a row without any answer after which the server is taken to be down."""

@@ -30,8 +30,6 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: on the path stands its folder, wanted is the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from veason.worker_pool import WorkerPool
-
 from training_data_construction import cot_pictures, cot_prompts, cot_requests, cot_tasks
 from training_data_construction.cot_journal import CotJournal, Outcome
 from training_data_construction.cot_replies import REASONS
@@ -43,6 +41,7 @@ from veason.errors import DataError
 from veason.exclude import read_exclude
 from veason.family import QWEN2_5_VL
 from veason.files import folder_fingerprint
+from veason.worker_pool import WorkerPool
 
 DEFAULT_MODEL = "doubao-1-5-thinking-vision-pro"
 """The paper's teacher."""

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from veason.ground_truth import Tracks
 
 from eval.predictions import Predictions
 from veason import frames, masks
 from veason.errors import DataError
+from veason.ground_truth import Tracks
 from veason.types import Box, Size, VideoSample
 
 T = TypeVar("T")

@@ -1,6 +1,7 @@
 """A run whose first replies are all unfit for one reason."""
 
 import pytest
+
 from veason.early_stop import EarlyStop
 
 

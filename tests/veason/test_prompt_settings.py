@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from veason.prompt_settings import PromptSettings
 
 from veason import prompt_settings
 from veason.errors import DataError
+from veason.prompt_settings import PromptSettings
 
 RECORD = PromptSettings(frames=4, size=(84, 112), family="Qwen2.5-VL", prompt_template=None, max_new_tokens=256)
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from veason.worker_pool import map_in_order
 
 from veason.errors import DataError
+from veason.worker_pool import map_in_order
 
 
 def square(shared, item):

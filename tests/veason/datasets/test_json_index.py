@@ -9,13 +9,13 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from veason.worker_pool import map_in_order
 
 from veason import files
 from veason.datasets import json_index
 from veason.datasets.json_index import JsonIndex
 from veason.datasets.mask_dict import MaskDict
 from veason.errors import DataError
+from veason.worker_pool import map_in_order
 
 RLE = st.fixed_dictionaries({"size": st.just([480, 854]), "counts": st.text(st.characters(codec="ascii"), max_size=20)})
 LEAF = st.none() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | RLE

@@ -5,13 +5,13 @@ import pickle
 
 import pytest
 import small_roots as small
-from veason.worker_pool import map_in_order
 
 from tests.conftest import FRAMES, dot, square
 from veason import masks
 from veason.datasets import open_dataset
 from veason.datasets.mixture import Mixture
 from veason.errors import DataError
+from veason.worker_pool import map_in_order
 
 VIDEO = "UVO/-a_b"
 
