@@ -19,11 +19,10 @@ from random import Random
 from threading import Lock
 from typing import Any, Literal
 
-from grpo_reward import scored
 from grpo_reward.target import Target
 from veason import files, frames, ground_truth, prompt
 from veason.command import run_command
-from veason.datasets import NAMES, mixture, open_dataset
+from veason.datasets import NAMES, inputs, mixture, open_dataset, scored
 from veason.datasets.base import Dataset
 from veason.datasets.mixture import Mixture, named_key, unique_key
 from veason.errors import DataError
@@ -134,12 +133,12 @@ class KeyframeTask:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """Size, time of change and head of each annotation file that prompts are read from, by role; hashes of the
-        samples that are left out and of the prompt's wording."""
+        """Fingerprints of all files that prompts and targets are read from, by role (see `inputs.fingerprints`); hashes
+        of the samples that are left out and of the prompt's wording."""
         with _told_to_the_trainer():
-            found = {role: files.fingerprint(path) for role, path in self.dataset.files.items() if path.is_file()}
+            found = inputs.fingerprints(self.dataset, (self.dataset[number] for number in self._numbers))
         return {
-            **{role: f"{f['bytes']} bytes, {f['mtime_ns']} ns, {f['head']}" for role, f in found.items()},
+            **{role: ", ".join(f"{name} {value}" for name, value in each.items()) for role, each in found.items()},
             "exclude": _digest("\n".join(sorted(self.excluded))),
             "prompt template": _digest(self.template or prompt.load_template()),
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from veason import atomic, files
+from veason.datasets import inputs as data_inputs
 from veason.datasets.base import Dataset, check_object
 from veason.errors import DataError
 from veason.types import VideoSample
@@ -18,6 +19,9 @@ MAY_CHANGE = ("limit", "samples", "sam2_spill_dir", "sam2_offload")
 
 COMPARED = ("settings", "inputs", "policy")
 """Parts of the record that a run that goes on must agree with."""
+
+ADDED = ("data truth",)
+"""Inputs that records of before did not hold; a record without them says nothing of them."""
 
 OLDER = {"reading": "strict", "generation_defaults": "checkpoint"}
 """Values that were in force before there was such a setting."""
@@ -42,6 +46,8 @@ def keep(path: Path, record: dict[str, Any]) -> None:
     then = before["settings"] = {name: value for name, value in OLDER.items() if name in now} | before["settings"]
     for part in COMPARED:
         changed = _changed(before.get(part), record.get(part))
+        if part == "inputs":
+            changed = {name: how for name, how in changed.items() if name not in ADDED or name in before[part]}
         hard = {name: how for name, how in changed.items() if part != "settings" or name not in MAY_CHANGE}
         if hard:
             what = "; ".join(f"{name}: {how}" for name, how in hard.items())
@@ -104,11 +110,9 @@ def inputs(
     text of the prompt. Frames count by name, size and time only.
     """
     found: dict[str, Any] = {
-        f"data {name}": files.fingerprint(path) for name, path in sorted(dataset.files.items()) if path.is_file()
+        role if role == "frames" else f"data {role}": print_
+        for role, print_ in data_inputs.fingerprints(dataset, samples).items()
     }
-    frames = {sample.frame_dir: sample for sample in samples}
-    paths = [sample.frame_path(t) for sample in frames.values() for t in range(len(sample))]
-    found["frames"] = files.folder_fingerprint(path for path in paths if path.is_file())  # the run names a missing one
     if model is not None and Path(model).is_dir():
         weights = sorted(p for p in Path(model).iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
         found |= {f"model {path.name}": files.fingerprint(path) for path in weights}

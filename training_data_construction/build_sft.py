@@ -28,6 +28,7 @@ from PIL import Image
 from training_data_construction.records import CotRecord, read_records
 from veason import atomic, datasets, frames, prompt, prompt_settings
 from veason.command import run_command
+from veason.datasets import scored
 from veason.datasets.base import check_name, sha256
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL
@@ -205,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-thinking", action="store_true", help="empty think blocks: the ablation without chain of thought"
     )
+    parser.add_argument(scored.OPTION, action="store_true", help="use what a benchmark scores, all the same")
     return parser
 
 
@@ -221,6 +223,9 @@ def build(args: argparse.Namespace) -> None:
     dataset = datasets.open_dataset(
         "revos", args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
     )
+    meta = dataset.files["meta"]
+    for line in scored.check_file(meta, roots=[args.data_root, meta.parent], allowed=args.allow_scored_split):
+        print(f"warning: {line}", file=sys.stderr)
     records = list(read_records(args.cot, dataset))
     if not records:
         raise DataError(f"{args.cot}: no records; make some with seed_cot_generation.py")

@@ -20,7 +20,7 @@ from typing import Any
 
 from veason import atomic
 from veason.command import run_command
-from veason.datasets import open_dataset
+from veason.datasets import open_dataset, scored
 from veason.datasets.base import load_json
 from veason.errors import DataError
 from veason.exclude import read_exclude
@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--exclude", type=Path, metavar="FILE", help="a video/exp_id a line, as `python -m grpo_reward.task` lists them"
     )
+    parser.add_argument(scored.OPTION, action="store_true", help="draw from what a benchmark scores, all the same")
     return parser
 
 
@@ -155,6 +156,8 @@ def sample_file(args: argparse.Namespace) -> None:
         raise DataError(f"{output}: --output_json would replace --input_json; name another file")
     document = load_json(source)
     samples = list(open_dataset("revos", source.parent, split="train", meta=source))  # checks every name and field
+    for line in scored.check_file(source, roots=[source.parent], allowed=args.allow_scored_split):
+        print(f"warning: {line}", file=sys.stderr)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()
     pool, left_out = fill_pool(samples, include_absent=args.include_absent, exclude=exclude)
     taken = draw(pool, args.target_size, seed=args.seed)

@@ -35,6 +35,7 @@ from training_data_construction.cot_journal import CotJournal, Outcome
 from training_data_construction.cot_replies import REASONS
 from training_data_construction.cot_tasks import Rules
 from veason import atomic, command, prompt
+from veason.datasets import scored
 from veason.datasets.base import sha256
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
@@ -72,6 +73,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prompt-template", type=Path, metavar="FILE", help="of the policy's prompt in the records (veason.prompt)"
     )
+    group.add_argument(scored.OPTION, action="store_true", help="ask about what a benchmark scores, all the same")
 
 
 def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
@@ -153,6 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.data_path.is_dir():
         raise DataError(f"{args.data_path}: no such folder; --data_path is the folder that holds the videos' frames")
     dataset = ReVOS(args.data_path, split="train", image_root=args.data_path, meta=args.meta_json, masks=args.mask_dict)
+    roots = [args.meta_json.parent, args.mask_dict.parent]
+    for line in scored.check_file(args.meta_json, roots=roots, allowed=args.allow_scored_split):
+        print(f"warning: {line}", file=sys.stderr)
     size = QWEN2_5_VL.check_size((args.model_size, args.model_size))
     rules = Rules(seed=args.seed, frames=args.frames, model_size=size, box_decimals=args.box_decimals)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()

@@ -8,7 +8,7 @@ import pytest
 
 from demo import twins
 from grpo_reward import task
-from grpo_reward.scored import is_scored_name
+from veason.datasets.scored import is_scored_name
 from veason.errors import DataError
 from verl.config import ConfigError, DataConfig
 

@@ -37,6 +37,7 @@ def build(root, folder, records, *options, split="valid", thinking=None):
         cot.write_text(json.dumps(stored))
     output = folder / "data"
     arguments = ["--cot", cot, "--data-root", root, "--split", split, "--output", output, "--workers", 1, *options]
+    arguments += ["--allow-scored-split"] if split == "valid" else []
     return build_sft.main([str(argument) for argument in arguments]), output
 
 

@@ -53,6 +53,13 @@ class Dataset(Protocol):
         """
         ...
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        """The files beside `files` that the ground truth of a sample is read from; none where `files` hold all of it.
+
+        They are named whether they exist or not.
+        """
+        ...
+
 
 class Tolerance:
     """What a reader lets through for scoring, since the published scripts do not look at it: counted by kind."""

@@ -114,6 +114,9 @@ class Mixture(SampleList):
     def gt_frames(self, sample: VideoSample) -> tuple[int, ...]:
         return self._parts[sample.dataset].gt_frames(sample)
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        return self._parts[sample.dataset].truth_files(sample)
+
     @property
     def by_video(self) -> dict[str, list[VideoSample]]:
         """The samples of each video, by ``<name>/<video>``."""

@@ -75,6 +75,10 @@ class ReasonVOS(SampleList):
             for t, frame in enumerate(sample.frames)
         )
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        folder = self.root / "Annotations" / self.origin(sample).annotation
+        return tuple(folder / f"{frame}.png" for frame in sample.frames)
+
     def gt_frames(self, sample: VideoSample) -> tuple[int, ...]:
         """Ids of the frames that have an annotation PNG; DataError if none has, or one has no such frame."""
         annotation = self.origin(sample).annotation

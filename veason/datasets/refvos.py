@@ -99,6 +99,9 @@ class _RefVOS(SampleList):
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         return self._annotations.track(sample, int(anno_id))
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        return tuple(self._annotations.path(sample, t) for t in range(len(sample)))
+
 
 class _UnsizedSample(VideoSample):
     """A sample of a split of which there are expressions alone: they can be counted, and nothing else."""
@@ -175,6 +178,13 @@ class RefYouTubeVOS(_RefVOS):
             else:
                 rles.append(self.read_target(folder / f"{frame}.png", sample.size))
         return tuple(rles)
+
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        own = [anno_id for anno_id in sample.anno_ids if isinstance(anno_id, str)]  # an expression's own folder
+        if not own:
+            return super().truth_files(sample)
+        folder = self._annotations.folder / sample.video
+        return tuple(folder / anno_id / f"{frame}.png" for anno_id in own for frame in sample.frames)
 
     def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
         self._check_truth(sample)

@@ -80,6 +80,10 @@ class SampleList(ABC):
         """Every frame; see `Dataset.gt_frames`."""
         return tuple(range(len(sample)))
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        """None: `files` hold all of the ground truth. See `Dataset.truth_files`."""
+        return ()
+
     @cached_property
     def by_video(self) -> dict[str, list[VideoSample]]:
         """The samples of each video, both in the order of the file."""

@@ -78,6 +78,9 @@ class ViCaS(SampleList):
         """Ids of the frames that people annotated: the only ones that are scored."""
         return self._gt_frames[sample.video]
 
+    def truth_files(self, sample: VideoSample) -> tuple[Path, ...]:
+        return (self.annotation_file(sample.video),)
+
     def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
         """The masks of a track, those of people and, unless opened for scoring, of SAM2.
 

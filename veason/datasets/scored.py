@@ -32,6 +32,10 @@ SCORED = {
 }
 """The splits that are there to be scored. All of ReasonVOS is."""
 
+BY_NAME = "by its name, it is there to be scored, so nothing may be trained on it"
+OPTION = "--allow-scored-split"
+"""Of the commands that make training data: do it all the same."""
+
 _SCORED_WORD = re.compile(r"(?:^|[^a-z])(?:val|valid|test)(?:[^a-z]|$)")
 _TRAIN_WORD = re.compile(r"(?:^|[^a-z])train(?:[^a-z]|$)")
 
@@ -48,10 +52,32 @@ def scored_by_name(parts: Sequence[Part], *, split: str, meta: str) -> str | Non
             return str(error)
     elif is_scored_name(split):
         return f"data.train_split={split}: it is there to be scored, so nothing may be trained on it"
-    path = Path(meta).resolve()
-    if meta and is_scored_name(path.parent.name if path.name == "meta_expressions.json" else path.stem):
-        return f"data.train_meta={meta}: by its name, it is there to be scored, so nothing may be trained on it"
+    if meta and is_scored_file(Path(meta)):
+        return f"data.train_meta={meta}: {BY_NAME}"
     return None
+
+
+def check_file(meta: Path, *, roots: Sequence[Path], allowed: bool) -> list[str]:
+    """Lines to print about an expression file of ReVOS before training data are made from it: none, mostly.
+
+    roots: folders in which the expression files of the scored splits may lie. DataError if the file is one of those, or
+    holds some of what they hold, unless that is `allowed`; then a line says it.
+    """
+    reasons = [f"{meta}: {BY_NAME}"] if is_scored_file(meta) else []
+    remarks = []
+    for root in dict.fromkeys(roots):
+        found, unread = scored_by_content((Part("revos", str(root)),), meta=str(meta))
+        reasons += [found] if found else []
+        remarks += unread
+    if reasons and not allowed:
+        raise DataError(f"{reasons[0]}; {OPTION} does it all the same")
+    return [*reasons[:1], *remarks]
+
+
+def is_scored_file(path: Path) -> bool:
+    """By the name of an expression file, or of its folder where every split's file is called alike."""
+    path = path.resolve()
+    return is_scored_name(path.parent.name if path.name == "meta_expressions.json" else path.stem)
 
 
 def is_scored_name(name: str) -> bool:
