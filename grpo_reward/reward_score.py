@@ -135,7 +135,7 @@ class KeyframeReward:
         finite = [box for box in boxes if all(map(math.isfinite, box))]  # as an object that is nowhere
         encoded = self._encode(images, target)
         track = self.tracker.track(encoded, keyframe=position, boxes=finite)
-        return terms.consistency_term(list(track.unions()), self._true_masks(target))
+        return terms.consistency_term(list(masks.track_unions(track)), self._true_masks(target))
 
     def _true_masks(self, target: Target) -> list[np.ndarray]:
         """T x (h, w) bool, decoded once for all replies to a prompt; kept until another target is asked for."""

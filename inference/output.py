@@ -82,7 +82,7 @@ def pack(finished: Finished, *, masks: str) -> Packed:
 def _pictures(track: MaskTrack, bits: mask_png.Bits) -> tuple[bytes, ...]:
     if not track.objects:
         return (mask_png.encode(np.zeros(track.size, bool), bits=bits),) * track.length
-    return tuple(mask_png.encode(mask, bits=bits) for mask in track.unions())
+    return tuple(mask_png.encode(mask, bits=bits) for mask in masks.track_unions(track))
 
 
 class RunFolder:

@@ -259,7 +259,7 @@ def write(
         old.unlink()
     written = [folder / "overlay.mp4", folder / "masks", folder / "prediction.json"]
     for t, name in enumerate(prediction.sample.frames):
-        atomic.write_bytes(folder / "masks" / f"{name}.png", mask_png.encode(prediction.track.union(t)))
+        atomic.write_bytes(folder / "masks" / f"{name}.png", mask_png.encode(masks.track_union(prediction.track, t)))
     if prediction.keyframe is not None:
         picture = overlay.paint(pictures[prediction.keyframe], _objects(prediction, prediction.keyframe))
         picture = overlay.draw_boxes(picture, prediction.boxes)

@@ -3,8 +3,8 @@
     python -m training_data_construction.build_sft --cot cot.json --data-root ROOT --output sft_data
 
 writes ``dataset_info.json``, ``train.json`` and ``images/<video>/<frame>.png`` below the output, and ``veason.json``,
-which the trained checkpoint will carry (`veason.prompt_settings`). The question is the very prompt of GRPO and of inference,
-the frames are resized by the same function, so nothing changes between stages.
+which the trained checkpoint will carry (`veason.prompt_settings`). The question is the very prompt of GRPO and of
+inference, the frames are resized by the same function, so nothing changes between stages.
 
 Run again to go on: finished frames are kept. ``build.json`` and ``pictures.jsonl`` say what all was made from; what has
 changed since, or is damaged, is made again.

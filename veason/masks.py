@@ -10,13 +10,13 @@ such a run for a pixel in a box and for the end of the mask in a union, so `chec
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import numpy as np
 from pycocotools import mask as coco
 
-from veason.types import Box, Rle, Size
+from veason.types import Box, MaskTrack, Rle, Size
 
 
 def encode(mask: np.ndarray) -> Rle:
@@ -85,6 +85,16 @@ def _joined(counts: np.ndarray, size: Sequence[int]) -> Rle:
 def union(rles: Sequence[Rle | None], size: Size) -> np.ndarray:
     """(H, W) bool union of some masks of one frame."""
     return decode(merge(rles), size)
+
+
+def track_union(track: MaskTrack, position: int) -> np.ndarray:
+    """Union over the objects of a track in frame `position`: (H, W) bool; all False where there is no object."""
+    return union([rles[position] for rles in track.objects], track.size)
+
+
+def track_unions(track: MaskTrack) -> Iterator[np.ndarray]:
+    """The unions of a track's T frames, one at a time."""
+    return (track_union(track, position) for position in range(track.length))
 
 
 Tracks = Sequence[Sequence[Rle | None]]

@@ -10,7 +10,6 @@ Conventions, everywhere in the project:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -125,7 +124,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class MaskTrack:
-    """Masks of N objects over T frames, per object and compressed; the union over objects is derived."""
+    """Masks of N objects over T frames, per object and compressed; `veason.masks.track_union` gives their union."""
 
     size: Size
     objects: tuple[tuple[Rle, ...], ...]
@@ -136,16 +135,6 @@ class MaskTrack:
     def __post_init__(self) -> None:
         for rles in self.objects:
             assert len(rles) == self.length, f"a track of {len(rles)} masks in a video of {self.length} frames"
-
-    def union(self, position: int) -> np.ndarray:
-        """Union over the objects in frame `position`: (H, W) bool; all False where there is no object."""
-        from veason import masks
-
-        return masks.union([rles[position] for rles in self.objects], self.size)
-
-    def unions(self) -> Iterator[np.ndarray]:
-        """The T unions, one at a time."""
-        return (self.union(t) for t in range(self.length))
 
     @classmethod
     def empty(cls, size: Size, length: int) -> MaskTrack:

@@ -36,10 +36,10 @@ def sam2(place: Place) -> Found:
         place.edge(f"{label} tracked")
     autocast, elsewhere, exact = found
     expect(autocast == elsewhere, "masks changed when features and memory were kept on the CPU and in a file")
-    shown = sum(bool(mask.any()) for mask in autocast.unions())
+    shown = sum(bool(mask.any()) for mask in masks.track_unions(autocast))
     # the tiny one's weights are made so that it sees something
     expect(place.size != "tiny" or shown > 0, f"no mask in any of {FRAMES} frames")
-    pairs = zip(autocast.unions(), exact.unions(), strict=True)
+    pairs = zip(masks.track_unions(autocast), masks.track_unions(exact), strict=True)
     return {"frames": FRAMES, "with a mask": shown, "IoU with float32": np.mean([masks.iou(a, b) for a, b in pairs])}
 
 

@@ -206,7 +206,10 @@ def test_grabcut_on_the_synthetic_world(shown):
     track = tracker.track(
         tracker.encode(prompt.images), keyframe=target.clip.position(truth.keyframe), boxes=[said]
     )  # fmt: skip
-    ious = [masks.iou(track.union(t), masks.decode(target.masks[t], target.size)) for t in range(len(target.clip))]
+    ious = [
+        masks.iou(masks.track_union(track, t), masks.decode(target.masks[t], target.size))
+        for t in range(len(target.clip))
+    ]
     assert good.parts["consistency"] == pytest.approx(np.mean(ious))
 
 

@@ -13,7 +13,7 @@ from inference import pipeline, run_record
 from inference.output import MASKS, RunFolder, Shard, pack, png_damage
 from inference.pipeline import Sampling
 from inference.policies.oracle import OraclePolicy
-from veason import atomic, mask_lines, mask_png
+from veason import atomic, mask_lines, mask_png, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.trackers import open_tracker
@@ -105,7 +105,7 @@ def test_pngs_read_back_as_0_and_255(finished, tmp_path, bits):
         data = (tmp_path / "Annotations" / sample.key / "00005.png").read_bytes()
         assert data[24] == (1 if bits == "png1" else 8)  # bit depth, in the IHDR chunk
         mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(mask, track.union(1) * 255)
+        assert np.array_equal(mask, masks.track_union(track, 1) * 255)
 
 
 def test_lines_hold_the_same_masks(finished, tmp_path):
@@ -117,7 +117,7 @@ def test_lines_hold_the_same_masks(finished, tmp_path):
     assert lines[0]["size"] == [48, 64]
     for line, item in zip(lines, finished, strict=True):
         parsed = mask_lines.parse(line, "here")
-        for t, union in enumerate(item.prediction.track.unions()):
+        for t, union in enumerate(masks.track_unions(item.prediction.track)):
             rle = parsed.rle(t)
             assert (rle is not None) == union.any()
             assert rle is None or np.array_equal(mask_lines.masks.decode(rle, (48, 64)), union)
@@ -193,7 +193,7 @@ def flipped(data, position, bit=0):
 
 def test_every_flipped_bit_of_a_picture_shows(finished, tmp_path):
     path = tmp_path / "mask.png"
-    whole = mask_png.encode(finished[0].prediction.track.union(1))
+    whole = mask_png.encode(masks.track_union(finished[0].prediction.track, 1))
     path.write_bytes(whole)
     assert png_damage(path, (48, 64)) is None
     for number in range(8 * len(whole)):

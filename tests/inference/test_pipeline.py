@@ -53,7 +53,7 @@ def test_a_reply_without_an_answer_gives_empty_masks_and_the_reason(dataset):
     (finished,) = run([dataset[0]], Spy("no idea"))
     prediction = finished.prediction
     assert (prediction.keyframe, prediction.boxes, prediction.reply.problem) == (None, (), "no_answer")
-    assert [mask.any() for mask in prediction.track.unions()] == [False] * 4
+    assert [mask.any() for mask in masks.track_unions(prediction.track)] == [False] * 4
 
 
 def test_boxes_go_from_model_to_video_pixels(dataset):
@@ -66,7 +66,9 @@ def test_boxes_go_from_model_to_video_pixels(dataset):
 def test_the_oracle_with_grabcut_finds_the_square(dataset, hand_made):
     (finished,) = run([dataset[0]], OraclePolicy(dataset))
     truth = dataset.object_rles(dataset[0])[0]
-    overlap = [masks.iou(finished.prediction.track.union(t), masks.decode(truth[t], (48, 64))) for t in range(4)]
+    overlap = [
+        masks.iou(masks.track_union(finished.prediction.track, t), masks.decode(truth[t], (48, 64))) for t in range(4)
+    ]
     assert min(overlap) > 0.7
 
 

@@ -77,7 +77,7 @@ class Oracle:
             true = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
             encoded = tracker.encode([video[t] for t in pair])
             tracked = tracker.track(encoded, keyframe=pair.index(keyframe), boxes=true)
-            found |= {t: tracked.union(i) for i, t in enumerate(pair)}
+            found |= {t: masks.track_union(tracked, i) for i, t in enumerate(pair)}
         return found
 
 

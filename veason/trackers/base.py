@@ -1,13 +1,15 @@
-"""What a tracker is: frames encoded once, then any number of box prompts, each giving a mask track."""
+"""A tracker encodes frames once, then turns any number of box prompts into mask tracks; checks that all share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from veason.types import Box, MaskTrack
+from veason import boxes as geometry
+from veason.types import Box, MaskTrack, Size
 
 
 class Tracker(Protocol):
@@ -41,3 +43,32 @@ class Tracker(Protocol):
         `progress` is called once for each mask that is made: at most objects x frames times.
         """
         ...
+
+
+def check_frame(frame: np.ndarray, position: int, size: Size | None) -> Size:
+    """The (height, width) of `frame`; a ValueError naming its position if it is no RGB frame of `size`.
+
+    `size` is that of the frames before it, None for the first.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ValueError(f"frame {position} is {frame.dtype} {frame.shape}, expected uint8 (height, width, 3)")
+    found = (frame.shape[0], frame.shape[1])
+    if 0 in found:
+        raise ValueError(f"frame {position} is {found} (height, width): it has no pixels")
+    if size is not None and found != size:
+        raise ValueError(f"frame {position} is {found}, the frames before it are {size} (height, width)")
+    return found
+
+
+def check_keyframe(keyframe: int, length: int) -> None:
+    """A ValueError if `keyframe` is not a position in a video of `length` frames."""
+    if not 0 <= keyframe < length:
+        raise ValueError(f"keyframe {keyframe} of a video of {length} frames (0 to {length - 1})")
+
+
+def clip_boxes(boxes: Sequence[Box], size: Size) -> list[Box | None]:
+    """The part of each box inside a frame of `size`, None where there is none; a ValueError if one is not finite."""
+    for k, box in enumerate(boxes):
+        if len(box) != 4 or not all(math.isfinite(side) for side in box):
+            raise ValueError(f"box {k} is {tuple(box)}, expected four finite numbers (x1, y1, x2, y2)")
+    return [geometry.clip(box, size) for box in boxes]

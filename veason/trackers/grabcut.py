@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from veason import masks
-from veason.trackers import checks
+from veason.trackers.base import check_frame, check_keyframe, clip_boxes
 from veason.trackers.flow import NeighbourFlow, disc
 from veason.types import Box, MaskTrack, Rle, Size
 
@@ -74,7 +74,7 @@ class GrabCutTracker:
         """
         size, copies = None, []
         for position, frame in enumerate(frames):
-            size = checks.check_frame(frame, position, size)
+            size = check_frame(frame, position, size)
             scale = min(1.0, self.working_side / max(size))
             height, width = (max(1, round(side * scale)) for side in size)
             copies.append(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
@@ -94,10 +94,10 @@ class GrabCutTracker:
 
         See `base.Tracker` for boxes that leave the frame.
         """
-        checks.check_keyframe(keyframe, encoded.length)
+        check_keyframe(keyframe, encoded.length)
         empty = masks.encode(np.zeros(encoded.size, dtype=bool))
         objects: list[list[Rle]] = []
-        for box in checks.clip_boxes(boxes, encoded.size):
+        for box in clip_boxes(boxes, encoded.size):
             rles = [empty] * encoded.length
             if box is not None:
                 for position, mask in _follow(encoded, keyframe, box):

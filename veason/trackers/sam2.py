@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from veason import masks
 from veason.errors import DataError
 from veason.files import foreign_content, read_head
-from veason.trackers import checks
+from veason.trackers.base import check_frame, check_keyframe, clip_boxes
 from veason.trackers.feature_store import FeatureStore
 from veason.types import Box, MaskTrack, Rle, Size
 
@@ -137,7 +137,7 @@ class Sam2Tracker:
         levels = self.predictor.num_feature_levels
         size = None
         for position, frame in enumerate(frames):
-            size = checks.check_frame(frame, position, size)
+            size = check_frame(frame, position, size)
             with self._autocast():
                 output = self.predictor.forward_image(self._prepare(frame))
             features.append(output["backbone_fpn"][-levels:], output["vision_pos_enc"][-levels:])
@@ -157,8 +157,8 @@ class Sam2Tracker:
 
         See `base.Tracker` for boxes that leave the frame. Propagates forward to the end, then in reverse to the start.
         """
-        checks.check_keyframe(keyframe, encoded.length)
-        prompts = checks.clip_boxes(boxes, encoded.size)
+        check_keyframe(keyframe, encoded.length)
+        prompts = clip_boxes(boxes, encoded.size)
         empty = masks.encode(np.zeros(encoded.size, dtype=bool))
         objects: list[list[Rle]] = [[empty] * encoded.length for _ in boxes]
         present = [k for k, box in enumerate(prompts) if box is not None]

@@ -169,7 +169,7 @@ def test_masks_that_must_not_overlap_stay_in_one_group(tmp_path, frames, folder)
     track = tracker.track(tracker.encode(frames), keyframe=3, boxes=BOXES)
     assert as_lists(track) == stock_masks(tracker.predictor, folder, 3, BOXES)
     for t in range(track.length):
-        assert np.count_nonzero(track.union(t)) == sum(masks.area(rles[t]) for rles in track.objects)
+        assert np.count_nonzero(masks.track_union(track, t)) == sum(masks.area(rles[t]) for rles in track.objects)
 
 
 def test_features_from_the_file_give_the_same_masks(tiny, tracker, frames, tmp_path):
