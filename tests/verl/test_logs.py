@@ -1,0 +1,58 @@
+"""Log lines on stderr: step, process and level are named; other packages are heard from warnings on."""
+
+import logging
+
+import pytest
+
+from verl.utils import logs
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left():
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+
+
+def test_lines_name_step_and_rank(capsys):
+    log = logging.getLogger("verl.trainer")
+    logs.configure("rank 3")
+    log.info("building")
+    logs.set_step(12)
+    log.info("drawn %d replies", 8)
+    log.warning("too few")
+    logs.set_step(None)
+    log.error("gone")
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "[rank 3] building",
+        "[step 12 rank 3] drawn 8 replies",
+        "[step 12 rank 3] warning: too few",
+        "[rank 3] error: gone",
+    ]
+    assert captured.out == ""
+
+
+def test_the_driver_has_no_rank(capsys):
+    logs.configure()
+    logging.getLogger("verl").info("plain")
+    logs.set_step(1)
+    logging.getLogger("verl").info("in a step")
+    assert capsys.readouterr().err.splitlines() == ["plain", "[step 1] in a step"]
+
+
+def test_configuring_again_does_not_write_lines_twice(capsys):
+    logs.configure()
+    logs.configure("rank 0")
+    logging.getLogger("verl.engines").info("once")
+    assert capsys.readouterr().err.splitlines() == ["[rank 0] once"]
+
+
+def test_other_packages_are_heard_from_warnings_on(capsys):
+    logs.configure()
+    logging.getLogger("some_library").info("chatter")
+    logging.getLogger("some_library").warning("odd weights")
+    logging.getLogger("verl.engines").debug("detail")
+    assert capsys.readouterr().err.splitlines() == ["warning: odd weights"]
