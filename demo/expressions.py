@@ -1,7 +1,7 @@
-"""Generates the expressions that can be asked of a scene: measured to be true, and clear beyond doubt.
+"""Generates the expressions that can be asked of a scene: each is measured to be true, and its answer is clear.
 
-Every rule below reads the facts of *all* shapes and asks only where each of them is clearly on one side: "growing"
-needs one shape well above 1 and all others at 1. In between there is no question at all.
+Every rule below reads the facts of *all* shapes and asks only where each shape is clearly on one side: "growing" needs
+one shape well above 1 and all others at 1. A scene with a shape in between gets no such question.
 """
 
 from __future__ import annotations
@@ -33,20 +33,27 @@ class Expression:
 
 
 def questions(scene: Scene, facts: Facts | None = None) -> list[Expression]:
-    """Everything that can be asked of a scene, always in the same order."""
+    """Returns everything that can be asked of a scene, always in the same order."""
     facts = measure(scene) if facts is None else facts
-    rules = (_names, _groups, _absent_names, _places, _sizes, _growth, _ways, _stillness, _borders, _meetings, _fills)
-    return [expression for rule in rules for expression in rule(scene, facts)]
+    return [
+        *_names(scene),
+        *_places_and_sizes(scene, facts),
+        *_changes(scene, facts),
+        *_borders_and_overlaps(scene, facts),
+    ]
 
 
 def _ask(fact: str, targets: list[int], statement: str, question: str) -> Iterator[Expression]:
-    """The same fact twice: as a phrase that refers and as a question; both type 2 without a target."""
+    """Yields the same fact as a phrase that refers and as a question; both are of type 2 without a target."""
     found = tuple(sorted(targets))
     yield Expression(statement, found, REFERRING if found else ABSENT, fact)
     yield Expression(question, found, REASONING if found else ABSENT, fact)
 
 
-def _names(scene: Scene, facts: Facts) -> Iterator[Expression]:
+def _names(scene: Scene) -> Iterator[Expression]:
+    """Yields expressions that need no measuring: single shapes, groups, and shapes that are absent."""
+    everyone = tuple(range(len(scene.shapes)))
+    names = [shape.name for shape in scene.shapes]
     kinds = [shape.kind for shape in scene.shapes]
     for i, shape in enumerate(scene.shapes):
         yield Expression(f"the {shape.name}", (i,), REFERRING, "name")
@@ -56,15 +63,11 @@ def _names(scene: Scene, facts: Facts) -> Iterator[Expression]:
             yield Expression(f"the {shape.kind}", (i,), REFERRING, "kind")
             yield Expression(f"which of the shapes is {_a(shape.kind)}?", (i,), REASONING, "kind")
 
-
-def _groups(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    everyone = tuple(range(len(scene.shapes)))
-    names = [shape.name for shape in scene.shapes]
     if len(everyone) >= 2:
         yield Expression("all shapes", everyone, REFERRING, "all")
         yield Expression(f"the {names[0]} and the {names[1]}", (0, 1), REFERRING, "pair")
-    for kind in dict.fromkeys(shape.kind for shape in scene.shapes):
-        same = tuple(i for i in everyone if scene.shapes[i].kind == kind)
+    for kind in dict.fromkeys(kinds):
+        same = tuple(i for i in everyone if kinds[i] == kind)
         if len(same) >= 2:
             yield Expression(f"the {NUMBERS[len(same)]} {kind}s", same, REFERRING, "kinds")
             yield Expression(f"which shapes are {kind}s?", same, REASONING, "kinds")
@@ -73,10 +76,7 @@ def _groups(scene: Scene, facts: Facts) -> Iterator[Expression]:
             others = tuple(j for j in everyone if j != i)
             yield Expression(f"all shapes except the {names[i]}", others, REFERRING, "except")
 
-
-def _absent_names(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    """Near misses first: a colour of the scene with a kind it does not have, then colours that are not there."""
-    kinds = {shape.kind for shape in scene.shapes}
+    # absent: near misses first, a colour of the scene with a kind it does not have, then colours that are not there
     for i, shape in enumerate(scene.shapes):
         other = KINDS[(KINDS.index(shape.kind) + 1 + i % 2) % len(KINDS)]
         yield Expression(f"the {shape.colour} {other}", (), ABSENT, "name")
@@ -89,8 +89,13 @@ def _absent_names(scene: Scene, facts: Facts) -> Iterator[Expression]:
             yield Expression(f"which of the shapes is {_a(kind)}?", (), ABSENT, "kind")
 
 
-def _places(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    """Far left, far right, top, bottom: in the first frame, in the last one, and throughout."""
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _places_and_sizes(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    """Yields who is far left, far right, top, bottom, largest, smallest: throughout, or in the first and last frame."""
+    moments = ((0, "at the beginning"), (-1, "at the end")) if scene.frames > 1 else ()
     sides = {"far left": (0, -1), "far right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     for name, (axis, sign) in sides.items():
         where = f"on the {name}" if axis == 0 else f"at the {name}"
@@ -101,15 +106,27 @@ def _places(scene: Scene, facts: Facts) -> Iterator[Expression]:
         if len(set(each)) == 1 and each[0] is not None:
             most = {"far left": "leftmost", "far right": "rightmost", "top": "topmost", "bottom": "lowest"}[name]
             yield from _ask(fact, [each[0]], f"the {most} shape", f"which shape is {where} of the picture?")
-        elif scene.frames > 1:
-            for t, when in ((0, "at the beginning"), (-1, "at the end")):
-                if each[t] is not None:
-                    text = f"{where} of the picture {when}"
-                    yield from _ask(f"{fact}_{when[7:]}", [each[t]], f"the shape {text}", f"which shape is {text}?")
+            continue
+        for t, when in moments:
+            if (winner := each[t]) is not None:
+                text = f"{where} of the picture {when}"
+                yield from _ask(f"{fact}_{when[7:]}", [winner], f"the shape {text}", f"which shape is {text}?")
+
+    size = np.log(np.where(facts.areas > 0, facts.areas, np.nan))
+    whole = [facts.clear[facts.areas[:, t] > 0, t].all() for t in range(scene.frames)]
+    for name, sign in (("largest", 1), ("smallest", -1)):
+        each = [_winner(sign * size[:, t], np.log(1.35), facts, t) if whole[t] else None for t in range(scene.frames)]
+        if len(set(each)) == 1 and each[0] is not None:
+            yield from _ask(name, [each[0]], f"the {name} shape", f"which shape is the {name}?")
+            continue
+        for t, when in moments:
+            if (winner := each[t]) is not None:
+                text = f"the {name} {when}"
+                yield from _ask(f"{name}_{when[7:]}", [winner], f"the shape that is {text}", f"which shape is {text}?")
 
 
 def _winner(values: np.ndarray, margin: float, facts: Facts, t: int) -> int | None:
-    """The one shape far ahead of all others seen in a frame; None if there is none, or if one is hardly seen."""
+    """Returns the shape far ahead of all others seen in a frame; None without one, or if some shape is hardly seen."""
     seen = np.flatnonzero(facts.areas[:, t])
     hardly = facts.areas[seen, t] < 0.5 * facts.areas[seen].max(axis=1)
     shrunk = facts.clear[seen, t]  # small but whole
@@ -119,32 +136,16 @@ def _winner(values: np.ndarray, margin: float, facts: Facts, t: int) -> int | No
     return int(order[-1]) if values[order[-1]] - values[order[-2]] >= margin else None
 
 
-def _sizes(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    size = np.log(np.where(facts.areas > 0, facts.areas, np.nan))
-    for name, sign in (("largest", 1), ("smallest", -1)):
-        whole = [facts.clear[facts.areas[:, t] > 0, t].all() for t in range(scene.frames)]
-        each = [_winner(sign * size[:, t], np.log(1.35), facts, t) if whole[t] else None for t in range(scene.frames)]
-        if len(set(each)) == 1 and each[0] is not None:
-            yield from _ask(name, [each[0]], f"the {name} shape", f"which shape is the {name}?")
-        elif scene.frames > 1:
-            for t, when in ((0, "at the beginning"), (-1, "at the end")):
-                if each[t] is not None:
-                    text = f"the {name} {when}"
-                    fact = f"{name}_{when[7:]}"
-                    yield from _ask(fact, [each[t]], f"the shape that is {text}", f"which shape is {text}?")
-
-
-def _growth(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    ratios = [facts.growth(i) for i in range(len(scene.shapes))]
+def _changes(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    """Yields who grows, shrinks, moves one way, is the fastest, or does not move."""
+    growth = [facts.growth(i) for i in range(len(scene.shapes))]
     for fact, verb, sign in (("grows", "growing", 1), ("shrinks", "shrinking", -1)):
-        found = _clear_winners([None if ratio is None else sign * np.log(ratio) for ratio in ratios], 0.35, 0.08)
+        found = _clear_winners([None if ratio is None else sign * np.log(ratio) for ratio in growth], 0.35, 0.08)
         if found is not None:
             yield from _either(fact, found, f"that {{is|are}} {verb}", f"{{is|are}} {verb}?")
 
-
-def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    if _overgrown(facts):
-        return
+    if facts.areas.max() > 0.5 * facts.pixels:
+        return  # one outgrows the picture: what is left of it to see says nothing about where it goes
     ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     for name, axis, sign in (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1)):
         along = [None if way is None else float(sign * way[axis]) for way in ways]
@@ -159,36 +160,24 @@ def _ways(scene: Scene, facts: Facts) -> Iterator[Expression]:
         if speeds[order[-1]] >= max(1.5 * speeds[order[-2]], 0.015):
             yield from _ask("fastest", [int(order[-1])], "the fastest shape", "which shape moves the fastest?")
 
-
-def _overgrown(facts: Facts) -> bool:
-    """Some shape outgrows the picture: what is left of it to see says nothing of where it goes."""
-    return facts.areas.max() > 0.5 * facts.pixels
-
-
-def _stillness(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    if scene.frames == 1 or _overgrown(facts):
-        return
-    ways = [facts.displacement(i) for i in range(len(scene.shapes))]
     moved = [None if way is None else float(np.linalg.norm(way)) for way in ways]
-    grown = [facts.growth(i) for i in range(len(scene.shapes))]
-    if None in moved or None in grown:
+    if scene.frames == 1 or None in moved or None in growth:
         return
-    if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, grown, strict=True)):
-        return  # growing on the spot: is that still?
+    if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, growth, strict=True)):
+        return  # one grows on the spot: it is unclear whether that counts as still
     found = _clear_winners([-m for m in moved], -0.02, -0.12)
     if found is not None:
         yield from _either("still", found, "that {does|do} not move", "{does|do} not move?")
 
 
-def _borders(scene: Scene, facts: Facts) -> Iterator[Expression]:
-    if scene.frames == 1:
-        return
+def _borders_and_overlaps(scene: Scene, facts: Facts) -> Iterator[Expression]:
+    """Yields who leaves the picture, enters it, crosses or hides another shape, or fills the picture."""
     everyone = range(len(scene.shapes))
     for fact, verb, frames in (
         ("leaves", "leave{s|} the picture", [facts.leaves(i) for i in everyone]),
         ("enters", "come{s|} into the picture later", [facts.enters(i) for i in everyone]),
     ):
-        if None in frames:
+        if scene.frames == 1 or None in frames:
             continue
         found = [i for i in everyone if frames[i] != NEVER]
         yield from _either(fact, found, f"that {verb}", f"{verb}?")
@@ -199,41 +188,35 @@ def _borders(scene: Scene, facts: Facts) -> Iterator[Expression]:
                 text = f"{short} {place}"
                 yield from _ask(f"{fact}_{place}", one, f"the one that {text}", f"which shape {text}?")
 
-
-def _meetings(scene: Scene, facts: Facts) -> Iterator[Expression]:
     hidden = facts.hidden.max(axis=1)
     meets = facts.meets.any(axis=2)
     if not meets.any():
         yield from _ask("hidden", [], "the shape hidden by another one", "which shape is hidden by another one?")
-        return
-    if meets.sum() != 2:
-        return  # more than one pair
-    back, front = (int(i) for i in np.flatnonzero(meets.any(axis=1)))  # shapes are ordered back to front
-    if hidden[back] < 0.25 or hidden[front] > 0.03:
-        return
-    name = scene.shapes[back].name
-    yield from _ask("meet", [back, front], "the two shapes that cross", "which two shapes cross each other?")
-    yield from _ask("hidden", [back], "the shape hidden by another one", "which shape is hidden by another one?")
-    yield from _ask("in_front", [front], f"the shape in front of the {name}", f"which shape hides the {name}?")
+    elif meets.sum() == 2:  # one pair
+        back, front = (int(i) for i in np.flatnonzero(meets.any(axis=1)))  # shapes are ordered back to front
+        if hidden[back] >= 0.25 and hidden[front] <= 0.03:
+            name = scene.shapes[back].name
+            yield from _ask("meet", [back, front], "the two shapes that cross", "which two shapes cross each other?")
+            yield from _ask(
+                "hidden", [back], "the shape hidden by another one", "which shape is hidden by another one?"
+            )
+            yield from _ask("in_front", [front], f"the shape in front of the {name}", f"which shape hides the {name}?")
 
-
-def _fills(scene: Scene, facts: Facts) -> Iterator[Expression]:
     full = facts.areas.max(axis=1) == facts.pixels
     if full.sum() == 1:
-        found = [int(np.argmax(full))]
         text = "fills the whole picture at the end"
-        yield from _ask("fills", found, f"the shape that {text}", f"which shape {text}?")
+        yield from _ask("fills", [int(np.argmax(full))], f"the shape that {text}", f"which shape {text}?")
 
 
 def _clear_winners(values: list[float | None], yes: float, no: float) -> list[int] | None:
-    """Indices of the values from `yes` up if all the others are `no` at most; None if one is between or unknown."""
+    """Returns the indices of values >= `yes` if all others are <= `no`; None if one is in between or unknown."""
     if any(value is None or no < value < yes for value in values):
         return None
     return [i for i, value in enumerate(values) if value >= yes]
 
 
 def _either(fact: str, found: list[int], statement: str, question: str) -> Iterator[Expression]:
-    """In the singular for one shape or none, in the plural for several; "{one|many}" marks the place."""
+    """Asks in the singular for one shape or none, in the plural for several; "{one|many}" marks the choice."""
     plural = len(found) > 1
     noun, which = ("the shapes", "which shapes") if plural else ("the shape", "which shape")
     return _ask(fact, found, f"{noun} {_number(statement, plural)}", f"{which} {_number(question, plural)}")
@@ -245,7 +228,3 @@ def _number(text: str, plural: bool) -> str:
         choice, after = rest.split("}", 1)
         text = before + choice.split("|")[plural] + after
     return text
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

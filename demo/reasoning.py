@@ -1,6 +1,6 @@
 """Writes true sentences about shapes of a scene: their names, what they do, their sizes and places.
 
-`explain` gives a whole chain of thought in randomly chosen words; `perceive` names the shapes and their sizes only.
+`explain` writes a whole chain of thought in randomly chosen words; `perceive` names the shapes and their sizes only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def explain(
     rng: Random,
     facts: Facts | None = None,
 ) -> str:
-    """Three steps: what the target is and does, why this keyframe, where the target is then.
+    """Writes a chain of thought: what the target is and does, why this keyframe, where the target is in it.
 
-    `targets`: indices of shapes. `frame_ids`: the shown frames, `keyframe` one of them in which a target is visible.
-    `facts`: of the scene, measured if not given.
+    `targets`: indices of shapes. `frame_ids`: the shown frames, of which `keyframe` is one that shows a target.
+    `facts`: the measures of the scene; None measures them.
     """
     facts = facts or measure(scene)
     many = len(targets) > 1
@@ -48,18 +48,18 @@ def explain(
 
 
 def perceive(scene: Scene, targets: Sequence[int], *, frame_ids: Sequence[int], sizes: Sequence[int]) -> str:
-    """Who the targets are and how large in each shown frame; no word on which frame is best."""
+    """Names the targets and their size in each shown frame, without a word on which frame is best."""
     return f"This is {names(scene, targets)}. {sizes_text(frame_ids, sizes)}"
 
 
 def names(scene: Scene, targets: Sequence[int]) -> str:
-    """``the red circle, the blue star and the pink square``"""
+    """Lists the targets: ``the red circle, the blue star and the pink square``."""
     each = [f"the {scene.shapes[i].name}" for i in targets]
     return " and ".join([", ".join(each[:-1]), each[-1]] if len(each) > 1 else each)
 
 
 def sizes_sentence(facts: Facts, targets: Sequence[int], frame_ids: Sequence[int]) -> str:
-    """``Sizes 0:12, 3:15.``: frame id and `size` of the targets together."""
+    """States frame ids and the `size` of all targets together: ``Sizes 0:12, 3:15.``"""
     areas = [int(facts.areas[list(targets), t].sum()) for t in frame_ids]
     return sizes_text(frame_ids, [size(area, facts.pixels) for area in areas])
 
@@ -69,14 +69,30 @@ def sizes_text(frame_ids: Sequence[int], sizes: Sequence[int]) -> str:
 
 
 def size(area: float, pixels: int) -> int:
-    """Side of the square of this area in hundredths of the picture's, 0 only where nothing is visible."""
+    """Returns the side of a square of this area, where the picture's is 100; 0 only if nothing is visible."""
     return max(round(100 * (area / pixels) ** 0.5), int(area > 0))
 
 
 def actions(facts: Facts, targets: Sequence[int]) -> Iterator[str]:
-    """One sentence on what the targets do, if they all do it: ``It grows and moves to the left.``"""
-    each = [_doings(facts, i) for i in targets]
-    shared = [verb for verb in each[0] if all(verb in doings for doings in each)]
+    """Yields one sentence on the actions that all targets share: ``It grows and moves to the left.``"""
+    each: list[list[str]] = []
+    for shape in targets:
+        found = []
+        if facts.leaves(shape) not in (None, NEVER):
+            found.append("leaves the picture")
+        if facts.enters(shape) not in (None, NEVER):
+            found.append("comes into the picture")
+        growth = facts.growth(shape)
+        if growth is not None and abs(np.log(growth)) >= MIN_GROWTH:
+            found.append("grows" if growth > 1 else "shrinks")
+        way = facts.displacement(shape)
+        if way is not None and np.abs(way).max() >= MIN_DISPLACEMENT:
+            if abs(way[0]) >= abs(way[1]):
+                found.append("moves to the left" if way[0] < 0 else "moves to the right")
+            else:
+                found.append("moves upwards" if way[1] < 0 else "moves downwards")
+        each.append(found)
+    shared = [verb for verb in each[0] if all(verb in found for found in each)]
     if not shared:
         return
     verbs = " and ".join(shared[:2])
@@ -87,25 +103,8 @@ def actions(facts: Facts, targets: Sequence[int]) -> Iterator[str]:
         yield "They " + " ".join(plural.get(word, word) for word in verbs.split()) + "."
 
 
-def _doings(facts: Facts, shape: int) -> list[str]:
-    found = []
-    if facts.leaves(shape) not in (None, NEVER):
-        found.append("leaves the picture")
-    if facts.enters(shape) not in (None, NEVER):
-        found.append("comes into the picture")
-    growth = facts.growth(shape)
-    if growth is not None and abs(np.log(growth)) >= MIN_GROWTH:
-        found.append("grows" if growth > 1 else "shrinks")
-    way = facts.displacement(shape)
-    if way is not None and np.abs(way).max() >= MIN_DISPLACEMENT:
-        across = abs(way[0]) >= abs(way[1])
-        found.append("moves " + (("to the right", "to the left") if across else ("downwards", "upwards"))[int(
-            way[0 if across else 1] < 0)])  # fmt: skip
-    return found
-
-
 def places(scene: Scene, facts: Facts, targets: Sequence[int], frame_id: int) -> Iterator[str]:
-    """Where a lone target is in a frame: ``It is at the top left.``"""
+    """Yields where a lone target is in a frame: ``It is at the top left.``"""
     if len(targets) != 1:
         return
     x, y = facts.centres[targets[0], frame_id] * min(scene.size) / np.array(scene.size[::-1])  # shares

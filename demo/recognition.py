@@ -21,55 +21,58 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from veason import frames, prompt
 from veason.datasets.revos import ReVOS
 from veason.errors import DataError
 from veason.types import VideoSample
-from veason.worker_pool import map_in_order
 
 GRID = 12
 """Cells of a thumbnail along each side."""
 TOLERANCE = 16.0
-"""Grey levels by which all but a twentieth of the cells may be off, at most. Measured: known pictures with boxes, at
-JPEG quality 50 and six tenths of their size, stay below 13; pictures of other scenes start at 20."""
+"""Most grey levels by which all but a twentieth of the cells may be off. Measured: known pictures with boxes, at JPEG
+quality 50 and six tenths of their size, stay below 13; pictures of other scenes start at 20."""
 RED_SHARE = 0.6
-"""The most of a cell that drawn lines may cover: two pixels along each of two sides, in a small picture."""
+"""Largest share of a cell that drawn lines may cover: two pixels along each of two sides, in a small picture."""
 
 MAX_PICTURES = 64
 MAX_PICTURE_BYTES = 4 << 20
 MAX_PIXELS = 4 << 20
-"""Of one picture: 2048 x 2048."""
+"""Most pixels of one picture: 2048 x 2048."""
 
 _RED = np.array([255, 0, 0], dtype=np.float32)
 _TIMESTAMP = re.compile(r"(?<!\d)(\d{1,9})s\b")
 _DATA_URL = re.compile(r"data:image/(?:jpe?g|png);base64,")
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on hostile pictures."""
+"""Exceptions that Pillow raises on hostile pictures."""
 
 
 class InquiryError(ValueError):
-    """A request that cannot be understood. The message says what arrived and what was wanted, for the one who asks."""
+    """Raised for a request that cannot be understood; the message says what arrived and what was wanted."""
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What a teacher is asked: frames with their timestamps, an expression, a keyframe."""
+    """A question to the teacher: frames with their timestamps, an expression, a keyframe."""
 
     expression: str
     keyframe: int
     """Frame id, one of `frame_ids`."""
     frame_ids: tuple[int, ...]
-    """In the order of the request."""
+    """Frame ids in the order of the request."""
     thumbnails: np.ndarray = field(repr=False)
     """(K, GRID, GRID, 3) float32: mean colours of the pictures."""
     size_tokens: int
-    """How long the question is in tokens, roughly: words, and a token for every 28 x 28 pixels."""
+    """Rough length of the question in tokens: words, and a token for every 28 x 28 pixels."""
 
 
 def read_inquiry(messages: object) -> Inquiry:
-    """The inquiry in a chat request's `messages`: a text with ``(12s)`` before each picture, and after the last one the
-    lines ``Expression: …`` and ``Keyframe: 12s``."""
+    """Reads the inquiry in a chat request's `messages`.
+
+    They hold a text with ``(12s)`` before each picture, and after the last one the lines ``Expression: …`` and
+    ``Keyframe: 12s``.
+    """
     stamps: list[int] = []
     pictures: list[tuple[np.ndarray, int]] = []
     text, tokens = "", 0
@@ -79,16 +82,25 @@ def read_inquiry(messages: object) -> Inquiry:
             continue
         if len(pictures) == MAX_PICTURES:
             raise InquiryError(f"more than {MAX_PICTURES} pictures; show fewer")
-        stamps.append(_last_stamp(text, number=len(pictures) + 1))
+        before = _TIMESTAMP.findall(text)
+        if not before:
+            raise InquiryError(
+                f"picture {len(pictures) + 1} has no timestamp; put a text such as (12s) before it, "
+                f"found {_short(text)}"
+            )
+        stamps.append(int(before[-1]))
         pictures.append(read_picture(value, where=f"picture {len(pictures) + 1}"))
         tokens += count_tokens(text)
         text = ""
     if not pictures:
         raise InquiryError("the last user message has no picture; put each frame in a part of type image_url")
-    keyframe = _keyframe(_line(text, "Keyframe:"), stamps)
+    line = _line(text, "Keyframe:")
+    named = _TIMESTAMP.search(line)
+    if named is None or int(named[1]) not in stamps:
+        raise InquiryError(f"the keyframe must be one of the timestamps {_short(stamps)}, found {_short(line)}")
     return Inquiry(
         expression=_line(text, "Expression:"),
-        keyframe=keyframe,
+        keyframe=int(named[1]),
         frame_ids=tuple(stamps),
         thumbnails=np.stack([thumbnail for thumbnail, _ in pictures]),
         size_tokens=tokens + count_tokens(text) + sum(size for _, size in pictures),
@@ -96,12 +108,12 @@ def read_inquiry(messages: object) -> Inquiry:
 
 
 def count_tokens(text: str) -> int:
-    """A rough count: words and marks."""
+    """Returns a rough count of tokens: words and punctuation marks."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _parts(messages: object) -> Iterator[tuple[str, str]]:
-    """("text", text) and ("image_url", URL) of the last user message."""
+    """Yields ("text", text) and ("image_url", URL) of the last user message."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise InquiryError(f"messages must be a list of objects, found {_short(messages)}")
     asked = [message for message in messages if message.get("role") == "user"]
@@ -118,32 +130,16 @@ def _parts(messages: object) -> Iterator[tuple[str, str]]:
         yield kind, value
 
 
-def _last_stamp(text: str, *, number: int) -> int:
-    stamps = _TIMESTAMP.findall(text)
-    if not stamps:
-        raise InquiryError(
-            f"picture {number} has no timestamp; put a text such as (12s) before it, found {_short(text)}"
-        )
-    return int(stamps[-1])
-
-
 def _line(text: str, head: str) -> str:
-    """What stands behind `head` in the one line that opens with it."""
+    """Returns the rest of the one line that opens with `head`."""
     found = {line.strip().removeprefix(head).strip() for line in text.splitlines() if line.strip().startswith(head)}
     if len(found) != 1 or "" in found:
         raise InquiryError(f"wanted one line '{head} …' after the pictures, found {_short(sorted(found))}")
     return found.pop()
 
 
-def _keyframe(text: str, stamps: list[int]) -> int:
-    match = _TIMESTAMP.search(text)
-    if match is None or int(match[1]) not in stamps:
-        raise InquiryError(f"the keyframe must be one of the timestamps {_short(stamps)}, found {_short(text)}")
-    return int(match[1])
-
-
 def read_picture(url: str, *, where: str) -> tuple[np.ndarray, int]:
-    """(thumbnail of the picture in a data URL, its tokens). Its size is checked before it is decoded."""
+    """Returns (thumbnail, tokens) of the picture in a data URL; its size is checked before it is decoded."""
     head = _DATA_URL.match(url)
     if head is None:
         raise InquiryError(f"{where}: wanted data:image/jpeg;base64,… (nothing is fetched), found {_short(url)}")
@@ -166,16 +162,16 @@ def read_picture(url: str, *, where: str) -> tuple[np.ndarray, int]:
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """Mean colours, (GRID, GRID, 3) float32. A JPEG that was only opened is decoded no finer than that needs."""
+    """Returns mean colours, (GRID, GRID, 3) float32. A JPEG that was only opened is decoded at a low resolution."""
     image.draft("RGB", (4 * GRID, 4 * GRID))
     return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
 
 
 def difference(seen: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(K,) grey levels between K pictures as shown (or one) and K frames, both (K, GRID, GRID, 3).
+    """Returns (K,) grey levels between K pictures as shown (or one) and K frames, both (K, GRID, GRID, 3).
 
-    Of each picture the worst cell but for a twentieth of them, after taking out of a cell as much red as explains it
-    best.
+    It is the largest difference of all but a twentieth of the cells, after removing from each cell the red that
+    explains it best.
     """
     known = known.astype(np.float32)
     to_red = _RED - known
@@ -187,20 +183,28 @@ def difference(seen: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 class WorldIndex:
-    """All expressions of a world by their words, and all frames as thumbnails; opening takes milliseconds a video."""
+    """Indexes all expressions of a world by their words, and all frames by thumbnails, in milliseconds a video."""
 
     def __init__(self, root: str | Path) -> None:
         self._by_words: dict[str, list[VideoSample]] = defaultdict(list)
-        for dataset in _open_splits(Path(root)):
-            for sample in dataset:
+        try:
+            counts = json.loads(Path(root, "world.json").read_text())["counts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{root}: no synthetic world; make one with python -m demo.world --out {root}") from None
+        for split in (split for split, row in counts.items() if row["expressions"]):
+            for sample in ReVOS(root, split=split):
                 self._by_words[_words(sample.expression)].append(sample)
         videos = list({sample.video: sample for samples in self._by_words.values() for sample in samples}.values())
-        known = map_in_order(_thumbnails, None, videos, workers=1, label="reading the frames", unit="videos")
-        self._known = {sample.video: pictures for sample, pictures in zip(videos, known, strict=True)}
-        """By video, (T, GRID, GRID, 3) uint8."""
+        self._known: dict[str, np.ndarray] = {}
+        """Thumbnails of all frames by video, (T, GRID, GRID, 3) uint8."""
+        for sample in tqdm(videos, desc="reading the frames", unit="videos", disable=None):  # None: terminals only
+            pictures = self._known[sample.video] = np.empty((len(sample), GRID, GRID, 3), dtype=np.uint8)
+            for t in range(len(sample)):
+                with frames.opened(sample.frame_path(t)) as image:
+                    pictures[t] = thumbnail(image)
 
     def recognise(self, inquiry: Inquiry) -> VideoSample:
-        """The sample asked about; an InquiryError if words, timestamps or pictures are not of this world."""
+        """Finds the sample that is asked about; InquiryError if words, timestamps or pictures are not of this world."""
         try:
             named = self._by_words.get(_words(inquiry.expression), [])
         except DataError as error:
@@ -213,11 +217,12 @@ class WorldIndex:
             raise InquiryError(
                 f"timestamp {max(inquiry.frame_ids)}s, but videos of this expression have {lengths} frames"
             )
-        # the worst picture decides, so that one look at the first rules most videos out
+        # the most different picture decides, and the first one already excludes most videos
         first = np.stack([self._known[sample.video][inquiry.frame_ids[0]] for sample in fitting])
         like = difference(inquiry.thumbnails[:1], first) <= TOLERANCE
         near = [sample for sample, alike in zip(fitting, like, strict=True) if alike] or fitting
-        away = [self._away(inquiry, sample) for sample in near]
+        shown = list(inquiry.frame_ids)
+        away = [float(difference(inquiry.thumbnails, self._known[sample.video][shown]).max()) for sample in near]
         if min(away) > TOLERANCE:
             raise InquiryError(
                 f"do not know this picture: the most similar video with this expression is {min(away):.0f} grey levels"
@@ -228,33 +233,12 @@ class WorldIndex:
             raise InquiryError(f"{sample.key}: {_short(sample.expression)} has no target here; leave such samples out")
         return sample
 
-    def _away(self, inquiry: Inquiry, sample: VideoSample) -> float:
-        """`difference` to a video: that of the worst picture."""
-        return float(difference(inquiry.thumbnails, self._known[sample.video][list(inquiry.frame_ids)]).max())
-
-
-def _thumbnails(_: None, sample: VideoSample) -> np.ndarray:
-    """Thumbnails of all frames of a video, (T, GRID, GRID, 3) uint8."""
-    pictures = np.empty((len(sample), GRID, GRID, 3), dtype=np.uint8)
-    for t in range(len(sample)):
-        with frames.opened(sample.frame_path(t)) as image:
-            pictures[t] = thumbnail(image)
-    return pictures
-
-
-def _open_splits(root: Path) -> list[ReVOS]:
-    try:
-        counts = json.loads((root / "world.json").read_text())["counts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{root}: no synthetic world; make one with python -m demo.world --out {root}") from None
-    return [ReVOS(root, split=split) for split, row in counts.items() if row["expressions"]]
-
 
 def _words(expression: str) -> str:
     return " ".join(prompt.normalise(expression).split())
 
 
 def _short(value: Any) -> str:
-    """A value in an error message: recognisable, and never longer than a line."""
+    """Shortens a value for an error message to less than a line."""
     text = repr(value[:80] if isinstance(value, (str, list)) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Pixels and masks of a scene: anti-aliased pictures, crisp masks. Pure: the same scene gives the same arrays.
+"""Renders a scene: anti-aliased pictures and crisp masks. The same scene gives the same arrays.
 
 A mask holds the pixels in which a shape is *visible*: at least half covered by it and not wholly covered by a shape in
 front. A pixel on the border between two overlapping shapes shows both and belongs to both masks.
@@ -15,7 +15,7 @@ from demo.scene import COLOURS, Scene, Shape
 from veason.types import Size
 
 _FINE = 4  # sub-pixels per pixel and axis
-_INK = 15 * _FINE**2  # of a covered sub-pixel: a multiple of their number, so that the mean of a pixel's is whole
+_INK = 15 * _FINE**2  # value of a covered sub-pixel: a multiple of their number, so that means over pixels are exact
 _SHIFT = 6  # fractional bits OpenCV draws with
 _RIM = 0.012  # width of a shape's darker rim, in short sides
 
@@ -23,19 +23,28 @@ _RIM = 0.012  # width of a shape's darker rim, in short sides
 def render_clip(
     scene: Scene, size: Size | None = None, *, frame_ids: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T, H, W, 3) uint8 RGB and visible masks (N, T, H, W) bool; all frames at native size by default."""
+    """Returns frames (T, H, W, 3) uint8 RGB and visible masks (N, T, H, W) bool; by default all, at native size."""
     size = size or scene.size
     ids = range(scene.frames) if frame_ids is None else frame_ids
     backdrop = background(scene, size)  # (H, W, 3) float32
     covers = [_coverages(scene, t, size) for t in ids]
-    frames = [_paint(scene, backdrop, cover, t) for cover, t in zip(covers, ids, strict=True)]
+    frames = []
+    for cover, t in zip(covers, ids, strict=True):
+        picture, u = backdrop.copy(), scene.moment(t)
+        for shape, alpha in zip(scene.shapes, cover, strict=True):  # from the back to the front
+            rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+            if rows.size:
+                window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+                ink = _ink(shape, scene, u, alpha.shape, window)
+                picture[window] += alpha[window][..., None] * (ink - picture[window])
+        frames.append(np.clip(picture + 0.5, 0, 255).astype(np.uint8))
     return np.stack(frames), np.stack([visible(cover) for cover in covers], axis=1)
 
 
 def render_masks(
     scene: Scene, size: Size | None = None, *, frame_ids: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Visible masks and whole silhouettes, (N, T, H, W) bool each: what `render_clip` knows, without the pixels."""
+    """Returns visible masks and whole silhouettes, (N, T, H, W) bool each, without painting any pixels."""
     size = size or scene.size
     ids = range(scene.frames) if frame_ids is None else frame_ids
     covers = [_coverages(scene, t, size) for t in ids]
@@ -43,7 +52,7 @@ def render_masks(
 
 
 def visible(cover: np.ndarray) -> np.ndarray:
-    """Visible masks (N, H, W) bool of the coverages of one frame, given from the back to the front."""
+    """Returns visible masks (N, H, W) bool from the coverages of one frame, ordered from the back to the front."""
     masks = cover >= 0.5  # (N, H, W)
     opaque = np.zeros(cover.shape[1:], dtype=bool)
     for i in reversed(range(len(cover))):
@@ -53,7 +62,7 @@ def visible(cover: np.ndarray) -> np.ndarray:
 
 
 def background(scene: Scene, size: Size) -> np.ndarray:
-    """The empty picture, (H, W, 3) float32 in 0 … 255."""
+    """Paints the empty picture, (H, W, 3) float32 in 0 … 255."""
     height, width = size
     rng = np.random.default_rng(scene.grain)
     blotches = cv2.resize(rng.normal(size=(7, 9, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -71,7 +80,7 @@ def background(scene: Scene, size: Size) -> np.ndarray:
 
 
 def _coverages(scene: Scene, frame_id: int, size: Size) -> np.ndarray:
-    """(N, H, W) float32: the share of each pixel that each shape would cover if it were alone."""
+    """Returns (N, H, W) float32: the share of each pixel that each shape would cover if it were alone."""
     u = scene.moment(frame_id)
     covers = np.zeros((len(scene.shapes), *size), dtype=np.float32)
     for shape, cover in zip(scene.shapes, covers, strict=True):
@@ -85,7 +94,7 @@ def _to_pixels(points: np.ndarray, scene: Scene, size: Size) -> np.ndarray:
 
 
 def _draw(outline: np.ndarray, cover: np.ndarray) -> None:
-    """The share of each pixel within an outline (P, 2), into an empty `cover` (H, W)."""
+    """Writes the share of each pixel within an outline (P, 2) into an empty `cover` (H, W)."""
     low = np.maximum(np.floor(outline.min(axis=0)).astype(int) - 1, 0)
     high = np.minimum(np.ceil(outline.max(axis=0)).astype(int) + 2, cover.shape[::-1])
     width, height = high - low
@@ -98,21 +107,8 @@ def _draw(outline: np.ndarray, cover: np.ndarray) -> None:
     cover[low[1] : high[1], low[0] : high[0]] = blocks / np.float32(_INK)
 
 
-def _paint(scene: Scene, backdrop: np.ndarray, cover: np.ndarray, frame_id: int) -> np.ndarray:
-    """One frame (H, W, 3) uint8: the shapes over the backdrop, from the back to the front."""
-    picture, u = backdrop.copy(), scene.moment(frame_id)
-    for shape, alpha in zip(scene.shapes, cover, strict=True):
-        rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
-        if not rows.size:
-            continue
-        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        ink = _ink(shape, scene, u, alpha.shape, window)
-        picture[window] += alpha[window][..., None] * (ink - picture[window])
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-
-
 def _ink(shape: Shape, scene: Scene, u: float, size: Size, window: tuple[slice, slice]) -> np.ndarray:
-    """Colour of a shape in a window, (h, w, 3) float32: its texture moves and grows with it, its rim is darker."""
+    """Returns the colour of a shape in a window, (h, w, 3) float32; its texture moves and grows with it."""
     rows, columns = window
     y, x = np.mgrid[rows, columns].astype(np.float32) + 0.5
     pixels = np.stack([x, y], axis=-1) / _to_pixels(np.ones(2), scene, size)  # in short sides
@@ -120,20 +116,16 @@ def _ink(shape: Shape, scene: Scene, u: float, size: Size, window: tuple[slice, 
     turn = np.deg2rad(shape.tilt)
     across = local[..., 0] * np.cos(turn) + local[..., 1] * np.sin(turn)
     down = local[..., 1] * np.cos(turn) - local[..., 0] * np.sin(turn)
-    light = 1 + _pattern(shape.texture, across, down) - 0.06 * (across + down)
+    pattern = np.zeros_like(across)  # plain: relative brightness around 0
+    if shape.texture == "stripes":
+        pattern = 0.11 * np.sin(9 * across)
+    elif shape.texture == "checks":
+        pattern = 0.11 * np.tanh(4 * np.sin(6.5 * across) * np.sin(6.5 * down))
+    elif shape.texture == "dots":
+        pattern = 0.16 * np.maximum(np.cos(9 * across) * np.cos(9 * down), 0) - 0.03
+    light = 1 + pattern - 0.06 * (across + down)
     inner = shape.centre(u) + (1 - _RIM / shape.radius_at(u)) * (shape.outline(u) - shape.centre(u))
     within = np.zeros(size, dtype=np.float32)
     _draw(_to_pixels(inner, scene, size), within)
-    light = light * (1 - 0.22 * (1 - within[window]))
+    light = light * (1 - 0.22 * (1 - within[window]))  # a darker rim
     return (np.array(COLOURS[shape.colour]) * light[..., None]).astype(np.float32)
-
-
-def _pattern(texture: str, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Relative brightness of a texture, around 0."""
-    if texture == "stripes":
-        return 0.11 * np.sin(9 * across)
-    if texture == "checks":
-        return 0.11 * np.tanh(4 * np.sin(6.5 * across) * np.sin(6.5 * down))
-    if texture == "dots":
-        return 0.16 * np.maximum(np.cos(9 * across) * np.cos(9 * down), 0) - 0.03
-    return np.zeros_like(across)  # plain

@@ -1,4 +1,4 @@
-"""A scene describes coloured shapes: where each is and how large it is at any moment. No pixels, no randomness.
+"""Describes scenes of coloured shapes: where each is and how large it is at any moment. No pixels, no randomness.
 
 Lengths are in units of the picture's **short side**, the origin is the top-left corner, x to the right and y down.
 Time is `u`, 0 at the first frame and 1 at the last.
@@ -29,12 +29,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (50, 222, 232),
     "white": (244, 244, 240),
 }
-"""RGB of each colour word; every one far from every background and from each other."""
+"""RGB of each colour word; they are far from every background and from each other."""
 
 KINDS = ("circle", "square", "triangle", "star", "ellipse")
 TEXTURES = ("plain", "stripes", "checks", "dots")
 BACKGROUNDS = ("ramp", "cloud", "plain")
-"""ramp: red grows along x, green along y, so that the pixels show where they are; cloud: soft blotches; plain: grey."""
+"""ramp: red grows along x and green along y, so a colour tells its place; cloud: soft blotches; plain: grey."""
 
 
 def _regular(corners: int, radius: float) -> np.ndarray:
@@ -42,17 +42,11 @@ def _regular(corners: int, radius: float) -> np.ndarray:
     return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _star() -> np.ndarray:
-    points = _regular(10, 1.25)
-    points[1::2] *= 0.52
-    return points
-
-
 OUTLINES: dict[str, np.ndarray] = {
     "circle": _regular(96, 1.0),
     "square": 0.9 * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]),
     "triangle": _regular(3, 1.25),
-    "star": _star(),
+    "star": _regular(10, 1.25) * np.where(np.arange(10) % 2, 0.52, 1.0)[:, None],
     "ellipse": _regular(96, 1.0) * [1.28, 0.7],
 }
 """Corners (V, 2) of each kind at radius 1, around its centre."""
@@ -73,11 +67,11 @@ class Shape:
     end: Point
     """Centre in the last frame."""
     radius: tuple[float, float]
-    """In short sides, in the first and in the last frame."""
+    """Radius in short sides, in the first and in the last frame."""
     bow: float = 0.0
-    """How far the path bulges sideways half-way, in short sides."""
+    """Sideways bulge of the path half-way, in short sides."""
     tilt: float = 0.0
-    """Turned clockwise by so many degrees."""
+    """Clockwise rotation in degrees."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.colour not in COLOURS or self.texture not in TEXTURES:
@@ -85,22 +79,22 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """``red circle``"""
+        """Colour and kind: ``red circle``."""
         return f"{self.colour} {self.kind}"
 
     def centre(self, u: float | np.ndarray) -> np.ndarray:
-        """(x, y) in short sides; (K, 2) for K moments."""
+        """Returns (x, y) in short sides; (K, 2) for K moments."""
         (x, y), (dx, dy) = self.start, np.subtract(self.end, self.start)
         length = math.hypot(dx, dy)
         aside = 4 * u * (1 - u) * self.bow / length if length else 0.0 * u
         return np.stack([x + u * dx - aside * dy, y + u * dy + aside * dx], axis=-1)
 
     def radius_at(self, u: float | np.ndarray) -> float | np.ndarray:
-        """In short sides."""
+        """Returns the radius in short sides."""
         return self.radius[0] + u * (self.radius[1] - self.radius[0])
 
     def outline(self, u: float) -> np.ndarray:
-        """Corners (V, 2) in short sides."""
+        """Returns the corners (V, 2) in short sides."""
         turn = np.deg2rad(self.tilt)
         turned = OUTLINES[self.kind] @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         return self.centre(u) + self.radius_at(u) * turned
@@ -108,7 +102,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A video before it has pixels."""
+    """All that fixes the pixels of a video."""
 
     size: Size
     """Native (height, width); a clip may be rendered at any other, stretched as a resized video would be."""
@@ -125,7 +119,7 @@ class Scene:
             raise ValueError(f"background is {self.background!r}, expected one of {', '.join(BACKGROUNDS)}")
 
     def moment(self, frame_id: int) -> float:
-        """The `u` of a frame."""
+        """Returns the time `u` of a frame."""
         return frame_id / (self.frames - 1) if self.frames > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible chat server on bare asyncio streams; a subclass decides what it answers.
+"""Serves an OpenAI-compatible chat API on bare asyncio streams; a subclass writes the replies.
 
-`ServerOptions` makes it slow or faulty: it can refuse, hang, break off in the middle of a response and reset the
-connection, which a proper HTTP library prevents. A waiting request costs one small task and no thread.
+`ServerOptions` makes the server slow or faulty: it can refuse, hang, break off in the middle of a response and reset
+the connection, which a proper HTTP library prevents. A waiting request costs one small task and no thread.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import socket
 import struct
-import sys
 import threading
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +26,8 @@ from typing import Any
 
 from demo.recognition import count_tokens
 from veason.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 FAULTS = {
     "500": "an internal error",
@@ -40,7 +41,7 @@ FAULTS = {
     "length": "half a text, with finish_reason length",
     "boxes": "a text that mentions the red boxes",
 }
-"""Ways to misbehave. The first five come instead of an answer, whatever the request was; the others spoil one."""
+"""The kinds of faults. The first five come in place of an answer, whatever the request was; the others damage one."""
 
 GIVEAWAYS = (
     "The red box in each frame marks it.",
@@ -51,20 +52,20 @@ GIVEAWAYS = (
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server behaves."""
+    """The delays and faults of a server."""
 
     seed: int = 0
-    """Of the answers' wording, and of which arrivals fail and how."""
+    """Seed of the answers' wording, and of which requests fail and how."""
     delay: float = 0.0
     """Seconds that every chat request takes at least."""
     fail_rate: float = 0.0
     """Share of the chat requests that fail."""
     fail_kinds: tuple[str, ...] = tuple(FAULTS)
-    """Ways to fail, equally likely; a kind may be named twice."""
+    """Kinds of faults, equally likely; a kind may be listed twice."""
     hang: float = 2.0
     """Seconds of silence before a hanging request's connection is closed."""
     model: str = "synthetic-teacher"
-    """The one model on offer."""
+    """Name of the only model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.fail_rate <= 1:
@@ -75,30 +76,30 @@ class ServerOptions:
             raise DataError(f"fail kinds are {', '.join(self.fail_kinds) or 'none'}; choose from {', '.join(FAULTS)}")
 
     def fault(self, arrival: int) -> str | None:
-        """How the chat request of this number fails, None if it does not."""
+        """Draws the fault of the chat request of this number; None if it does not fail."""
         rng = Random(f"{self.seed}|arrival|{arrival}")
         return rng.choice(self.fail_kinds) if rng.random() < self.fail_rate else None
 
 
 class Server(ABC):
-    """Counts, faults and connections; a subclass says what is answered."""
+    """Handles connections, faults and counts; a subclass writes the replies."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")  # one thread: what it holds needs no lock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")  # one thread, so that `reply` needs no lock
         self._requests = self._in_flight = self._max_in_flight = 0
         self._outcomes: Counter[str] = Counter()
 
     @abstractmethod
     def reply(self, request: dict[str, Any]) -> tuple[str, int]:
-        """(the text, how many tokens the question has) to a chat request of this model; `Refusal` for another one.
+        """Returns the text that answers a chat request, and the tokens of the question; raises `Refusal` to refuse.
 
-        Called from one thread.
+        It is called from one thread.
         """
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counts of chat requests. Each ends as answered, refused (the client's fault) or failed (by kind, ours)."""
+        """Counts of chat requests. Each ends as answered, refused (the client's fault) or failed (ours, by kind)."""
         return {
             "requests": self._requests,
             "answered": self._outcomes["answered"],
@@ -109,7 +110,7 @@ class Server(ABC):
         }
 
     async def respond(self, request: Request) -> Response:
-        """The response to any request."""
+        """Responds to any request."""
         model = {"id": self.options.model, "object": "model", "created": 0, "owned_by": "veason"}
         pages = {
             "/health": {"status": "ok"},
@@ -124,56 +125,84 @@ class Server(ABC):
         return error_response(404, f"no {request.method[:20]} {request.path[:80]} here; there is {known}")
 
     async def _chat(self, body: bytes) -> Response:
+        """Answers, refuses or fails one chat request, and counts how it ended."""
         arrival = self._requests
         self._requests += 1
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         try:
             await asyncio.sleep(self.options.delay)
-            outcome, response = await self._outcome(body, arrival)
+            fault = self.options.fault(arrival)
+            if fault == "hang":
+                await asyncio.sleep(self.options.hang)
+            outcome, response = fault or "answered", _fault_response(fault, arrival)
+            if response is None:
+                loop = asyncio.get_running_loop()
+                try:
+                    completion = await loop.run_in_executor(self._thread, self._complete, body, arrival)
+                    response = _damage(completion, fault, arrival)
+                except Refusal as refusal:
+                    outcome, response = "refused", error_response(refusal.status, str(refusal))
+                except Exception:  # a defect of ours: the client gets an error 500, our log the reason
+                    logger.exception("the reply to a chat request failed")
+                    outcome = "error"
+                    response = error_response(500, "the server itself failed; its terminal says why")
             self._outcomes[outcome] += 1
             return response
         finally:
             self._in_flight -= 1
 
-    async def _outcome(self, body: bytes, arrival: int) -> tuple[str, Response]:
-        """(what to count the request as, its response)"""
-        fault = self.options.fault(arrival)
-        if fault == "hang":
-            await asyncio.sleep(self.options.hang)
-        if instead := _instead(fault, arrival):
-            return fault, instead
-        try:
-            completion = await asyncio.get_running_loop().run_in_executor(self._thread, self._complete, body, arrival)
-        except Refusal as refusal:
-            return "refused", error_response(refusal.status, str(refusal))
-        except Exception:  # the server's own: told like any server's, with the reason on its terminal
-            sys.stderr.write(traceback.format_exc())
-            return "error", error_response(500, "the server itself failed; its terminal says why")
-        return fault or "answered", _spoil(completion, fault, arrival)
-
     def _complete(self, body: bytes, arrival: int) -> dict[str, Any]:
-        """The answer to a chat request as OpenAI words it."""
+        """Answers a chat request in OpenAI's form."""
         request = _read_chat(body, self.options.model)
-        text, asked = self.reply(request)
+        whole, asked = self.reply(request)
         limit = request.get("max_completion_tokens") or request.get("max_tokens")
-        cut = _cut(text, limit) if limit else text
-        return _completion(cut, asked, self.options.model, arrival, finish="stop" if cut == text else "length")
+        text = _cut(whole, limit) if limit else whole
+        written = count_tokens(text)
+        return {
+            "id": f"chatcmpl-{arrival:08d}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.options.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "logprobs": None,
+                    "finish_reason": "stop" if text == whole else "length",
+                }
+            ],
+            "usage": {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written},
+        }
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[str]:
-        """The server, open within the block: its base URL, as clients want it. Port 0 takes a free one."""
-        talks: set[asyncio.Task[None]] = set()
+        """Keeps the server open within the block and gives its base URL; port 0 takes a free port."""
+        connections: set[asyncio.Task[None]] = set()
 
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            talks.add(asyncio.current_task())
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Responds to all requests of one connection, one after the other."""
+            task = asyncio.current_task()
+            assert task is not None
+            connections.add(task)
             try:
-                await self._talk(reader, writer)
+                while request := await read_request(reader, writer):
+                    response = await self.respond(request)
+                    if response.ending == "keep" and not request.keep_alive:
+                        response = replace(response, ending="close")
+                    if not await send(writer, response):
+                        break
+            except Refusal as refusal:
+                await send(writer, error_response(refusal.status, str(refusal), ending="close"))
+                await hang_up(reader, writer)
+            except (ConnectionError, asyncio.CancelledError):
+                pass  # the client has gone, or the server stops
             finally:
-                talks.discard(asyncio.current_task())
+                writer.close()
+                connections.discard(task)
 
         try:
-            server = await asyncio.start_server(talk, host, port, limit=MAX_HEAD, backlog=1024)
+            server = await asyncio.start_server(handle, host, port, limit=MAX_HEAD, backlog=1024)
         except (OSError, OverflowError) as error:
             raise DataError(
                 f"cannot listen on {host}:{port} ({error}); choose another port, or 0 for a free one"
@@ -182,30 +211,14 @@ class Server(ABC):
             yield f"http://{f'[{host}]' if ':' in host else host}:{server.sockets[0].getsockname()[1]}/v1"
         finally:
             server.close()
-            for task in talks:
+            for task in connections:
                 task.cancel()
-            await asyncio.gather(*talks, return_exceptions=True)
+            await asyncio.gather(*connections, return_exceptions=True)
             self._thread.shutdown(cancel_futures=True)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """All requests of one connection, one after the other."""
-        try:
-            while request := await read_request(reader, writer):
-                response = await self.respond(request)
-                if response.ending == "keep" and not request.keep_alive:
-                    response = replace(response, ending="close")
-                if not await send(writer, response):
-                    break
-        except Refusal as refusal:
-            await send(writer, error_response(refusal.status, str(refusal), ending="close"))
-            await hang_up(reader, writer)
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # the client has gone, or the server stops
-        finally:
-            writer.close()
 
 
 def _read_chat(body: bytes, model: str) -> dict[str, Any]:
+    """Parses the body of a chat request; raises `Refusal` for one that this server does not answer."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -227,30 +240,13 @@ def _read_chat(body: bytes, model: str) -> dict[str, Any]:
 
 
 def _cut(text: str, tokens: int) -> str:
-    """At most the first `tokens` words and marks."""
+    """Returns at most the first `tokens` words and punctuation marks."""
     ends = [match.end() for match in re.finditer(r"\w+|[^\w\s]", text)]
     return text[: ends[tokens - 1]] if len(ends) > tokens else text
 
 
-def _completion(text: str, asked: int, model: str, arrival: int, *, finish: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    written = count_tokens(text)
-    return {
-        "id": f"chatcmpl-{arrival:08d}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": {
-            "prompt_tokens": asked,
-            "completion_tokens": written,
-            "total_tokens": asked + written,
-        },
-    }
-
-
-def _instead(fault: str | None, arrival: int) -> Response | None:
-    """What comes instead of an answer; None where a fault spoils one, or there is none."""
+def _fault_response(fault: str | None, arrival: int) -> Response | None:
+    """Returns the response that takes the place of an answer; None for a fault that damages one, and for no fault."""
     if fault == "429":
         seconds = str(Random(f"retry|{arrival}").choice((0, 1)))
         return error_response(429, f"too many requests; try again in {seconds} s", headers=(("Retry-After", seconds),))
@@ -261,8 +257,8 @@ def _instead(fault: str | None, arrival: int) -> Response | None:
     return None
 
 
-def _spoil(completion: dict[str, Any], fault: str | None, arrival: int) -> Response:
-    """The answer, spoiled as `fault` says."""
+def _damage(completion: dict[str, Any], fault: str | None, arrival: int) -> Response:
+    """Returns the response with the answer, damaged as `fault` says."""
     choice = completion["choices"][0]
     text = choice["message"]["content"]
     if fault == "empty":
@@ -280,13 +276,13 @@ def _spoil(completion: dict[str, Any], fault: str | None, arrival: int) -> Respo
 
 @contextlib.contextmanager
 def serving(server: Server, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """`server` in a thread of this process, open within the block; gives its base URL.
+    """Runs `server` in a thread of this process within the block and gives its base URL.
 
-    Its counts are at the URL's ``../stats``: see `Server.stats`.
+    Its counts (`Server.stats`) are served as ``/stats``.
     """
     opened: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
-    async def live() -> None:
+    async def run() -> None:
         try:
             async with server.listening(host, port) as url:
                 stop = asyncio.Event()
@@ -297,7 +293,7 @@ def serving(server: Server, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
                 raise
             opened.set_exception(error)  # for the caller, who waits for it to open
 
-    thread = threading.Thread(target=lambda: asyncio.run(live()), name="chat-server", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="chat-server", daemon=True)
     thread.start()
     url, loop, stop = opened.result()
     try:
@@ -310,22 +306,22 @@ def serving(server: Server, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
 # ------------------------------------------------------------------------------------------------------------- HTTP/1.1
 
 MAX_HEAD = 32 << 10
-"""Bytes of a request line with its headers."""
+"""Most bytes of a request line with its headers."""
 MAX_BODY = 16 << 20
-"""Bytes of a request's body: some fifty frames."""
+"""Most bytes of a request's body: some fifty frames."""
 IDLE, PATIENCE = 300.0, 60.0
-"""Seconds to wait for the next request on a connection, and for the rest of one whose head is there."""
+"""Seconds to wait for the next request on a connection, and for the body of one whose head has come."""
 
 ENDINGS = ("keep", "close", "cut", "reset", "silence")
-"""How a response ends: the connection stays open; is closed after it; is closed amid the body; is reset instead of a
-response; is closed instead of one."""
+"""The fate of the connection: it stays open; is closed after the response; is closed amid the body; is reset without a
+response; is closed without one."""
 
 
 @dataclass(frozen=True)
 class Request:
     method: str
     path: str
-    """Without a query."""
+    """Path without the query."""
     body: bytes
     keep_alive: bool
 
@@ -339,7 +335,7 @@ class Response:
 
 
 class Refusal(Exception):
-    """A request that gets an error instead of an answer; its connection is closed, since the body may be unread."""
+    """Raised for a request that gets an error as answer; the connection is closed, since the body may be unread."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -347,30 +343,38 @@ class Refusal(Exception):
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:
-    """A JSON response."""
+    """Returns a JSON response."""
     return Response(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def error_response(
     status: int, message: str, *, ending: str = "keep", headers: tuple[tuple[str, str], ...] = ()
 ) -> Response:
-    """An error in OpenAI's shape."""
+    """Returns an error in OpenAI's form."""
     kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": None, "code": None}
     return Response(status, json_response({"error": error}).body, headers, ending)
 
 
 async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:
-    """The next request of a connection; None if the client has gone or says nothing for `IDLE` seconds."""
+    """Reads the next request of a connection; None if the client has gone or sends nothing for `IDLE` seconds."""
     try:
         async with asyncio.timeout(IDLE):
             head = await reader.readuntil(b"\r\n\r\n")
         method, path, version, headers = _read_head(head)
-        length = _read_length(headers)
+        if "transfer-encoding" in headers:
+            raise Refusal(411, "a body must come with Content-Length, not in chunks")
+        length = headers.get("content-length", "0")
+        if not re.fullmatch(r"[0-9]{1,15}", length):
+            raise Refusal(400, f"Content-Length must be a whole number, found {length[:80]!r}")
+        if int(length) > MAX_BODY:
+            raise Refusal(
+                413, f"a body of {length} bytes is too large, at most {MAX_BODY}; show fewer or smaller frames"
+            )
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE):
-            body = await reader.readexactly(length)
+            body = await reader.readexactly(int(length))
     except (asyncio.IncompleteReadError, TimeoutError, ConnectionError):
         return None
     except asyncio.LimitOverrunError:
@@ -380,7 +384,7 @@ async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 def _read_head(head: bytes) -> tuple[str, str, str, dict[str, str]]:
-    """(method, path, version, headers by lower-case name)"""
+    """Parses the head of a request: (method, path, version, headers by lower-case name)."""
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not re.fullmatch(r"HTTP/1\.[01]", words[2]):
@@ -394,19 +398,8 @@ def _read_head(head: bytes) -> tuple[str, str, str, dict[str, str]]:
     return words[0], words[1].partition("?")[0], words[2], headers
 
 
-def _read_length(headers: dict[str, str]) -> int:
-    if "transfer-encoding" in headers:
-        raise Refusal(411, "a body must come with Content-Length, not in chunks")
-    text = headers.get("content-length", "0")
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise Refusal(400, f"Content-Length must be a whole number, found {text[:80]!r}")
-    if int(text) > MAX_BODY:
-        raise Refusal(413, f"a body of {text} bytes is too large, at most {MAX_BODY}; show fewer or smaller frames")
-    return int(text)
-
-
 async def send(writer: asyncio.StreamWriter, response: Response) -> bool:
-    """Send a response with the ending it asks for; whether the connection may be used again."""
+    """Sends a response with the ending it asks for; returns True if the connection may be used again."""
     if response.ending == "reset":
         linger = struct.pack("ii", 1, 0)  # close at once with RST
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -414,24 +407,20 @@ async def send(writer: asyncio.StreamWriter, response: Response) -> bool:
         return False
     if response.ending != "silence":
         body = response.body[: len(response.body) // 2] if response.ending == "cut" else response.body
-        writer.write(_head(response) + body)
+        head = [
+            f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(response.body)}",
+            f"Connection: {'keep-alive' if response.ending == 'keep' else 'close'}",
+            *(f"{name}: {value}" for name, value in response.headers),
+        ]
+        writer.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
         await writer.drain()
     return response.ending == "keep"
 
 
-def _head(response: Response) -> bytes:
-    lines = [
-        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(response.body)}",
-        f"Connection: {'keep-alive' if response.ending == 'keep' else 'close'}",
-        *(f"{name}: {value}" for name, value in response.headers),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
 async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, seconds: float = 2.0) -> None:
-    """Read and forget what a refused client is still sending, for a moment: it would miss the refusal otherwise."""
+    """Discards what a refused client is still sending, for a moment: otherwise it would miss the refusal."""
     left = 4 * MAX_BODY
     try:
         writer.write_eof()
@@ -439,4 +428,4 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *,
             while left > 0 and (data := await reader.read(1 << 16)):
                 left -= len(data)
     except (TimeoutError, OSError):
-        pass  # it has gone, or keeps sending
+        pass  # the client has gone, or keeps sending

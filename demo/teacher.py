@@ -1,9 +1,9 @@
 """The teacher of the synthetic world: an OpenAI-compatible server that writes true chains of thought about its frames.
 
-It stands in for the strong VLM that is asked for chains of thought: the real client, its retries and its journal run
-without a key or a network. It recognises each picture (`recognition`) and answers with `reasoning.explain` of the
-scene; the same request gets the same text, and another `seed` in the request another wording. On request it is slow or
-faulty (`server.ServerOptions`): a client that survives this teacher survives a real service.
+It stands in for the strong VLM that is asked for chains of thought, so that the real client, its retries and its
+journal run without a key or a network. It recognises each picture (`recognition`) and answers with `reasoning.explain`
+of the scene; the same request gets the same text, and another `seed` in the request another wording. On request it is
+slow or faulty (`server.ServerOptions`), as real services are.
 
     with serve("world", delay=0.2, fail_rate=0.3) as url:
         client = openai.OpenAI(base_url=url, api_key="any")
@@ -16,20 +16,20 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from demo.facts import Facts, measure
+from tqdm import tqdm
+
+from demo.facts import measure
 from demo.reasoning import explain
 from demo.recognition import InquiryError, WorldIndex, read_inquiry
-from demo.scene import Scene
 from demo.server import FAULTS, Refusal, Server, ServerOptions, serving
 from demo.writer import read_scenes
 from veason import atomic
 from veason.command import run_command
-from veason.worker_pool import map_in_order
 
 
 class Teacher(Server):
@@ -39,8 +39,8 @@ class Teacher(Server):
         super().__init__(options)
         self._index = WorldIndex(world)
         self._scenes = read_scenes(world)
-        facts = map_in_order(_measure, self._scenes, list(self._scenes), workers=1, label="measuring", unit="videos")
-        self._facts = dict(zip(self._scenes, facts, strict=True))
+        scenes = tqdm(self._scenes.items(), desc="measuring", unit="videos", disable=None)  # None: terminals only
+        self._facts = {video: measure(scene) for video, scene in scenes}
 
     def reply(self, request: dict[str, Any]) -> tuple[str, int]:
         try:
@@ -65,39 +65,20 @@ class Teacher(Server):
         return text, inquiry.size_tokens
 
 
-def _measure(scenes: Mapping[str, Scene], video: str) -> Facts:
-    return measure(scenes[video])
-
-
 @contextlib.contextmanager
 def serve(world: str | Path, *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[str]:
-    """Run a teacher in a thread of this process and give its base URL; `options` are fields of `ServerOptions`."""
+    """Runs a teacher in a thread of this process and gives its base URL; `options` are fields of `ServerOptions`."""
     with serving(Teacher(world, ServerOptions(**options)), host=host, port=port) as url:
         yield url
 
 
-async def _serve_until_told(teacher: Teacher, host: str, port: int, port_file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with teacher.listening(host, port) as url:
-        if port_file:
-            atomic.write_bytes(port_file, url.removesuffix("/v1").rpartition(":")[2].encode() + b"\n")
-        sys.stdout.write(f"listening on {url}\n")
-        sys.stdout.flush()
-        await stop.wait()
-    if port_file:
-        port_file.unlink(missing_ok=True)
-
-
 EPILOG = """\
-ways to misbehave (--fail-kinds):
+kinds of faults (--fail-kinds):
 {faults}
 
-what it wants: for each frame a text with its timestamp, such as (12s), and the picture as a JPEG or PNG data URL, then
-a text with the lines "Expression: …" and "Keyframe: 12s". A picture that it does not know gets a 400 that says so.
-GET /stats counts requests, failures by kind, and the most requests in flight at once.
+The teacher expects for each frame a text with its timestamp, such as (12s), and the picture as a JPEG or PNG data URL,
+then a text with the lines "Expression: …" and "Keyframe: 12s". It answers a picture that it does not know with error
+400. GET /stats counts requests, failures by kind, and the most requests in flight at once.
 
 example: write a world, start a teacher beside it, ask it for chains of thought, stop it
   python -m demo.world --out world --no-policy
@@ -110,28 +91,11 @@ example: write a world, start a teacher beside it, ask it for chains of thought,
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _serve(args))
-
-
-def _serve(args: argparse.Namespace) -> None:
-    options = ServerOptions(
-        seed=args.seed,
-        delay=args.delay,
-        fail_rate=args.fail_rate,
-        fail_kinds=tuple(args.fail_kinds.split(",")),
-        hang=args.hang,
-        model=args.model,
-    )
-    asyncio.run(_serve_until_told(Teacher(args.world, options), args.host, args.port, args.port_file))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo.teacher",
         description="Serve truthful chains of thought about a synthetic world, as an OpenAI-compatible server.",
         epilog=EPILOG.format(
-            model=ServerOptions.model, faults="\n".join(f"  {kind:10} {what}" for kind, what in FAULTS.items())
+            model=ServerOptions.model, faults="\n".join(f"  {kind:10} {text}" for kind, text in FAULTS.items())
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -146,14 +110,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default=ServerOptions.model, metavar="NAME", help=f"its name (default {ServerOptions.model})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the wording and of the failures (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the wording and of the failures (default 0)")
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="seconds for every request (default 0)")
-    parser.add_argument("--fail-rate", type=float, default=0.0, metavar="P", help="share that fails (default 0)")
-    parser.add_argument("--fail-kinds", default=",".join(FAULTS), metavar="A,B", help="how (default: all ways below)")
     parser.add_argument(
-        "--hang", type=float, default=ServerOptions.hang, metavar="S", help="silence of a hang (default 2)"
+        "--fail-rate", type=float, default=0.0, metavar="P", help="share of requests that fail (default 0)"
     )
-    return parser
+    parser.add_argument("--fail-kinds", default=",".join(FAULTS), metavar="A,B", help="kinds of faults (default: all)")
+    parser.add_argument(
+        "--hang", type=float, default=ServerOptions.hang, metavar="S", help="seconds of silence of a hang (default 2)"
+    )
+    args = parser.parse_args(argv)
+    return run_command(lambda: _serve(args))
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    options = ServerOptions(
+        seed=args.seed,
+        delay=args.delay,
+        fail_rate=args.fail_rate,
+        fail_kinds=tuple(args.fail_kinds.split(",")),
+        hang=args.hang,
+        model=args.model,
+    )
+    teacher = Teacher(args.world, options)
+
+    async def serve_until_signal() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with teacher.listening(args.host, args.port) as url:
+            if args.port_file:
+                atomic.write_bytes(args.port_file, url.removesuffix("/v1").rpartition(":")[2].encode() + b"\n")
+            sys.stdout.write(f"listening on {url}\n")
+            sys.stdout.flush()
+            await stop.wait()
+        if args.port_file:
+            args.port_file.unlink(missing_ok=True)
+
+    asyncio.run(serve_until_signal())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Rewrites a world in the files of another benchmark: the same videos, objects and masks as MeViS, ReasonVOS,
-Ref-YouTube-VOS, Ref-DAVIS17 or ViCaS. What a format cannot express is left out.
+"""Rewrites a world in the files of another benchmark: its twin has the same videos, objects and masks.
+
+The benchmarks are MeViS, ReasonVOS, Ref-YouTube-VOS, Ref-DAVIS17 and ViCaS. A twin leaves out what its format cannot
+express.
 """
 
 from __future__ import annotations
@@ -28,28 +30,31 @@ from veason.files import load_json
 from veason.types import Rle, VideoSample
 
 VERSION = 1
-"""Of the writers: twins of two versions may differ in their bytes."""
+"""Version of the writers: twins of two versions may differ in their bytes."""
 
 TARGET_VALUES = (255, 1)
-"""Grey values of a target, in turn: readers that ask for one of them fail, since nonzero is all that counts."""
+"""Grey values of a target, in turn: any nonzero value counts, so a reader that expects one of them fails."""
 
 PALETTE = (0, 0, 0, 236, 95, 103, 153, 199, 148, 250, 200, 99, 102, 153, 204, 197, 148, 197)
-"""RGB of the object numbers; readers that look at these colours instead of the numbers fail."""
+"""RGB of the object numbers; a reader that looks at the colours instead of the numbers fails."""
 
 VICAS_VERSION = "v1.0"
 GT_EVERY = 5
-"""Every so many frames one that counts, the first included; the published videos have one in thirty."""
+"""Distance of the frames with ground truth, from the first one on; the published videos have one in thirty."""
 
 
 def build_twin(name: str, world: str | Path, out: str | Path) -> Path:
-    """Write the ReVOS world in the folder `world` to `out` in the form of the benchmark `name`; give `out`.
+    """Write the ReVOS world in the folder `world` to `out` in the files of the benchmark `name`; return `out`.
 
     The folder appears whole or not at all. One that already holds this very twin is left as it is; one that holds
     anything else is a DataError.
     """
     world, out = Path(world), Path(out)
     record = {"format": name, "version": VERSION, "world_sha256": sha256(world / "world.json")}
-    if _stands(out, record):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        described = out / "twin.json"
+        if not described.is_file() or load_json(described) != record:
+            raise DataError(f"{out}: holds something other than this world as {name}; choose another folder")
         return out
     with folder_in_place(out) as temporary:
         WRITERS[name](world, temporary)
@@ -57,22 +62,13 @@ def build_twin(name: str, world: str | Path, out: str | Path) -> Path:
     return out
 
 
-def _stands(out: Path, record: dict[str, object]) -> bool:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    described = out / "twin.json"
-    if described.is_file() and load_json(described) == record:
-        return True
-    raise DataError(f"{out}: holds something else than this world as {record['format']}; choose another folder")
-
-
 def flat(key: str) -> str:
-    """A video's key without slashes, which these data sets do not have."""
+    """Return a video's key without slashes, which these data sets do not have."""
     return key.replace("/", "-")
 
 
 def copy_frames(sample: VideoSample, folder: Path, names: Sequence[str]) -> None:
-    """The pictures of a sample's video under other names."""
+    """Copy the frames of a sample's video under other names."""
     folder.mkdir(parents=True)
     for t, name in enumerate(names):
         shutil.copyfile(sample.frame_path(t), folder / f"{name}.jpg")
@@ -82,43 +78,35 @@ def copy_frames(sample: VideoSample, folder: Path, names: Sequence[str]) -> None
 
 
 def write_mevis(world: Path, out: Path) -> None:
-    """MeViS from the world's folder: train, valid_u from the valid videos, valid the same again without masks."""
+    """Write MeViS: train; valid_u from the valid videos; valid, the same again without masks."""
     for source, splits in (("train", ("train",)), ("valid", ("valid_u", "valid"))):
         dataset = open_dataset("revos", world, split=source)
         videos = {key: [s for s in samples if s.anno_ids] for key, samples in dataset.by_video.items()}
+        videos = {key: asked for key, asked in videos.items() if asked}
         for split in splits:
-            _write_mevis_split(dataset, {key: asked for key, asked in videos.items() if asked}, out / split)
-
-
-def _write_mevis_split(dataset: SampleList, videos: dict[str, list[VideoSample]], out: Path) -> None:
-    masked = out.name != "valid"
-    meta: dict[str, Any] = {}
-    tracks: dict[str, tuple[Rle | None, ...]] = {}
-    for number, (key, asked) in enumerate(videos.items()):
-        names = [f"{t:05d}" for t in range(len(asked[0]))]
-        copy_frames(asked[0], out / "JPEGImages" / flat(key), names)
-        meta[flat(key)] = {
-            "expressions": {str(i): _mevis_expression(sample, masked=masked) for i, sample in enumerate(asked)},
-            "vid_id": number,
-            "frames": names,
-        }
-        for sample in asked if masked else ():
-            tracks |= {str(anno_id): dataset.track(sample, anno_id) for anno_id in sample.anno_ids}
-    atomic.write_json(out / "meta_expressions.json", {"videos": meta})
-    if masked:
-        atomic.write_json(out / "mask_dict.json", tracks)
-
-
-def _mevis_expression(sample: VideoSample, *, masked: bool) -> dict[str, Any]:
-    said = {"exp": sample.expression}
-    return said | {"obj_id": list(sample.obj_ids), "anno_id": list(sample.anno_ids)} if masked else said
+            masked = split != "valid"
+            meta: dict[str, Any] = {}
+            tracks: dict[str, tuple[Rle | None, ...]] = {}
+            for number, (key, asked) in enumerate(videos.items()):
+                names = [f"{t:05d}" for t in range(len(asked[0]))]
+                copy_frames(asked[0], out / split / "JPEGImages" / flat(key), names)
+                expressions: dict[str, dict[str, Any]] = {}
+                for i, sample in enumerate(asked):
+                    expressions[str(i)] = {"exp": sample.expression}
+                    if masked:
+                        expressions[str(i)] |= {"obj_id": list(sample.obj_ids), "anno_id": list(sample.anno_ids)}
+                        tracks |= {str(anno_id): dataset.track(sample, anno_id) for anno_id in sample.anno_ids}
+                meta[flat(key)] = {"expressions": expressions, "vid_id": number, "frames": names}
+            atomic.write_json(out / split / "meta_expressions.json", {"videos": meta})
+            if masked:
+                atomic.write_json(out / split / "mask_dict.json", tracks)
 
 
 # ------------------------------------------------------------------------------------------------------------ ReasonVOS
 
 
 def write_reasonvos(world: Path, out: Path) -> None:
-    """ReasonVOS from the valid videos of the world's folder; the expressions under both file names that are about."""
+    """Write ReasonVOS from the valid videos; the expressions go under both file names that are in circulation."""
     dataset = open_dataset("revos", world, split="valid")
     videos: dict[str, Any] = {}
     for number, (key, samples) in enumerate(dataset.by_video.items()):
@@ -126,47 +114,40 @@ def write_reasonvos(world: Path, out: Path) -> None:
         if not asked:
             continue
         source, name = SOURCES[number % len(SOURCES)], flat(key)
-        ids = _object_ids(asked)
+        targets = dict.fromkeys(sample.anno_ids for sample in asked)
+        # a textual id for each distinct target; from the second one on it has two digits, "12" being one object
+        ids = {target: str(n if n < 2 else n + 10) for n, target in enumerate(targets, start=1)}
         copy_frames(asked[0], out / "JPEGImages" / name, asked[0].frames)
         for sample in {sample.anno_ids: sample for sample in asked}.values():
-            _write_reasonvos_masks(dataset, sample, out / "Annotations" / f"{source}_{name}_{ids[sample.anno_ids]}")
-        expressions = [_reasonvos_expression(sample, i, ids[sample.anno_ids]) for i, sample in enumerate(asked)]
+            number_of_target = int(ids[sample.anno_ids])
+            folder = out / "Annotations" / f"{source}_{name}_{number_of_target}"
+            folder.mkdir(parents=True)
+            tracks = dataset.object_rles(sample)
+            for t, frame in enumerate(sample.frames):
+                mask = masks.union([track[t] for track in tracks], sample.size)
+                value = TARGET_VALUES[number_of_target % len(TARGET_VALUES)]
+                ok, data = cv2.imencode(".png", np.ascontiguousarray(mask).view(np.uint8) * value)
+                assert ok
+                (folder / f"{frame}.png").write_bytes(data.tobytes())
+        expressions = [
+            {
+                "exp_id": str(i),
+                "obj_id": ids[sample.anno_ids],
+                "exp_text": sample.expression,
+                "is_sent": sample.type_id == REASONING,
+            }
+            for i, sample in enumerate(asked)
+        ]
         videos[name] = {"source": source, "frames": list(asked[0].frames), "expressions": expressions}
     for name in META_NAMES:
         atomic.write_bytes(out / name, json.dumps({"videos": videos}, ensure_ascii=False).encode())
-
-
-def _object_ids(samples: list[VideoSample]) -> dict[tuple[int | str, ...], str]:
-    """A textual id for each distinct target; from the second one on it has two digits, "12" being one object."""
-    targets = dict.fromkeys(sample.anno_ids for sample in samples)
-    return {target: str(number if number < 2 else number + 10) for number, target in enumerate(targets, start=1)}
-
-
-def _write_reasonvos_masks(dataset: SampleList, sample: VideoSample, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    tracks = dataset.object_rles(sample)
-    value = TARGET_VALUES[int(folder.name.rpartition("_")[2]) % len(TARGET_VALUES)]
-    for t, frame in enumerate(sample.frames):
-        mask = masks.union([track[t] for track in tracks], sample.size)
-        ok, data = cv2.imencode(".png", np.ascontiguousarray(mask).view(np.uint8) * value)
-        assert ok
-        (folder / f"{frame}.png").write_bytes(data.tobytes())
-
-
-def _reasonvos_expression(sample: VideoSample, number: int, obj_id: str) -> dict[str, Any]:
-    return {
-        "exp_id": str(number),
-        "obj_id": obj_id,
-        "exp_text": sample.expression,
-        "is_sent": sample.type_id == REASONING,
-    }
 
 
 # -------------------------------------------------------------------------------------- Ref-YouTube-VOS and Ref-DAVIS17
 
 
 def write_refytvos(world: Path, out: Path) -> None:
-    """Ref-YouTube-VOS from the world's folder: train with masks; valid without, the last of its videos being test's."""
+    """Write Ref-YouTube-VOS: train with masks; valid without; test, which is the last video of valid."""
     for split in ("train", "valid"):
         dataset = open_dataset("revos", world, split=split)
         videos = {}
@@ -175,7 +156,8 @@ def write_refytvos(world: Path, out: Path) -> None:
             if not single:
                 continue
             name = flat(key)
-            numbers = _numbers(single)
+            ids = dict.fromkeys(sample.anno_ids[0] for sample in single)
+            numbers = {anno_id: number for number, anno_id in enumerate(ids, start=1)}  # in order of appearance
             videos[name] = {
                 "expressions": {
                     str(i): {"exp": sample.expression}
@@ -186,14 +168,17 @@ def write_refytvos(world: Path, out: Path) -> None:
             }
             copy_frames(single[0], out / split / "JPEGImages" / name, single[0].frames)
             if split == "train":
-                _write_annotations(dataset, single, numbers, out / split / "Annotations" / name)
+                tracks = [dataset.track(single[0], anno_id) for anno_id in numbers]
+                for t, frame in enumerate(single[0].frames):
+                    objects = np.stack([masks.decode(track[t], single[0].size) for track in tracks])  # (N, H, W)
+                    _write_index(out / split / "Annotations" / name / f"{frame}.png", objects)
         _write_expressions(out, split, videos)
     last = list(videos)[-1:] if len(videos) > 1 else []
     _write_expressions(out, "test", {name: videos[name] for name in last})
 
 
 def write_refdavis(world: Path, out: Path) -> None:
-    """Ref-DAVIS17 from the world's valid videos: each shape of the first frame named four times, by two annotators."""
+    """Write Ref-DAVIS17 from the valid videos: two annotators name each shape of the first frame twice."""
     scenes, videos = read_scenes(world), {}
     for key, samples in open_dataset("revos", world, split="valid").by_video.items():
         scene, name, frames = scenes[key], flat(key), samples[0].frames
@@ -215,28 +200,15 @@ def write_refdavis(world: Path, out: Path) -> None:
     _write_expressions(out, "valid", videos)
 
 
-def _numbers(samples: Sequence[VideoSample]) -> dict[int | str, int]:
-    """Object number of each annotation, from 1 in order of appearance."""
-    ids = dict.fromkeys(sample.anno_ids[0] for sample in samples)
-    return {anno_id: number for number, anno_id in enumerate(ids, start=1)}
-
-
-def _write_annotations(
-    dataset: SampleList, samples: Sequence[VideoSample], numbers: dict[int | str, int], folder: Path
-) -> None:
-    tracks = [dataset.track(samples[0], anno_id) for anno_id in numbers]
-    for t, frame in enumerate(samples[0].frames):
-        objects = np.stack([masks.decode(track[t], samples[0].size) for track in tracks])  # (N, H, W)
-        _write_index(folder / f"{frame}.png", objects)
-
-
 def _write_index(path: Path, objects: np.ndarray) -> None:
-    """(N, H, W) bool as one palette PNG of the numbers 1 … N."""
+    """Write (N, H, W) bool as one palette PNG of the numbers 1 … N."""
     index = np.zeros(objects.shape[1:], np.uint8)
     for number, mask in enumerate(objects, start=1):
         index[mask] = number
     image = Image.fromarray(index, mode="P")
-    image.putpalette(PALETTE + (255,) * (768 - len(PALETTE)))  # whole: of a shorter one Pillow stores fewer bits
+    image.putpalette(
+        PALETTE + (255,) * (768 - len(PALETTE))
+    )  # the whole palette: for a shorter one Pillow stores fewer bits
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 
@@ -249,7 +221,7 @@ def _write_expressions(out: Path, split: str, videos: dict) -> None:
 
 
 def write_vicas(world: Path, out: Path) -> None:
-    """ViCaS from the world's folder: train is its train split; of its valid videos test and val take turns."""
+    """Write ViCaS: train is the world's train split; its valid videos go to test and val in turn."""
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     number = 0
     for split in ("train", "valid"):
@@ -269,7 +241,7 @@ def write_vicas(world: Path, out: Path) -> None:
 def _vicas_annotation(
     number: int, dataset: SampleList, samples: Sequence[VideoSample], names: Sequence[str]
 ) -> dict[str, Any]:
-    """One annotation file; tracks are numbered from 1 in order of appearance."""
+    """Make the content of one annotation file; tracks are numbered from 1 in order of appearance."""
     anno_ids = list(dict.fromkeys(anno_id for sample in samples for anno_id in sample.anno_ids))
     tracks = {i: dataset.track(samples[0], anno_id) for i, anno_id in enumerate(anno_ids, start=1)}
     number_of = {anno_id: i for i, anno_id in enumerate(anno_ids, start=1)}
@@ -279,6 +251,17 @@ def _vicas_annotation(
     ]
     if len(tracks) > 1:
         referrals.append({"prompt": "everything that was asked for", "track_ids": list(tracks)})
+    segmentations = []
+    for t, name in enumerate(names):
+        present = {i: track[t] for i, track in tracks.items() if track[t] is not None}
+        segmentations.append(
+            {
+                "filename": f"{name}.jpg",
+                "is_gt": t % GT_EVERY == 0,
+                "track_ids": list(present),
+                "mask_rles": list(present.values()),
+            }
+        )
     caption = "Coloured shapes move over a plain ground."
     return {
         "video_id": number,
@@ -292,19 +275,8 @@ def _vicas_annotation(
         "caption_raw_cn": "",
         "reworded_en_captions": [],
         "object_referrals": referrals,
-        "segmentations": [_vicas_segmentation(t, name, tracks) for t, name in enumerate(names)],
+        "segmentations": segmentations,
         "all_track_ids": list(tracks),
-    }
-
-
-def _vicas_segmentation(t: int, name: str, tracks: dict[int, Sequence[Any]]) -> dict[str, Any]:
-    """The masks of one frame; a track that is not in it has no entry."""
-    present = {i: track[t] for i, track in tracks.items() if track[t] is not None}
-    return {
-        "filename": f"{name}.jpg",
-        "is_gt": t % GT_EVERY == 0,
-        "track_ids": list(present),
-        "mask_rles": list(present.values()),
     }
 
 
@@ -315,4 +287,4 @@ WRITERS = {
     "refdavis": write_refdavis,
     "vicas": write_vicas,
 }
-"""Name of a benchmark -> function ``(world, out) -> None`` that writes a ReVOS world in its format."""
+"""By benchmark, the function ``(world, out) -> None`` that writes the ReVOS world of a folder in its files."""

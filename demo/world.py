@@ -1,4 +1,4 @@
-"""`python -m demo.world`: write a synthetic ReVOS world, other benchmarks' twins of it, and a tiny policy."""
+"""`python -m demo.world` writes a synthetic ReVOS world, its twins in other benchmarks' files, and a tiny policy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from veason.types import Size
 EPILOG = """\
 what is written below OUT:
   JPEGImages/<video>/<frame>.jpg                 the videos
-  meta_expressions_train_.json, ..._valid_.json  who is asked for: three quarters train, one quarter valid
+  meta_expressions_train_.json, ..._valid_.json  the expressions: three quarters train, one quarter valid
   mask_dict.json, mask_dict_foreground.json      ground truth, COCO run-length encoded
-  scenes.json                                    the scenes behind the videos: shapes, colours, ways
+  scenes.json                                    the scenes behind the videos: shapes, colours, paths
   world.json                                     the arguments and a table of counts
   tiny_policy/                                   a random Qwen2.5-VL with tokenizer and processor (--policy)
 
-With --formats the world goes to OUT/revos, and the same videos, objects and truths once more to OUT/<format>, in the
-files of that benchmark.
+With --formats the world goes to OUT/revos, and the same videos, objects and ground truth once more to OUT/<format>, in
+the files of that benchmark.
 
 The same arguments give the same bytes. OUT appears whole or not at all; a folder that already holds this world is
 left alone, one that holds anything else is refused.
@@ -35,26 +35,6 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _write(args))
-
-
-def _write(args: argparse.Namespace) -> None:
-    root = Path(args.out, "revos") if args.formats else Path(args.out)
-    world = build_world(
-        root,
-        videos=args.videos,
-        seed=args.seed,
-        size=args.size,
-        frames=(args.min_frames, max(args.min_frames, args.max_frames)),
-        background=args.background,
-        policy=args.policy,
-    )
-    made = [twins.build_twin(name, root, Path(args.out, name)) for name in args.formats or ()]
-    sys.stdout.write(f"{root}\n{_table(world['counts'])}\n" + "".join(f"{folder}\n" for folder in made))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo.world",
         description="Write a ReVOS-format world of moving shapes, with questions whose answers are known to be true.",
@@ -63,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument(
-        "--videos", type=int, default=12, help="videos in both splits together (default 12; 8 show all)"
+        "--videos", type=int, default=12, help="videos in both splits together (default 12; 8 have every plot)"
     )
     parser.add_argument("--seed", type=int, default=0, help="whole number from 0 up (default 0)")
     parser.add_argument(
@@ -78,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--formats", nargs="+", choices=twins.WRITERS, metavar="NAME",
-        help=f"write the world in these forms too: {', '.join(twins.WRITERS)}",
+        help=f"write the world in the files of these benchmarks too: {', '.join(twins.WRITERS)}",
     )  # fmt: skip
     parser.add_argument(
         "--policy",
@@ -86,7 +66,29 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="write tiny_policy too (default; loads torch)",
     )
-    return parser
+    args = parser.parse_args(argv)
+
+    def write() -> None:
+        root = Path(args.out, "revos") if args.formats else Path(args.out)
+        world = build_world(
+            root,
+            videos=args.videos,
+            seed=args.seed,
+            size=args.size,
+            frames=(args.min_frames, max(args.min_frames, args.max_frames)),
+            background=args.background,
+            policy=args.policy,
+        )
+        folders = [root, *(twins.build_twin(name, root, Path(args.out, name)) for name in args.formats or ())]
+        columns = list(world["counts"]["train"])
+        rows = [["split", *columns]]
+        rows += [[split, *(str(row[column]) for column in columns)] for split, row in world["counts"].items()]
+        lines = [
+            "  ".join(cell.rjust(max(5, len(head))) for cell, head in zip(row, rows[0], strict=True)) for row in rows
+        ]
+        sys.stdout.write("\n".join(map(str, [folders[0], *lines, *folders[1:]])) + "\n")
+
+    return run_command(write)
 
 
 def _size(text: str) -> Size:
@@ -94,14 +96,6 @@ def _size(text: str) -> Size:
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 160x240")
     return int(height), int(width)
-
-
-def _table(counts: dict[str, dict[str, int]]) -> str:
-    columns = list(counts["train"])
-    rows = [["split", *columns]] + [[split, *(str(row[column]) for column in columns)] for split, row in counts.items()]
-    return "\n".join(
-        "  ".join(cell.rjust(max(5, len(head))) for cell, head in zip(row, rows[0], strict=True)) for row in rows
-    )
 
 
 if __name__ == "__main__":

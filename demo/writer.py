@@ -32,18 +32,18 @@ from veason.files import load_json
 from veason.types import Rle, Size
 
 VERSION = 1
-"""Of the generator: worlds of two versions differ in their bytes."""
+"""Version of the generator: worlds of two versions differ in their bytes."""
 
 SIZES: tuple[Size, ...] = ((168, 224), (180, 240), (224, 168), (160, 208), (192, 192), (161, 219))
-"""(height, width), in turn."""
+"""(height, width) of the videos, in turn."""
 
 TRAIN_PLOTS = ("crossing", "curtain", "giant", "departure", "growth", "arrival", "parade", "mixed")
 VALID_PLOTS = ("crossing", "mixed", "departure", "arrival", "growth", "curtain", "parade", "giant")
 LONG_PLOTS = ("crossing", "curtain", "departure", "arrival")
 LONG = 8
-"""Frames that a way in, out or past each other needs."""
+"""Number of frames that the plots of `LONG_PLOTS` need."""
 MUST = {"crossing": ("meet", "hidden"), "giant": ("fills",), "departure": ("leaves_first",), "arrival": ("enters",)}
-"""Facts that a plot is there for: at least one expression rests on each, where the scene allows."""
+"""Facts that each plot must give rise to: at least one expression asks for each of them."""
 
 _SOURCES = (
     "UVO/all/-syn_{i:03d}",
@@ -60,7 +60,7 @@ class VideoPlan:
     """The properties of a video that are fixed before its scene is drawn."""
 
     index: int
-    """Over both splits."""
+    """Index over both splits."""
     split: str
     key: str
     plot: str
@@ -69,18 +69,18 @@ class VideoPlan:
     names: tuple[str, ...]
     """Frame names without suffix; the strided video counts in fives."""
     expressions: int
-    """How many to ask, where the scene has as many."""
+    """Number of expressions to ask, at most."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video, drawn and asked about."""
+    """One video with its scene and its expressions."""
 
     plan: VideoPlan
     scene: Scene
     expressions: tuple[Expression, ...]
     anno_ids: tuple[int, ...]
-    """Of each shape of the scene."""
+    """Annotation id of each shape of the scene."""
 
 
 def build_world(
@@ -93,27 +93,53 @@ def build_world(
     background: str = "ramp",
     policy: bool = False,
 ) -> dict[str, Any]:
-    """Write a ReVOS-format world to `out` and give its description (also in ``world.json``).
+    """Write a ReVOS-format world to `out` and return its description (also in ``world.json``).
 
     `size` None varies the size from video to video. `policy` adds ``tiny_policy``, which needs torch. A folder that
     already holds this very world is left as it is; one that holds anything else is a DataError.
     """
     out = Path(out)
-    parameters = _check_parameters(
-        videos=videos, seed=seed, size=size, frames=frames, background=background, policy=policy
-    )
-    if existing := _existing(out, parameters):
-        return existing
+    low, high = frames
+    if seed < 0:
+        raise DataError(f"seed is {seed}, expected 0 or more")
+    if videos < 1:
+        raise DataError(f"videos is {videos}, a world has at least 1")
+    if not 4 <= low <= high:
+        raise DataError(
+            f"frames are {low} to {high}; give at least 4, and a maximum that is no smaller than the minimum"
+        )
+    if size and min(size) < 56:
+        raise DataError(f"size is {size}; at least 56 pixels a side, or nothing can be seen")
+    parameters = {
+        "version": VERSION,
+        "videos": videos,
+        "seed": seed,
+        "size": list(size) if size else None,
+        "frames": list(frames),
+        "background": background,
+        "policy": policy,
+    }
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        return _check_existing(out, parameters)
     with folder_in_place(out) as temporary:
-        return _write(temporary, parameters)
+        drawn = _write_videos(
+            temporary, plan_videos(videos=videos, seed=seed, size=size, frames=frames), seed, background
+        )
+        if policy:
+            from demo.policy import write_tiny_policy  # torch, only when asked for
+
+            write_tiny_policy(temporary / "tiny_policy", seed=seed)
+        world = {"parameters": parameters, "counts": _count(drawn)}
+        atomic.write_json(temporary / "world.json", world)
+        return world
 
 
 @contextlib.contextmanager
 def folder_in_place(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end of the block, or goes if there is an exception.
+    """Gives a folder to write into, which becomes `out` at the end of the block and is removed by an exception.
 
-    What a killed writer of `out` left beside it is removed. An error of the disk names the folder; a DataError says
-    that another process was quicker.
+    Folders that killed writers of `out` left beside it are removed. An error of the disk names the folder; a DataError
+    says that another process was quicker.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +163,7 @@ def folder_in_place(out: Path) -> Iterator[Path]:
 
 
 def read_scenes(root: str | Path) -> dict[str, Scene]:
-    """The scene behind each video of a written world, by video key."""
+    """Read the scene behind each video of a written world, by video key."""
     path = Path(root) / "scenes.json"
     records = load_json(path, hint="is this a world that `python -m demo.world` wrote?")
     try:
@@ -146,23 +172,8 @@ def read_scenes(root: str | Path) -> dict[str, Scene]:
         raise DataError(f"{path}: not the scenes of a synthetic world ({error!r}); write the world again") from error
 
 
-def _check_parameters(**parameters: Any) -> dict[str, Any]:
-    low, high = parameters["frames"]
-    if parameters["seed"] < 0:
-        raise DataError(f"seed is {parameters['seed']}, expected 0 or more")
-    if parameters["videos"] < 1:
-        raise DataError(f"videos is {parameters['videos']}, a world has at least 1")
-    if not 4 <= low <= high:
-        raise DataError(f"frames are {low} to {high}; a video has at least 4, and no fewer at most than at least")
-    if parameters["size"] and min(parameters["size"]) < 56:
-        raise DataError(f"size is {parameters['size']}; at least 56 pixels a side, or nothing can be seen")
-    return {"version": VERSION, **json.loads(json.dumps(parameters))}
-
-
-def _existing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """The description of the same world, if it is already there; a DataError if something else is."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+def _check_existing(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of the world in `out`; DataError unless it is whole and has these parameters."""
     described = out / "world.json"
     if not described.is_file():
         raise DataError(f"{out}: exists and is no synthetic world; choose another folder")
@@ -173,12 +184,6 @@ def _existing(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     if found != parameters:
         wrong = [f"{k} {found.get(k)!r}, not {v!r}" for k, v in parameters.items() if found.get(k) != v]
         raise DataError(f"{out}: holds another world ({'; '.join(wrong)}); remove it or choose another folder")
-    _check_whole(out)
-    return world
-
-
-def _check_whole(out: Path) -> None:
-    """DataError naming the first file of a standing world that is gone or empty: one of its files is not all of it."""
     files = [out / name for name in ("mask_dict.json", "mask_dict_foreground.json", "scenes.json")]
     for split in ("train", "valid"):
         meta = out / f"meta_expressions_{split}_.json"
@@ -187,16 +192,17 @@ def _check_whole(out: Path) -> None:
     for path in files:
         if not path.is_file() or path.stat().st_size == 0:
             raise DataError(f"{path}: gone or empty, so this world is not whole; remove {out} and write it again")
+    return world
 
 
-def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    plans = plan_videos(**{k: v for k, v in parameters.items() if k not in ("version", "policy")})
+def _write_videos(root: Path, plans: list[VideoPlan], seed: int, background: str) -> list[Video]:
+    """Draw the planned videos and write frames, expressions, masks and scenes; return the videos."""
     mask_dict: dict[str, list[Rle | None]] = {}
     foreground: dict[str, Any] = {}
     metas: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
     drawn: list[Video] = []
     for plan in plans:
-        video = draw_video(plan, parameters["seed"], parameters["background"])
+        video = draw_video(plan, seed, background)
         frames, visible = render_clip(video.scene)
         (root / "JPEGImages" / plan.key).mkdir(parents=True)
         for name, frame in zip(plan.names, frames, strict=True):
@@ -204,54 +210,62 @@ def _write(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         for anno_id, track in zip(video.anno_ids, visible, strict=True):  # (T, H, W) each
             # null where the shape is not seen, never an all-zero mask
             mask_dict[str(anno_id)] = [masks.encode(mask) if mask.any() else None for mask in track]
-        foreground[plan.key] = _foreground(video, visible)
-        metas[plan.split][plan.key] = _meta(video)
+        referred = sorted({i for expression in video.expressions for i in expression.targets})
+        union = visible[referred].any(axis=0)  # (T, H, W): every shape that some expression refers to
+        foreground[plan.key] = {
+            "masks_rle": [masks.encode(mask) for mask in union],  # an RLE even where it is empty
+            "foreground_ratio": [np.count_nonzero(mask) / mask.size for mask in union],
+        }
+        metas[plan.split][plan.key] = {
+            "expressions": {
+                str(n): {
+                    "exp": expression.text,
+                    "obj_id": list(expression.targets),
+                    "anno_id": [video.anno_ids[i] for i in expression.targets],
+                    "type_id": expression.type_id,
+                }
+                for n, expression in enumerate(video.expressions)
+            },
+            "vid_id": plan.index,
+            "height": plan.size[0],
+            "width": plan.size[1],
+            "frames": list(plan.names),
+        }
         drawn.append(video)
     for split, entries in metas.items():
         _write_json(root / f"meta_expressions_{split}_.json", {"videos": entries})
     _write_json(root / "mask_dict.json", mask_dict)
     _write_json(root / "mask_dict_foreground.json", foreground)
     _write_json(root / "scenes.json", {video.plan.key: video.scene.to_json() for video in drawn})
-    if parameters["policy"]:
-        from demo.policy import write_tiny_policy  # torch, only when asked for
-
-        write_tiny_policy(root / "tiny_policy", seed=parameters["seed"])
-    world = {"parameters": parameters, "counts": _counts(drawn)}
-    atomic.write_json(root / "world.json", world)
-    return world
+    return drawn
 
 
-def plan_videos(
-    *, videos: int, seed: int, size: list[int] | None, frames: list[int], background: str
-) -> list[VideoPlan]:
-    """Three quarters train, one quarter valid (one of each from two videos up), each with its plot."""
+def plan_videos(*, videos: int, seed: int, size: Size | None, frames: tuple[int, int]) -> list[VideoPlan]:
+    """Plan three quarters train, one quarter valid (one of each from two videos up), each video with its plot."""
     valid = max(round(videos / 4), 1) if videos >= 2 else 0
-    splits = ["train"] * (videos - valid) + ["valid"] * valid
-    places = [splits[:i].count(split) for i, split in enumerate(splits)]  # within the split
     rng = np.random.default_rng([seed, 1])
-    return [
-        _plan(rng, i, split, place, tuple(size) if size else SIZES[i % len(SIZES)], frames)
-        for i, (split, place) in enumerate(zip(splits, places, strict=True))
-    ]
-
-
-def _plan(rng: np.random.Generator, index: int, split: str, place: int, size: Size, frames: list[int]) -> VideoPlan:
-    single = split == "valid" and place == 1  # the second valid video is a single frame
-    plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
-    plot = "still" if single else plots[place % len(plots)]
     low, high = frames
-    if plot in LONG_PLOTS and high < LONG:
-        plot = "growth"
-    count = 1 if single else int(rng.integers(max(low, LONG) if plot in LONG_PLOTS else low, high + 1))
-    first, stride = (145, 5) if split == "train" and place == 1 else (0, 1)
-    names = tuple(f"{first + stride * t:05d}" for t in range(count))
-    code = rng.integers(0, 16, size=8)
-    key = _SOURCES[index % len(_SOURCES)].format(i=index, hex="".join("0123456789abcdef"[d] for d in code))
-    return VideoPlan(index, split, key, plot, size, count, names, expressions=14 if place == 0 else 7)
+    plans = []
+    for index in range(videos):
+        split = "train" if index < videos - valid else "valid"
+        place = index if split == "train" else index - (videos - valid)  # within the split
+        single = split == "valid" and place == 1  # the second valid video is a single frame
+        plots = TRAIN_PLOTS if split == "train" else VALID_PLOTS
+        plot = "still" if single else plots[place % len(plots)]
+        if plot in LONG_PLOTS and high < LONG:
+            plot = "growth"
+        count = 1 if single else int(rng.integers(max(low, LONG) if plot in LONG_PLOTS else low, high + 1))
+        first, stride = (145, 5) if split == "train" and place == 1 else (0, 1)
+        names = tuple(f"{first + stride * t:05d}" for t in range(count))
+        code = "".join("0123456789abcdef"[digit] for digit in rng.integers(0, 16, size=8))
+        key = _SOURCES[index % len(_SOURCES)].format(i=index, hex=code)
+        expressions = 14 if place == 0 else 7
+        plans.append(VideoPlan(index, split, key, plot, size or SIZES[index % len(SIZES)], count, names, expressions))
+    return plans
 
 
 def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
-    """Scene and questions of a video; depends on the plan and the seed only, not on the other videos."""
+    """Draw the scene and the questions of a video, from the plan and the seed alone, without the other videos."""
     rng = np.random.default_rng([seed, 2, plan.index])
     shapes = (3, 4) if plan.expressions > 8 else (2, 4)
     for _ in range(100):
@@ -274,7 +288,7 @@ def draw_video(plan: VideoPlan, seed: int, background: str) -> Video:
 def choose(
     rng: np.random.Generator, asked: list[Expression], count: int, *, must: tuple[str, ...] = ()
 ) -> list[Expression]:
-    """Up to `count` expressions: those that `must` be, then types 0, 1, 1, 0, 2 in turn, a fact seldom twice."""
+    """Choose up to `count` expressions: the facts `must`, then types 0, 1, 1, 0, 2 in turn, a fact seldom twice."""
     left = [asked[i] for i in rng.permutation(len(asked))]
     chosen: list[Expression] = []
     for fact in must:
@@ -284,49 +298,15 @@ def choose(
         if not left or len(chosen) >= count:
             break
         of_type = [e for e in left if e.type_id == wanted] or left
-        chosen.append(min(of_type, key=lambda e: _repetition(e, chosen)))
+        crowded = 3 * sum(len(e.targets) > 1 for e in chosen) >= len(chosen)  # a third or more have several targets
+        used = Counter(e.fact for e in chosen)
+        chosen.append(min(of_type, key=lambda e: 2 * used[e.fact] + ((len(e.targets) > 1) == crowded)))
         left.remove(chosen[-1])
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def _repetition(expression: Expression, chosen: list[Expression]) -> int:
-    """How much of the same a further expression would be: its fact again, or a third and more with several targets."""
-    several = sum(len(e.targets) > 1 for e in chosen)
-    crowded = 3 * several >= len(chosen)
-    return 2 * sum(e.fact == expression.fact for e in chosen) + ((len(expression.targets) > 1) == crowded)
-
-
-def _foreground(video: Video, visible: np.ndarray) -> dict[str, Any]:
-    """Per frame the union of every shape that some expression refers to; an RLE even where it is empty."""
-    referred = sorted({i for expression in video.expressions for i in expression.targets})
-    union = visible[referred].any(axis=0)  # (T, H, W)
-    return {
-        "masks_rle": [masks.encode(mask) for mask in union],
-        "foreground_ratio": [np.count_nonzero(mask) / mask.size for mask in union],
-    }
-
-
-def _meta(video: Video) -> dict[str, Any]:
-    plan = video.plan
-    return {
-        "expressions": {
-            str(n): {
-                "exp": expression.text,
-                "obj_id": list(expression.targets),
-                "anno_id": [video.anno_ids[i] for i in expression.targets],
-                "type_id": expression.type_id,
-            }
-            for n, expression in enumerate(video.expressions)
-        },
-        "vid_id": plan.index,
-        "height": plan.size[0],
-        "width": plan.size[1],
-        "frames": list(plan.names),
-    }
-
-
-def _counts(drawn: list[Video]) -> dict[str, dict[str, int]]:
-    """Per split: videos, frames, shapes, expressions, and those of each type and number of targets."""
+def _count(drawn: list[Video]) -> dict[str, dict[str, int]]:
+    """Count per split: videos, frames, shapes, expressions, and those of each type and number of targets."""
     table = {}
     for split in ("train", "valid"):
         videos = [video for video in drawn if video.plan.split == split]

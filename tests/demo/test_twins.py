@@ -103,7 +103,7 @@ def test_the_same_world_gives_the_same_bytes_whole_or_not_at_all(folders, tmp_pa
 def test_another_folder_is_refused(folders, tmp_path, capsys):
     (tmp_path / "mevis").mkdir()
     (tmp_path / "mevis/mine.txt").write_text("x")
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="holds something other"):
         twins.build_twin("mevis", folders / "revos", tmp_path / "mevis")
     assert (tmp_path / "mevis/mine.txt").read_text() == "x"
     with pytest.raises(SystemExit):
