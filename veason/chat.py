@@ -1,8 +1,8 @@
-"""One answer of an OpenAI-compatible server: retries with back-off, Retry-After, bounded reads, untrusted replies.
+"""Asks an OpenAI-compatible server: retries with back-off, Retry-After, bounded reads, untrusted replies.
 
-What the server does wrong is counted and asked again; what only the user can put right (key, address, model, quota,
-proxy, certificate) is a `DataError` at once. A field that the model refuses (``max_tokens``, ``seed``,
-``temperature``) is left out or renamed for the rest of the run, and said so once. No message holds any part of a key.
+A failed attempt is counted and repeated; what only the user can put right (key, address, model, quota, proxy,
+certificate) is a `DataError` at once. A field that the model refuses (``max_tokens``, ``seed``, ``temperature``) is
+left out or renamed for the rest of the run, with one warning. No message holds any part of a key.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import errno
-import ipaddress
 import logging
 import math
 import os
 import ssl
-import sys
 import time
 import zlib
 from collections import Counter
@@ -24,20 +21,24 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx2 as httpx  # what the openai client speaks
 import openai
 
 from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
-from veason.safe_text import MASK, printable
+from veason.safe_text import MASK, mask, printable
+from veason.server_access import NO_KEY, check_access, client_options, header_value, public_url, secrets_of
+
+_log = logging.getLogger(__name__)
 
 MAX_BODY = 4 << 20
 """Bytes of a reply that are read, after decompression; no answer of a language model comes near."""
 MAX_ERROR, ERROR_SECONDS = 16 << 10, 10.0
 """Bytes of an error's body that are read, after decompression, and for how long at most."""
+_OVERHEAD = 4 << 10
+"""Bytes that a compressed body may have beyond the bound of the unpacked one."""
 MAX_WAIT = 600.0
 """Seconds that a Retry-After may ask for at most."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
@@ -58,6 +59,8 @@ _QUOTA = {
     *("quotaexceeded", "accountoverdueerror", "arrearage"),  # of Volcano Ark, twice, and of DashScope
 }
 """Codes and types, in lower case, of errors that stay until somebody pays, whatever their HTTP status."""
+_ACCOUNT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+"""Environment variables that the client sends as headers."""
 _WITHHELD = {"content_filter", "content_policy_violation"}
 _ADAPTED = {
     "max_tokens": "max_completion_tokens is sent instead",
@@ -65,17 +68,19 @@ _ADAPTED = {
     "temperature": "answers come at the server's own temperature",
 }
 """Fields of a request that some models refuse, and what holds from then on."""
-_PROXIES = ("all_proxy", "http_proxy", "https_proxy")
-_NO_KEY = "no-key-needed-here"
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+"""The format that zlib is to expect: either, told apart by its head."""
+_ANSWER_RUN = 12
+"""Characters of a key in a row that an answer may not repeat: long enough that no word of an answer is masked."""
 
 
 class GaveUp(Exception):
-    """No answer after all retries; the message says what came last."""
+    """There is no answer after all retries; the message says what came last."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every request of a run has in common."""
+    """The settings that all requests of a run share."""
 
     model: str
     temperature: float = 0.7
@@ -104,7 +109,10 @@ class Chat:
         base_url = base_url.strip()
         key = check_access(base_url, api_key, key_name)
         self.request, self.base_url, self._key_name = request, base_url, key_name
-        self._secrets = ([key] if key != _NO_KEY else []) + _secrets_of(base_url)
+        organization, project = (header_value(os.environ.get(name), name) for name in _ACCOUNT)
+        options, proxy_secrets = client_options(base_url)
+        self._keys = [text for text in (key, organization, project) if text not in ("", NO_KEY)]
+        self._secrets = [*self._keys, *secrets_of(base_url), *proxy_secrets]
         self.problems: Counter[str] = Counter()
         """Attempts without an answer, by kind."""
         self._refused: set[str] = set()
@@ -112,37 +120,24 @@ class Chat:
         self._pace = Pace(per_minute)
         self._jitter = Random()
         self._closing = asyncio.Event()
-        self._client = self._open_client(key)
-
-    def _open_client(self, key: str) -> openai.AsyncOpenAI:
-        """A client that minds certificates and proxies of the environment; on this machine no proxy is asked."""
-        for variable in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends them as headers
-            if value := header_value(os.environ.get(variable), variable):
-                self._secrets.append(value)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # below that it logs addresses, which may hold a key
-        context = _certificates(self.base_url)
-        host = urlsplit(self.base_url).hostname or ""
-        proxied = not is_loopback(self.base_url) and not proxy_bypass_environment(host)  # which reads NO_PROXY
-        if proxied:
-            self._secrets += _check_proxies(context)
-        parts = urlsplit(self.base_url)
+        parts = urlsplit(base_url)
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        return openai.AsyncOpenAI(
+        self._client = openai.AsyncOpenAI(
             base_url=parts._replace(path=path, query="", fragment="").geturl(),
             api_key=key,
-            organization=(os.environ.get("OPENAI_ORG_ID") or "").strip() or None,
-            project=(os.environ.get("OPENAI_PROJECT_ID") or "").strip() or None,
+            organization=organization or None,
+            project=project or None,
             max_retries=0,
-            timeout=self.request.timeout,
+            timeout=request.timeout,
             default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
             default_headers={"Accept-Encoding": "gzip, deflate"},  # what `_Bounded` unpacks
             http_client=httpx.AsyncClient(
-                verify=context,
-                trust_env=proxied,
+                **options,
                 follow_redirects=True,
                 max_redirects=2,
                 event_hooks={"response": [self._receive]},  # also sees each redirect before it is followed
-                timeout=httpx.Timeout(self.request.timeout),
+                timeout=httpx.Timeout(request.timeout),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             ),
         )
@@ -167,7 +162,7 @@ class Chat:
             refused, wait = frozenset(self._refused), None
             try:
                 async with asyncio.timeout(self.request.timeout):
-                    completion = await self._exchange(self._fields(messages, seed, refused))
+                    completion = await self._exchange(messages, seed, refused)
                 self._answered = True
                 return self._without_secrets(completion)
             except ServerError as error:
@@ -191,18 +186,17 @@ class Chat:
             self.problems[kind] += 1
             if attempt >= self.request.max_retries:
                 raise GaveUp(f"{kind}: {detail}")
-            await self._sleep(self._backoff(attempt, wait))
+            spread = self._jitter.uniform(0.5, 1.0)  # so that a crowd does not come back at once
+            backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * spread
+            await self._sleep(backoff if wait is None else wait + FIRST_WAIT * spread)  # never less than asked for
             attempt += 1
 
-    def _fields(self, messages: list[dict[str, Any]], seed: int, refused: frozenset[str]) -> dict[str, Any]:
-        request = self.request
-        fields: dict[str, Any] = {**request.extra, "messages": messages}
-        fields["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = request.max_tokens
-        fields |= {"temperature": request.temperature, "seed": seed}
-        return {name: value for name, value in fields.items() if name not in refused}
-
-    async def _exchange(self, fields: dict[str, Any]) -> Completion:
-        """One request and its response, read as far as `_Bounded` lets it; `ServerError` for an error of any form."""
+    async def _exchange(self, messages: list[dict[str, Any]], seed: int, refused: frozenset[str]) -> Completion:
+        """Send one request without the refused fields and read its response, bounded; `ServerError` for any error."""
+        fields: dict[str, Any] = {**self.request.extra, "messages": messages}
+        fields["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = self.request.max_tokens
+        fields |= {"temperature": self.request.temperature, "seed": seed}
+        fields = {name: value for name, value in fields.items() if name not in refused}
         completions = self._client.chat.completions.with_streaming_response
         try:
             # As extra_body the fields are not checked: the client's check of every part took most of its time.
@@ -219,15 +213,15 @@ class Chat:
         return read_completion(body)
 
     async def _receive(self, response: httpx.Response) -> None:
-        """Bound the body of a response that has just begun; DataError for a redirect that must not be followed."""
+        """Bound the body of a response that has just begun; DataError for a redirect that must not be followed.
+
+        A redirect is followed if it leads to the same server and the request stays a POST with its body.
+        """
         encoding = response.headers.pop("content-encoding", "identity")
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Bounded(response.stream, encoding, answer=response.is_success)
-        if response.has_redirect_location:
-            self._check_redirect(response)
-
-    def _check_redirect(self, response: httpx.Response) -> None:
-        """DataError unless a redirect leads to the same server and the request stays one."""
+        if not response.has_redirect_location:
+            return
         here, location = response.url, response.headers["location"]
         try:
             there = here.join(location)
@@ -248,7 +242,7 @@ class Chat:
         )
 
     def _adapts(self, error: ServerError, refused: frozenset[str]) -> bool:
-        """Whether the same request may do without a field that this error refuses; remembered, and said once."""
+        """True if the request may be repeated without a field that this error refuses; remembered, with one warning."""
         if error.status not in (400, 422):
             return False
         if self._refused - refused:  # another request has found out meanwhile
@@ -257,8 +251,7 @@ class Chat:
         if name is None:
             return False
         self._refused.add(name)
-        model = printable(self.request.model)
-        print(f"the model {model!r} refuses {name} ({self.public(error)}): {_ADAPTED[name]}", file=sys.stderr)
+        _log.warning("the model %r refuses %s (%s): %s", self.request.model, name, self.public(error), _ADAPTED[name])
         return True
 
     def _check_hopeless(self, error: ServerError) -> None:
@@ -275,10 +268,15 @@ class Chat:
             ) from None
 
     def _without_secrets(self, completion: Completion) -> Completion:
-        """The answer as it was, but for a key that the server repeats in it: answers are stored and shown."""
+        """The answer with the secrets masked that the server repeats in it: answers are stored and shown.
+
+        A key is masked in parts, too. A user or a password is masked only as a whole, since it may be made of words.
+        """
         found = {name: getattr(completion, name) for name in ("text", "reasoning", "model")}
         for secret in (secret for secret in self._secrets if len(secret) >= 8):
             found = {name: value.replace(secret, MASK) for name, value in found.items()}
+        for key in self._keys:
+            found = {name: mask(value, key, run=_ANSWER_RUN) for name, value in found.items()}
         return replace(completion, **found)
 
     def _check_connection(self, error: BaseException) -> None:
@@ -295,21 +293,11 @@ class Chat:
             ) from None
 
     def public(self, error: object) -> str:
-        """One line about an error or of a server's text, without end, control characters and any part of a key."""
+        """One printable line of at most 300 characters about an error or a server's text, without any part of a key."""
         return printable(error, secrets=self._secrets, limit=300) or type(error).__name__
 
-    def _backoff(self, attempt: int, wait: float | None) -> float:
-        """Seconds before the next attempt, with jitter so that a crowd does not come back at once.
-
-        wait: what the server asked for; never less than that.
-        """
-        spread = self._jitter.uniform(0.5, 1.0)
-        if wait is not None:
-            return wait + FIRST_WAIT * spread
-        return min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * spread
-
     async def _sleep(self, seconds: float) -> None:
-        """Cut short when the run is stopped."""
+        """Wait, at most until the run is stopped."""
         if seconds > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -327,37 +315,42 @@ class _Bounded(httpx.AsyncByteStream):
         self._stream, self._encoding, self._answer = stream, encoding.strip().lower() or "identity", answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if not self._answer:
-            yield await self._beginning()
+        if self._answer:
+            async for piece in self._unpacked(MAX_BODY):
+                yield piece
             return
-        async for piece in self._unpacked(MAX_BODY):
-            yield piece
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def _beginning(self) -> bytes:
         body = bytearray()
         with contextlib.suppress(TimeoutError, Malformed, httpx.HTTPError):
             async with asyncio.timeout(ERROR_SECONDS):
                 async for piece in self._unpacked(MAX_ERROR):
                     body += piece
-        return bytes(body)
+        yield bytes(body)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
     async def _unpacked(self, limit: int) -> AsyncIterator[bytes]:
+        """The body without its compression, at most `limit` bytes of it; gzip may have several members (RFC 1952)."""
         if self._encoding not in ("identity", "gzip", "x-gzip", "deflate"):
             raise Malformed(f"the reply is encoded as {printable(self._encoding)!r}, which was not asked for")
-        unpack = None if self._encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib
-        left = limit
+        packed, received, left = self._encoding != "identity", 0, limit
+        member = zlib.decompressobj(_GZIP_OR_ZLIB)
+        between = False  # two members of a gzip body
         async for chunk in self._stream:
-            try:
-                piece = unpack.decompress(chunk, left + 1) if unpack else chunk[: left + 1]
-            except zlib.error as error:
-                raise Malformed(f"the reply cannot be unpacked ({error})") from None
-            yield piece[:left]
-            left -= len(piece)
-            if left < 0:
-                raise Malformed(f"the reply is longer than {limit} bytes")
+            received += len(chunk)
+            while chunk := chunk.lstrip(b"\0") if between else chunk:  # zeros between members are padding
+                between = False
+                try:
+                    piece = member.decompress(chunk, left + 1) if packed else chunk[: left + 1]
+                except zlib.error as error:
+                    raise Malformed(f"the reply cannot be unpacked ({error})") from None
+                yield piece[:left]
+                left -= len(piece)
+                if left < 0 or received > limit + _OVERHEAD:
+                    raise Malformed(f"the reply is longer than {limit} bytes")
+                if not packed or not member.eof:
+                    break
+                chunk, member, between = member.unused_data, zlib.decompressobj(_GZIP_OR_ZLIB), True
 
 
 class Pace:
@@ -387,117 +380,3 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(MAX_WAIT, max(0.0, seconds)) if math.isfinite(seconds) else None
-
-
-def header_value(value: str | None, variable: str) -> str:
-    """The value of an environment variable that is sent as a header, without the white space around it.
-
-    A DataError names the variable, and shows nothing of the value, if that holds what no header can.
-    """
-    value = (value or "").strip()
-    if all(" " <= char <= "~" for char in value):
-        return value
-    raise DataError(
-        f"{variable}: holds a line end, a control character or one that is not ASCII, which no key has; set it to the "
-        "key alone"
-    )
-
-
-def check_access(base_url: str, api_key: str | None, key_name: str = "OPENAI_API_KEY") -> str:
-    """The key to send; a placeholder to a server on this machine. DataError for a bad address or an unfit key."""
-    try:
-        parts = urlsplit(base_url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and httpx.URL(base_url) and parts.port != 0
-    except (ValueError, httpx.InvalidURL):
-        sound = False
-    if not sound:
-        raise DataError(
-            f"--base-url {printable(public_url(base_url))!r} is no http(s) address, such as http://127.0.0.1:8000/v1"
-        )
-    if not (key_name.isidentifier() and key_name.isascii()):
-        raise DataError("--api-key-env wants the name of an environment variable, not the key itself")
-    if key := header_value(api_key, key_name):
-        return key
-    if not is_loopback(base_url):
-        raise DataError(f"{public_url(base_url)} wants a key: set {key_name} in the environment")
-    return _NO_KEY
-
-
-def _certificates(base_url: str) -> ssl.SSLContext:
-    """What the server's certificate is checked against; DataError naming the variable that says so wrongly."""
-    if urlsplit(base_url).scheme == "http":
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and nobody is asked
-    variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
-    try:
-        folders = os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)
-        if variable == "SSL_CERT_DIR" and folders != [""] and not any(map(os.path.isdir, folders)):
-            raise NotADirectoryError(errno.ENOTDIR, "no such folder")  # which OpenSSL takes for one without any
-        return httpx.create_ssl_context()
-    except (OSError, ssl.SSLError) as error:
-        raise DataError(
-            f"{variable}={printable(os.environ.get(variable, ''))}: no certificates can be read there "
-            f"({printable(error.strerror or error)}); set it to a file of certificates (PEM), or unset it to trust "
-            "those of the system"
-        ) from None
-
-
-def _check_proxies(context: ssl.SSLContext) -> list[str]:
-    """Users and passwords of the proxies in the environment; DataError naming the variable of an unfit address."""
-    secrets: list[str] = []
-    for variable, value in os.environ.items():
-        if variable.lower() not in _PROXIES or not value.strip():
-            continue
-        address = value.strip() if "://" in value else f"http://{value.strip()}"
-        secrets += _secrets_of(address)
-        try:
-            if not urlsplit(address).hostname:
-                raise ValueError("it names no host")
-            httpx.AsyncHTTPTransport(proxy=address, verify=context)
-        except ImportError:
-            raise DataError(
-                f"{variable}={public_url(address)}: a SOCKS proxy needs the package socksio; install it with "
-                f"`pip install socksio`, or unset {variable}"
-            ) from None
-        except (ValueError, httpx.InvalidURL) as error:
-            raise DataError(
-                f"{variable}={public_url(address)}: no proxy's address ({printable(error, secrets=secrets)}); correct "
-                "it to http://HOST:PORT, or unset it"
-            ) from None
-    return secrets
-
-
-def _secrets_of(address: str) -> list[str]:
-    """User, password and values of the query of an address, as they stand there and as they are meant.
-
-    Only a password may be short: a user or a value of a few letters would be found in any text.
-    """
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return []
-    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    found = [
-        value for value in (user, *(piece.partition("=")[2] for piece in parts.query.split("&"))) if len(value) > 5
-    ]
-    return sorted({text for value in (password, *found) for text in (value, unquote(value)) if text})
-
-
-def is_loopback(base_url: str) -> bool:
-    """The address is this machine's own."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        address = None if host == "localhost" else ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address is None or address.is_loopback or address.is_unspecified
-
-
-def public_url(base_url: str) -> str:
-    """The address without user, password and query; of what is no address, what stands behind the last ``@``."""
-    try:
-        parts = urlsplit(base_url)
-        if parts.scheme and parts.netloc:
-            return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
-    except ValueError:
-        pass
-    return printable(base_url.partition("?")[0].rpartition("@")[2])

@@ -1,4 +1,4 @@
-"""Text from elsewhere made fit for a terminal, a log and a file: no control characters, no secrets, no end of lines.
+"""Makes text from elsewhere fit for a terminal, a log and a file: one line, no control characters, no secrets.
 
 Servers quote the key they refuse, file names and replies may hold terminal escape sequences. Every message that repeats
 such text goes through `printable`.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 MASK = "***"
 _SHORTEST_PART = 6
-"""Characters of a secret that may not be shown in a row."""
+"""Characters of a secret that a message may not show in a row."""
 _KEY_LIKE = re.compile(
     r"""\bsk-[A-Za-z0-9_\-]{6,}          # keys of most services
     |\bhf_[A-Za-z0-9]{8,}                # of model hubs
@@ -35,33 +35,35 @@ def printable(text: object, *, secrets: Iterable[str] = (), limit: int | None = 
     """
     line = " ".join(str(text).split())
     for secret in secrets:
-        line = _mask(line, secret.strip())
-    line = "".join(char if _shown(char) else _escape(char) for char in _KEY_LIKE.sub(MASK, line))
+        line = mask(line, secret.strip())
+    line = _KEY_LIKE.sub(MASK, line)
+    line = "".join(
+        char if char.isprintable() or char == "\u200d" else char.encode("unicode_escape").decode()  # it joins emoji
+        for char in line
+    )
     return line if limit is None or len(line) <= limit else line[: max(0, limit - 1)] + "…"
 
 
-def _mask(line: str, secret: str) -> str:
-    """`line` with every run of the secret's characters, from `_SHORTEST_PART` on, replaced."""
-    if len(secret) < _SHORTEST_PART:
-        return line.replace(secret, MASK) if secret else line
-    parts = {secret[i : i + _SHORTEST_PART] for i in range(len(secret) - _SHORTEST_PART + 1)}
-    hidden = bytearray(len(line))
-    for i in range(len(line) - _SHORTEST_PART + 1):
-        if line[i : i + _SHORTEST_PART] in parts:
-            hidden[i : i + _SHORTEST_PART] = b"\x01" * _SHORTEST_PART
+def mask(text: str, secret: str, *, run: int = _SHORTEST_PART) -> str:
+    """`text` with every run of `run` or more characters of the secret replaced; a shorter secret counts as a whole.
+
+    >>> mask("the key ends in 89abcdef, I think", "0123456789abcdef")
+    'the key ends in ***, I think'
+    """
+    if len(secret) < run:
+        return text.replace(secret, MASK) if secret else text
+    parts = {secret[i : i + run] for i in range(len(secret) - run + 1)}
+    if not any(part in text for part in parts):
+        return text
+    hidden = bytearray(len(text))
+    for i in range(len(text) - run + 1):
+        if text[i : i + run] in parts:
+            hidden[i : i + run] = b"\x01" * run
     made, before = [], 0
-    for char, now in zip(line, hidden, strict=True):
+    for char, now in zip(text, hidden, strict=True):
         if not now:
             made.append(char)
         elif not before:
             made.append(MASK)
         before = now
     return "".join(made)
-
-
-def _shown(char: str) -> bool:
-    return char.isprintable() or char == "\u200d"  # which joins emoji
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode()

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from veason import chat, prompt
+from veason import chat, prompt, server_access
 from veason.completion import Completion
 from veason.errors import DataError
 from veason.family import QWEN2_5_VL, Family
@@ -68,7 +68,7 @@ class OpenAIPolicy:
             max_retries=max_retries,
             extra=extra,
         )
-        self._url = chat.public_url(base_url)
+        self._url = server_access.public_url(base_url)
         self._loop = asyncio.new_event_loop()
         self._chat = chat.Chat(
             self._request, base_url=base_url, api_key=os.environ.get(api_key_env), key_name=api_key_env

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from chat_server import TEXT, Act, ChatServer, completion
 
-from veason import chat
+from veason import chat, server_access
 from veason.chat import Chat, GaveUp, Pace, Request, retry_after
 from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
 from veason.errors import DataError
@@ -372,7 +372,7 @@ REFUSALS = {
 }
 
 
-def test_fields_that_a_model_refuses_are_left_out_for_the_rest_of_the_run(capsys):
+def test_fields_that_a_model_refuses_are_left_out_for_the_rest_of_the_run(caplog):
     def strict(asked):
         refused = next((name for name in REFUSALS if name in asked.body), None)
         return Act(REFUSALS[refused], 422 if refused == "seed" else 400) if refused else Act()
@@ -382,7 +382,7 @@ def test_fields_that_a_model_refuses_are_left_out_for_the_rest_of_the_run(capsys
     assert [reply.text for reply in replies] == [TEXT] * 6
     assert client.problems == {}
     assert server.asked[-1].body == {"model": "m", "messages": MESSAGES, "max_completion_tokens": 77}
-    told = capsys.readouterr().err.splitlines()
+    told = [record.getMessage() for record in caplog.records if record.name == "veason.chat"]
     assert len(told) == 3  # once each, though six requests were refused
     assert "refuses max_tokens" in told[0]
     assert "max_completion_tokens is sent instead" in told[0]
@@ -466,6 +466,52 @@ def test_compressed_answers_are_read():
     assert reply.text == TEXT
 
 
+def members(*parts: bytes) -> bytes:
+    return b"".join(map(gzip.compress, parts))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        members(completion()[:30], completion()[30:]),
+        members(b"", completion()[:30], b"", completion()[30:], b""),
+        members(completion()[:30]) + b"\0" * 100 + members(completion()[30:]) + b"\0" * 7,  # padded
+        members(*(bytes([byte]) for byte in completion())),
+    ],
+)
+def test_a_gzip_body_may_have_several_members(body):
+    """RFC 1952, 2.2: a gzip file is a series of members, one after another."""
+    (reply,), client = ask(ChatServer(lambda asked: Act(body, headers={"content-encoding": "gzip"})))
+    assert reply.text == TEXT
+    assert not client.problems
+
+
+def test_bytes_behind_a_gzip_body_that_are_no_member_are_refused():
+    act = Act(members(completion()) + b"behind", headers={"content-encoding": "gzip"})
+    (error,), _ = ask(ChatServer(lambda asked: act), max_retries=0)
+    assert isinstance(error, GaveUp)
+    assert "cannot be unpacked" in str(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        members(*[b" " * (1 << 20)] * 5),  # five megabytes in all
+        members(b"") * 250_000,  # five megabytes that unpack to nothing
+    ],
+)
+def test_members_are_bounded_together(body):
+    act = Act(body, headers={"content-encoding": "gzip"})
+    tracemalloc.start()
+    try:
+        (error,), _ = ask(ChatServer(lambda asked: act), max_retries=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "longer than 4194304 bytes" in str(error)
+    assert peak < 64 << 20
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_nothing_goes_to_the_host_of_a_redirect(status):
     there = ChatServer()
@@ -523,6 +569,33 @@ def test_an_answer_that_repeats_the_key_is_kept_without_it():
     assert reply.text == "you sent ***, thanks"
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"it begins {KEY[:12]}...", "it begins ***..."),
+        (f"it ends ...{KEY[-15:]}", "it ends ...***"),
+        (f"in two: {KEY[:13]} {KEY[13:]}", "in two: *** ***"),
+        (f"a few letters: {KEY[3:14]}", f"a few letters: {KEY[3:14]}"),  # 11 of them tell nothing
+    ],
+)
+def test_an_answer_that_repeats_a_part_of_the_key_is_kept_without_it(text, kept):
+    (reply,), _ = ask(ChatServer(lambda asked: Act(completion(text))), api_key=KEY)
+    assert reply.text == kept
+
+
+def test_words_of_an_answer_that_a_user_name_shares_stay():
+    """A key is drawn at random; the user and the password of an address may be words."""
+
+    async def run(url):
+        url = url.replace("http://", "http://videosegmentation:hunter2hunter2@")
+        async with Chat(Request(model="m"), base_url=url, api_key=KEY) as it:
+            return await it.ask(MESSAGES, seed=0)
+
+    said = "the segmentation of hunter2hunter2"
+    with ChatServer(lambda asked: Act(completion(said))).serve() as url:
+        assert asyncio.run(run(url)).text == "the segmentation of ***"
+
+
 def test_a_key_given_as_the_name_of_its_variable_is_not_shown():
     with pytest.raises(DataError, match="not the key itself") as error:
         Chat(Request(model="m"), base_url="https://teacher.example/v1", api_key=None, key_name=KEY)
@@ -557,7 +630,7 @@ def test_no_part_of_a_key_in_any_message(status):
     ],
 )
 def test_an_address_is_shown_without_its_secrets(address, shown):
-    assert chat.public_url(address) == shown
+    assert server_access.public_url(address) == shown
 
 
 def test_the_query_of_an_address_goes_along_and_the_path_is_kept():
@@ -699,9 +772,9 @@ def test_a_certificate_of_the_environment_holds_for_this_machine_too(remote, mon
 )
 def test_addresses_that_cannot_be_asked(url, message):
     with pytest.raises(DataError, match=message):
-        chat.check_access(url, None)
+        server_access.check_access(url, None)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "[::1]", "0.0.0.0"])
 def test_this_machine_needs_no_key(host):
-    assert chat.check_access(f"http://{host}:8000/v1", None)
+    assert server_access.check_access(f"http://{host}:8000/v1", None)
