@@ -17,7 +17,7 @@ from veason.types import Clip, Question, VideoSample
 from verl.config import Config, DataConfig, RolloutConfig, WorkerConfig
 from verl.engines import open_engine
 from verl.engines.base import RolloutEngine, Sampling
-from verl.engines.pretrained import banned_ids
+from verl.engines.generation import banned_ids
 from verl.models import loading
 from verl.protocol import Batch
 

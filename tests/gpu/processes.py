@@ -22,9 +22,11 @@ from typing import Any
 
 from outcome import FAILED, OK, SKIPPED, Outcome
 
-BEGUN = "begun"
+READY = "ready"
 GRACE_S = 10.0
 """After one rank has failed, how long the others may take to say so, too: they may be waiting for it for ever."""
+STARTS = 3
+"""How often a process may be started anew for a check, if it ends before it has loaded everything."""
 
 
 class Processes:
@@ -51,8 +53,9 @@ class Processes:
         name, ranks = check.__name__, self._ranks if on_all else 1
         if time.monotonic() >= self._end:
             return Outcome(name, size, ranks, FAILED, f"not begun: the {self._total_s:g} s for all are over")
-        self._start(ranks)
-        self._busy, self._spares = self._spares[:ranks], self._spares[ranks:]
+        missing = self._take(ranks)
+        if missing:
+            return Outcome(**{**missing, "check": name, "size": size, "ranks": ranks})
         scratch = self._work / f"{name}_{size}"
         scratch.mkdir()
         with socket.socket() as probe:
@@ -70,6 +73,32 @@ class Processes:
         largest = {key: max(each[key] for each in found) for key in ("seconds", "peak_gib")}
         return Outcome(**{**told, **largest, "check": name, "size": size, "ranks": ranks})
 
+    def _take(self, count: int) -> dict[str, Any] | None:
+        """Make `count` processes busy that have loaded everything; the fields of an `Outcome` if they do not come up.
+        One that ends before it has an order says nothing about the check, so another takes its place."""
+        starts = 0
+        self._busy = []
+        while len(self._busy) < count:
+            self._start(count - len(self._busy))
+            child = self._spares.pop(0)
+            self._busy.append(child)
+            if not child.pipe.poll(max(0.0, self._end - time.monotonic())):
+                return self._give_up(child.lost("did not come up in the time that was left", died=False))
+            answer = child.answer()
+            if answer != READY:
+                starts += 1
+                if starts == STARTS:
+                    return self._give_up({**answer, "why": f"did not come up: {answer['why']}"})
+                print(f"a process did not come up, another is started: {answer['trace']}", file=sys.stderr)
+                self._busy.remove(child)
+                child.kill()
+        return None
+
+    def _give_up(self, fields: dict[str, Any]) -> dict[str, Any]:
+        for child in self._busy:
+            child.kill()
+        return fields
+
     def _start(self, count: int) -> None:
         while len(self._spares) < count:
             self._spares.append(_Child(self._work, cpu=self._cpu))
@@ -77,21 +106,13 @@ class Processes:
     def _found(self) -> list[dict[str, Any]]:
         """What each rank came to, by rank. Those that do not end are killed, and it is said why."""
         found: dict[_Child, dict[str, Any]] = {}
-        # what a process takes to come up counts for all checks together, not for this one
-        end, begun, limit_s = self._end, 0, self._end - time.monotonic()
-        reason = f"did not finish within {limit_s:.0f} s"
+        limit_s = max(0.0, min(self._limit_s, self._end - time.monotonic()))
+        end, reason = time.monotonic() + limit_s, f"did not finish within {limit_s:.0f} s"
         while len(found) < len(self._busy) and (left_s := end - time.monotonic()) > 0:
             ready = wait([child.pipe for child in self._busy if child not in found], left_s)
             for child in (each for each in self._busy if each.pipe in ready):
-                answer = child.answer()
-                if answer == BEGUN:
-                    begun += 1
-                    if begun == len(self._busy):
-                        limit_s = max(0.0, min(self._limit_s, self._end - time.monotonic()))
-                        end, reason = time.monotonic() + limit_s, f"did not finish within {limit_s:.0f} s"
-                    continue
-                found[child] = answer
-                if answer["state"] == FAILED:
+                found[child] = child.answer()
+                if found[child]["state"] == FAILED:
                     end, reason = min(end, time.monotonic() + GRACE_S), "was left waiting by another rank"
         every = [found.get(child) or child.lost(reason, died=False) for child in self._busy]
         for child in self._busy:
@@ -109,7 +130,7 @@ class _Child:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         with _environment(cpu):
-            self._process = spawn.Process(target=_serve, args=(theirs, self._log))
+            self._process = spawn.Process(target=_serve, args=(theirs, self._log, os.getpid()))
             self._process.start()
         theirs.close()  # so that its death ends the pipe
 
@@ -118,7 +139,7 @@ class _Child:
             self.pipe.send(order)
 
     def answer(self) -> Any:
-        """`BEGUN`, then fields of an `Outcome`, also if the process has died."""
+        """`READY`, then the fields of an `Outcome`, also if the process has died."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -156,18 +177,19 @@ def _environment(cpu: bool) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _serve(pipe: Connection, log: Path) -> None:
-    """The life of a child: load everything, wait for an order, carry it out, tell what came of it."""
+def _serve(pipe: Connection, log: Path, parent: int) -> None:
+    """The life of a child: load everything, wait for an order, carry it out, tell what came of it. `parent`: its id."""
     os.setsid()  # so that what it starts can be ended with it
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     import engine_checks  # noqa: F401  all that most checks need, before there is an order
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    pipe.send(READY)
     try:
         check, environment, *where = pipe.recv()
     except EOFError:
@@ -175,7 +197,6 @@ def _serve(pipe: Connection, log: Path) -> None:
     os.environ.update(environment)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # several ranks share a few cores
-    pipe.send(BEGUN)
     pipe.send(carry_out(check, *where))
     # what other libraries left running must not keep a finished check from ending
     sys.stdout.flush()
@@ -183,8 +204,11 @@ def _serve(pipe: Connection, log: Path) -> None:
     os._exit(0)
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def _end_with_parent(parent: int) -> None:
+    """End this process after its parent has ended. The sentinel of `multiprocessing.parent_process` is a pipe, which
+    ends, too, when a library in the parent closes a file descriptor that is not its own; the parent's id stays."""
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(1)
 
 

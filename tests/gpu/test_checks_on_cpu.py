@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,13 +131,29 @@ def test_a_failure_of_one_check_is_its_own(tmp_path, monkeypatch):
             for check in (raises, dies, waits, leaves_out)
         }
     assert [outcome.state for outcome in found.values()] == [FAILED, FAILED, FAILED, SKIPPED]
-    assert found[raises].why == "ValueError: rank 0 of 1"
+    assert found[raises].why == "ValueError: rank 0 of 1", found[raises].trace
     assert "will not" in found[raises].trace
-    assert found[dies].why == "the process ended with exit status 3"
+    assert found[dies].why == "the process ended with exit status 3", found[dies].trace
     assert "its last words" in found[dies].trace
-    assert (found[waits].ranks, found[waits].why) == (2, "ValueError: rank 1 will not")
+    assert (found[waits].ranks, found[waits].why) == (2, "ValueError: rank 1 will not"), found[waits].trace
     assert (found[leaves_out].why, [edge["at"] for edge in found[leaves_out].edges]) == ("no reason", ["here"])
     assert not list(tmp_path.glob("*_tiny"))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_at_its_start_is_replaced(tmp_path):
+    with Processes(tmp_path, cpu=True, ranks=1, limit_s=1000, total_s=3000) as running:
+        running._start(1)
+        os.kill(running._spares[0]._process.pid, signal.SIGKILL)
+        outcome = running.run(raises, size="tiny", model=tmp_path)
+    assert outcome.why == "ValueError: rank 0 of 1", outcome.trace
+
+
+def test_processes_that_never_come_up_are_a_failure_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_serve", os.getppid)  # takes no arguments: each process ends with a TypeError
+    with Processes(tmp_path, cpu=True, ranks=1, limit_s=1000, total_s=3000) as running:
+        outcome = running.run(raises, size="tiny", model=tmp_path)
+    assert (outcome.state, outcome.why) == (FAILED, "did not come up: the process ended with exit status 1")
 
 
 def test_a_check_that_hangs_is_ended(tmp_path):
