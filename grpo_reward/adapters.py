@@ -1,7 +1,7 @@
 """The same reward in two other trainers: upstream verl's `compute_score` and TRL's reward functions.
 
 Both take as ground truth what `Target.to_json` writes, and as frames arrays, PIL pictures or paths, in the order of
-the target's frame ids; they are resized to the target's size. Settings are the fields of `verl.config.RewardConfig`.
+the target's frame ids; they are resized to the target's size. Settings are the fields of `RewardOptions`.
 Frames need not be given where ``weights={"consistency": 0}``.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from grpo_reward.options import RewardOptions
 from grpo_reward.reward_score import KeyframeReward, build
 from grpo_reward.target import Target
 from veason import frames
 from veason.types import Size
-from verl.config import RewardConfig
 from verl.protocol import Prompt, Reward
 
 Frame = np.ndarray | str | Path | Any
@@ -98,7 +98,7 @@ def _reward_of(settings: Mapping[str, Any]) -> KeyframeReward:
 
 @lru_cache(maxsize=4)
 def _built(settings: str) -> KeyframeReward:
-    return build(RewardConfig(**json.loads(settings)))
+    return build(RewardOptions(**json.loads(settings)))
 
 
 def _images(shown: Sequence[Frame], size: Size) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from grpo_reward import matching, terms
+from grpo_reward.options import RewardOptions
 from grpo_reward.target import Target
 from veason import answer, masks
 from veason import boxes as geometry
@@ -21,8 +22,8 @@ from veason.family import BY_MODEL_TYPE
 from veason.trackers import open_tracker
 from veason.trackers.base import Tracker
 from veason.types import Box, Reply
-from verl.config import RewardConfig
 from verl.protocol import Prompt, Reward
+from verl.utils import plugins
 
 TERMS = ("format", "keyframe", "spatial", "consistency")
 ZERO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
@@ -206,16 +207,7 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: float(weights.get(name, 1.0)) for name in TERMS}
 
 
-def build(config: RewardConfig) -> KeyframeReward:
-    """The reward that a run's `worker.reward` describes; opens its tracker only if consistency has a weight.
-
-    `options` are switches by name, such as ``zero_boxes: false`` over the preset `released`.
-    """
-    preset, weights = _preset(config), check_weights(config.weights)
-    return KeyframeReward(preset, weights=weights, tracker=_open(config) if weights["consistency"] else None)
-
-
-def check(config: RewardConfig) -> None:
+def check(config: RewardOptions) -> None:
     """ValueError for settings that `build` would fail with, or would not read; `verl` asks before a run starts.
 
     SAM2 is built with its weights on the CPU, and dropped: nothing less shows that the two fit.
@@ -226,7 +218,7 @@ def check(config: RewardConfig) -> None:
         raise ValueError("every weight of worker.reward.weights is 0: all replies would be worth the same")
     if weights["consistency"] == 0:
         return  # an ablation is one line over settings that may name a tracker
-    default = RewardConfig()
+    default = RewardOptions()
     unread = [name for name in ("sam2_checkpoint", "sam2_config") if getattr(config, name) != getattr(default, name)]
     if config.tracker != "sam2" and unread:
         raise ValueError(
@@ -236,10 +228,17 @@ def check(config: RewardConfig) -> None:
     _open(config, device="cpu")
 
 
-build.check = check  # type: ignore[attr-defined]
+@plugins.reads(RewardOptions, check=check)
+def build(config: RewardOptions) -> KeyframeReward:
+    """The reward that a run's `worker.reward` describes; opens its tracker only if consistency has a weight.
+
+    `options` are switches by name, such as ``zero_boxes: false`` over the preset `released`.
+    """
+    preset, weights = _preset(config), check_weights(config.weights)
+    return KeyframeReward(preset, weights=weights, tracker=_open(config) if weights["consistency"] else None)
 
 
-def _preset(config: RewardConfig) -> Preset:
+def _preset(config: RewardOptions) -> Preset:
     if config.preset not in PRESETS:
         raise _unknown("reward preset", {config.preset}, set(PRESETS))
     unknown = config.options.keys() - ((_names(Preset) | _names(Rules)) - {"rules"})
@@ -248,7 +247,7 @@ def _preset(config: RewardConfig) -> Preset:
     return PRESETS[config.preset].switch(**{name: _value(name, text) for name, text in config.options.items()})
 
 
-def _open(config: RewardConfig, *, device: str | None = None) -> Tracker:
+def _open(config: RewardOptions, *, device: str | None = None) -> Tracker:
     """device: of SAM2; None is CUDA where there is one."""
     if config.sam2_mode != "video":
         raise ValueError(f"sam2_mode is {config.sam2_mode!r}; the consistency term tracks through a video: 'video'")

@@ -19,6 +19,7 @@ from random import Random
 from threading import Lock
 from typing import Any, Literal
 
+from grpo_reward.options import DataOptions
 from grpo_reward.target import Target
 from veason import files, frames, ground_truth, prompt
 from veason.command import run_command
@@ -33,9 +34,9 @@ from veason.prompt_settings import PromptSettings, differences
 from veason.prompt_settings import read as read_asked
 from veason.safe_text import printable
 from veason.types import Clip, VideoSample
-from verl.config import DataConfig
 from verl.protocol import Prompt
 from verl.trainer.data import Outline, PromptError
+from verl.utils import plugins
 
 ABSENT = 2
 """Type of the expressions without a target, which the released training leaves out."""
@@ -213,7 +214,8 @@ def _longest_grid(length: int, n: int) -> tuple[int, ...]:
     return frames.train_grid(length, n, keyframe=min(step, length - (most - 1) * step) - 1)
 
 
-def build(config: DataConfig, *, split: Literal["train", "val"]) -> KeyframeTask:
+@plugins.reads(DataOptions)
+def build(config: DataOptions, *, split: Literal["train", "val"]) -> KeyframeTask:
     """The task that a run's `data` describes: `train_grid` for training, `linspace` for validation.
 
     `train_meta` replaces the training expressions, `exclude` holds for both; which samples are validated on is the
@@ -223,7 +225,7 @@ def build(config: DataConfig, *, split: Literal["train", "val"]) -> KeyframeTask
         return _build(config, training=split == "train")
 
 
-def _build(config: DataConfig, *, training: bool) -> KeyframeTask:
+def _build(config: DataOptions, *, training: bool) -> KeyframeTask:
     if config.keyframe_resize != config.reference_image_resize:
         raise DataError(
             f"data.keyframe_resize is {config.keyframe_resize}, data.reference_image_resize "
@@ -258,12 +260,12 @@ def _build(config: DataConfig, *, training: bool) -> KeyframeTask:
     return task
 
 
-def _open_training(config: DataConfig) -> tuple[Dataset, list[str]]:
+def _open_training(config: DataOptions) -> tuple[Dataset, list[str]]:
     """The data set to train on, and what is to be said of it. DataError if a benchmark scores some of it, unless that
     is asked for."""
     meta, parts = config.train_meta, mixture.parse_parts(config.train_files)
     if parts:
-        _check_default("train_split", config.train_split, DataConfig.train_split)
+        _check_default("train_split", config.train_split, DataOptions.train_split)
     named = parts or (mixture.Part("revos", config.train_files, config.train_split),)
     reason = scored.scored_by_name(parts, split=config.train_split, meta=meta)
     inside, remarks = scored.scored_by_content(named, meta=meta)
@@ -280,7 +282,7 @@ def _regular(path: str) -> Path:
     return Path(path)
 
 
-def _open_validation(config: DataConfig) -> Dataset:
+def _open_validation(config: DataOptions) -> Dataset:
     parts = mixture.parse_parts(config.val_files or config.train_files)
     if not parts:
         return open_dataset("revos", config.val_files or config.train_files, split=config.val_split)
@@ -288,7 +290,7 @@ def _open_validation(config: DataConfig) -> Dataset:
         raise DataError(
             "data.val_files is empty: where data sets go by their names, say what to validate on, revos=ROOT:valid, say"
         )
-    _check_default("val_split", config.val_split, DataConfig.val_split)
+    _check_default("val_split", config.val_split, DataOptions.val_split)
     return mixture.open_parts(parts, split=None)
 
 

@@ -8,19 +8,19 @@ from PIL import Image
 
 from grpo_reward import adapters
 from grpo_reward.adapters import compute_score, keyframe_reward, trl_reward
+from grpo_reward.options import DataOptions, RewardOptions
 from grpo_reward.reward_score import build
 from grpo_reward.task import build as build_task
 from veason.answer import format_reply
 from veason.trackers.grabcut import GrabCutTracker
 from veason.types import Answer
-from verl.config import DataConfig, RewardConfig
 
 SETTINGS = {"tracker": "grabcut", "preset": "released"}
 
 
 @pytest.fixture(scope="module")
 def asked(world):
-    config = DataConfig(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
+    config = DataOptions(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
     return [build_task(config, split="train").get(index, epoch=0) for index in (0, 7)]
 
 
@@ -36,7 +36,7 @@ def replies(asked):
 
 @pytest.fixture(scope="module")
 def expected(asked, replies):
-    reward = build(RewardConfig(**SETTINGS))
+    reward = build(RewardOptions(**SETTINGS))
     return [*reward.score(asked[0], replies[:2]), *reward.score(asked[1], replies[2:])]
 
 

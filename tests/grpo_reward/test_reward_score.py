@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from grpo_reward.options import DataOptions, RewardOptions
 from grpo_reward.reward_score import RELEASED, TERMS, KeyframeReward, build
 from grpo_reward.target import Target
 from grpo_reward.task import build as build_task
@@ -15,7 +16,7 @@ from veason.answer import format_reply
 from veason.trackers import open_tracker
 from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Answer
-from verl.config import ConfigError, DataConfig, RewardConfig
+from verl.config import ConfigError
 from verl.protocol import Prompt
 from verl.workers.reward.base import check_reward
 
@@ -58,7 +59,7 @@ def test_nothing_is_encoded_where_no_reply_needs_it(prompt, filler, say):
 
 
 def test_without_consistency_no_tracker_is_built_and_no_pixels_are_needed(target, say):
-    reward = build(RewardConfig(tracker="sam2", weights={"consistency": 0.0}))
+    reward = build(RewardOptions(tracker="sam2", weights={"consistency": 0.0}))
     assert reward.tracker is None
     bare = Prompt(uid="v/0", messages=[], images=None, target=target)
     assert reward.score(bare, [say(12, "[[4.5, 20.5, 13.5, 29.5]]")])[0].total == 2.5
@@ -93,7 +94,7 @@ def test_images_of_another_size_are_refused(prompt, target, filler, say):
 
 
 def test_what_a_config_builds():
-    config = RewardConfig(preset="released", tracker="grabcut", options={"zero_boxes": "false", "block": "first"})
+    config = RewardOptions(preset="released", tracker="grabcut", options={"zero_boxes": "false", "block": "first"})
     reward = build(config)
     assert reward.preset == RELEASED.switch(zero_boxes=False)
     assert reward.tracker.name == "grabcut"
@@ -106,7 +107,7 @@ def test_what_a_config_builds():
         ({"tracker": "grabcut", "sam2_mode": "image"}, "sam2_mode is 'image'"),
     ):
         with pytest.raises(ValueError, match=message):
-            build(RewardConfig(**wrong))
+            build(RewardOptions(**wrong))
 
 
 @pytest.mark.parametrize(
@@ -145,18 +146,18 @@ def test_a_run_that_its_reward_would_end_does_not_start(tiny, tmp_path, wrong, m
     (tmp_path / "code.pt").write_bytes(pickle.dumps(KeyframeReward, protocol=2))
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "other.pt")
     given = {key: v.format(folder=tmp_path) if isinstance(v, str) else v for key, v in wrong.items()}
-    config = replace(RewardConfig(compute_score=NAME, sam2_config=str(tiny.config)), **given)
+    config = replace(RewardOptions(compute_score=NAME, sam2_config=str(tiny.config)), **given)
     if config.tracker != "sam2":
-        config = replace(config, sam2_config=RewardConfig().sam2_config)
+        config = replace(config, sam2_config=RewardOptions().sam2_config)
     with pytest.raises(ConfigError, match=message) as caught:
         check_reward(config)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_right_passes_the_check(tiny):
-    config = RewardConfig(compute_score=NAME, sam2_config=str(tiny.config), sam2_checkpoint=str(tiny.checkpoint))
+    config = RewardOptions(compute_score=NAME, sam2_config=str(tiny.config), sam2_checkpoint=str(tiny.checkpoint))
     check_reward(config)
-    check_reward(RewardConfig(compute_score=NAME, tracker="grabcut", options={"zero_boxes": "true"}))
+    check_reward(RewardOptions(compute_score=NAME, tracker="grabcut", options={"zero_boxes": "true"}))
     check_reward(replace(config, sam2_checkpoint="nowhere.pt", weights={"consistency": 0.0}))  # an ablation is one line
 
 
@@ -164,7 +165,7 @@ def test_the_nearest_reward_is_named():
     with pytest.raises(
         ConfigError, match=r"compute_score=video_match: .*did you mean video_match_keyframe_sft_sam_mod"
     ):
-        check_reward(RewardConfig(compute_score="video_match"))
+        check_reward(RewardOptions(compute_score="video_match"))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_a_target_pickles_and_is_json_both_ways(target, prompt):
 @pytest.fixture(scope="module")
 def shown(world):
     """A prompt of the synthetic world with its true answer on its best frame."""
-    config = DataConfig(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
+    config = DataOptions(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
     prompt = build_task(config, split="train").get(0, epoch=0)
     position = int(np.argmax(prompt.target.areas))
     boxes = tuple(box for box in prompt.target.boxes[position] if box)
@@ -194,7 +195,7 @@ def shown(world):
 def test_grabcut_on_the_synthetic_world(shown):
     """The truth is worth more than a box beside it, and the whole is what the tracker alone gives."""
     prompt, truth = shown
-    reward = build(RewardConfig(tracker="grabcut"))
+    reward = build(RewardOptions(tracker="grabcut"))
     [(x1, y1, x2, y2)] = truth.boxes
     beside = Answer(truth.keyframe, ((x1 - 20, y1 - 20, x2 - 20, y2 - 20),))
     good, bad = reward.score(prompt, [format_reply("t", truth), format_reply("t", beside)])
@@ -216,7 +217,7 @@ def test_grabcut_on_the_synthetic_world(shown):
 def test_sam2_encodes_each_shown_frame_once(shown, tmp_path):
     prompt, truth = shown
     files = tiny_sam2(tmp_path, 0)
-    reward = build(RewardConfig(sam2_config=str(files.config), sam2_checkpoint=str(files.checkpoint)))
+    reward = build(RewardOptions(sam2_config=str(files.config), sam2_checkpoint=str(files.checkpoint)))
     calls = []
     reward.tracker.predictor.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     frame_ids = prompt.target.frame_ids

@@ -8,9 +8,10 @@ import pytest
 
 from demo import twins
 from grpo_reward import task
+from grpo_reward.options import DataOptions
 from veason.datasets.scored import is_scored_name
 from veason.errors import DataError
-from verl.config import ConfigError, DataConfig
+from verl.config import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def forms(world, tmp_path_factory):
 
 
 def config(text, **more):
-    return DataConfig(train_files=str(text), keyframe_resize=56, reference_image_resize=56, **more)
+    return DataOptions(train_files=str(text), keyframe_resize=56, reference_image_resize=56, **more)
 
 
 @pytest.mark.parametrize(

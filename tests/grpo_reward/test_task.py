@@ -12,17 +12,18 @@ import pytest
 
 from demo import twins
 from grpo_reward import task
+from grpo_reward.options import DataOptions
 from veason import boxes as geometry
 from veason import frames, ground_truth, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from verl.config import ConfigError, DataConfig, load
+from verl.config import ConfigError, load
 from verl.trainer.data import Schedule, batches, choose
 
 
 @pytest.fixture(scope="module")
 def config(world):
-    return DataConfig(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
+    return DataOptions(train_files=str(world), keyframe_resize=112, reference_image_resize=112)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_a_target_that_is_in_no_frame_is_named(hand_made, capsys):
     hand_made.mask_dict["9000000001"] = [None] * 4
     hand_made.mask_dict["9000000002"] = [None] * 4
     root = hand_made.write()
-    config = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True)
+    config = DataOptions(train_files=str(root), train_split="valid", allow_scored_split=True)
     config = replace(config, keyframe_resize=56, reference_image_resize=56)
     with pytest.raises(DataError, match=r"UVO/-a_b/0: the target is in no frame.*data\.exclude"):
         task.build(config, split="train").get(0, epoch=0)
@@ -315,7 +316,7 @@ class TestBeforeTheRun:
 
     def test_the_fingerprint_is_of_contents_and_words(self, hand_made, tmp_path):
         root = hand_made.write()
-        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        given = DataOptions(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
         given = replace(given, reference_image_resize=56)
 
         def prints(**more):
@@ -390,14 +391,14 @@ class TestBeforeTheRun:
     def test_videos_without_pictures_are_counted(self, hand_made):
         root = hand_made.write()
         hand_made.frame("00000").unlink()
-        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        given = DataOptions(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
         with pytest.raises(ConfigError, match=r"00000\.jpg: no such picture; 1 of 1 videos have none there"):
             task.build(replace(given, reference_image_resize=56), split="train")
 
     def test_a_frame_that_breaks_later_is_told_in_one_line_too(self, hand_made):
         root = hand_made.write()
         hand_made.frame("00010").write_bytes(b"no picture")
-        given = DataConfig(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
+        given = DataOptions(train_files=str(root), train_split="valid", allow_scored_split=True, keyframe_resize=56)
         built = task.build(replace(given, reference_image_resize=56), split="train")
         with pytest.raises(ConfigError, match=r"00010\.jpg"):
             _ = [built.get(0, epoch=epoch) for epoch in range(20)]

@@ -18,12 +18,12 @@ import sft_cases as cases
 import torch
 
 from grpo_reward import task
+from grpo_reward.options import DataOptions
 from inference.policies.engine import EnginePolicy
 from training_data_construction import build_sft
 from veason import frames
 from veason.datasets import open_dataset
 from veason.types import Clip, Question
-from verl.config import DataConfig
 from verl.engines import inputs, pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def batches(real, spoken, records, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(spoken):
-    config = DataConfig(train_files=str(spoken), keyframe_resize=cases.SIDE, reference_image_resize=cases.SIDE)
+    config = DataOptions(train_files=str(spoken), keyframe_resize=cases.SIDE, reference_image_resize=cases.SIDE)
     return task.build(config, split="train")
 
 

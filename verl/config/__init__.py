@@ -3,11 +3,8 @@
 `records` is the page to read; ``python -m verl.config config=FILE.yaml key=value …`` prints what a run would use.
 """
 
-from verl.config.checks import CHOICES, NEEDED, SHARES, ZERO_TOO, check
-from verl.config.command import main
-from verl.config.errors import ConfigError
-from verl.config.keys import describe, flatten, get
-from verl.config.loading import load, to_yaml
+from verl.config.checks import NEEDED, check, unread
+from verl.config.loading import ConfigError, defaults, describe, flatten, get, leaves, load, to_yaml
 from verl.config.records import (
     ActorConfig,
     AlgorithmConfig,
@@ -21,13 +18,13 @@ from verl.config.records import (
     RolloutConfig,
     TrainerConfig,
     WorkerConfig,
+    names_file,
+    number,
+    one_of,
 )
 
 __all__ = [
-    "CHOICES",
     "NEEDED",
-    "SHARES",
-    "ZERO_TOO",
     "ActorConfig",
     "AlgorithmConfig",
     "Config",
@@ -42,10 +39,15 @@ __all__ = [
     "TrainerConfig",
     "WorkerConfig",
     "check",
+    "defaults",
     "describe",
     "flatten",
     "get",
+    "leaves",
     "load",
-    "main",
+    "names_file",
+    "number",
+    "one_of",
     "to_yaml",
+    "unread",
 ]

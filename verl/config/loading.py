@@ -1,64 +1,344 @@
-"""From a file and arguments to a configuration, and from a configuration to a file."""
+"""Which keys a configuration has, and how a file and arguments become one.
+
+OmegaConf merges and converts by the records. What it would take more loosely than a configuration should be read (a
+number as text, ``yes`` as true, ``${…}`` as a reference, such as to the environment) is refused before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import ast
+import difflib
+import inspect
+import itertools
+import json
+import logging
+import math
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
+from omegaconf import OmegaConf
 
-from verl.config import dialect, keys
-from verl.config.errors import ConfigError, cut
-from verl.config.records import Config
-from verl.config.values import Unfit, convert
+from verl.config.records import Config, DataConfig, RewardConfig, WorkerConfig
+from verl.utils import plugins
+
+PLUGINS: dict[str, tuple[str, type]] = {
+    "data.name": (plugins.DATASETS, DataConfig),
+    "worker.reward.compute_score": (plugins.REWARDS, RewardConfig),
+}
+"""Keys that name the plug-in which extends their section: its group of entry points, and the section's own record."""
+LARGEST = 1 << 20
+"""Bytes of a configuration file at most; the whole configuration written out takes 4,000."""
+WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text (in YAML, put it in quotes)",
+    list: "a list such as [a,b]",
+    tuple: "2 values such as [a,b]",
+    dict: "entries by name, such as {a: 1}",
+}
+
+log = logging.getLogger(__name__)
+
+
+class ConfigError(ValueError):
+    """A key, value or combination that the user can put right. The message names it, where it stood and the remedy."""
+
+
+# --------------------------------------------------------------------------------------------------------- keys
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value of the configuration and the field that holds it."""
+
+    value: Any
+    kind: Any
+    """The field's type."""
+    field: Field[Any]
+    record: type
+    """The dataclass that has the field."""
+
+
+def leaves(section: Any, prefix: str = "") -> dict[str, Leaf]:
+    """Every value of the configuration, or of a section under its prefix (``data.``), by full key."""
+    found: dict[str, Leaf] = {}
+    kinds = get_type_hints(type(section))
+    for field in fields(section):
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if is_dataclass(value):
+            found |= leaves(value, f"{key}.")
+        else:
+            found[key] = Leaf(value, kinds[field.name], field, type(section))
+    return found
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every value by its full key; tuples as lists, for JSON and YAML know no others."""
+    return {key: list(v) if isinstance(v := leaf.value, tuple) else v for key, leaf in leaves(config).items()}
+
+
+def get(config: Config, key: str) -> Any:
+    """The value or section of a full key; the configuration itself for an empty one."""
+    found: Any = config
+    for name in filter(None, key.split(".")):
+        found = getattr(found, name)
+    return found
+
+
+def defaults(config: Config) -> Config:
+    """The configuration with the same plug-ins' records in which every value is its default."""
+    return Config(data=type(config.data)(), worker=WorkerConfig(reward=type(config.worker.reward)()))
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """The known key most like `key`, as a whole and in its last word."""
+
+    def likeness(other: str) -> float:
+        last_words = other.rpartition(".")[2], key.rpartition(".")[2]
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((other, key), last_words))
+
+    return max(known, key=likeness)
+
+
+def describe() -> str:
+    """Every key with its default and what its record says about it; keys of registered plug-ins under their names."""
+    shown: dict[str, Mapping[str, Leaf]] = {"": leaves(Config())}
+    for (key, name), found in _registered().items():
+        shown[f"\nWith {key}={name} also:"] = {each: leaf for each, leaf in found.items() if each not in shown[""]}
+    lines: list[str] = []
+    for head, found in shown.items():
+        lines += [head] if head and found else []
+        for key, leaf in found.items():
+            text = (leaf.value or "''") if isinstance(leaf.value, str) else json.dumps(leaf.value)
+            lines.append(f"{key}={text}")
+            lines += [f"    {note}" for note in [_note(leaf)] if note]
+    return "\n".join(lines)
+
+
+def _note(leaf: Leaf) -> str:
+    """The text beneath a field in its record's source, which Python itself does not keep."""
+    for record in leaf.record.__mro__[:-1]:
+        (tree,) = ast.parse(inspect.getsource(record)).body
+        assert isinstance(tree, ast.ClassDef)
+        for declared, below in itertools.pairwise(tree.body):
+            if isinstance(declared, ast.AnnAssign) and ast.unparse(declared.target) == leaf.field.name:
+                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+                return " ".join(text.replace("``", "").split())
+    return ""
+
+
+def _registered() -> dict[tuple[str, str], dict[str, Leaf]]:
+    """The keys of the section of each registered plug-in, by the key that chooses it and its name."""
+    found = {}
+    for key, (group, section) in PLUGINS.items():
+        for name in plugins.names(group):
+            record = plugins.record_of(name, section, group=group)
+            found[key, name] = leaves(record(), f"{key.rpartition('.')[0]}.")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ reading, writing
 
 
 def load(argv: Sequence[str]) -> Config:
     """Configuration from command-line arguments: ``config=FILE.yaml`` (at most once, or not at all) and ``key=value``.
 
-    The file is laid over the defaults, the other arguments over both, later ones over earlier. See `check` for what
-    must hold between the values.
+    The file is laid over the defaults, the other arguments over both, later ones over earlier. Plug-ins that are named
+    bring their records; a key that only another registered plug-in knows is left out, with a warning. See `check` for
+    what must hold between the values.
     """
-    pairs = [_split_argument(argument) for argument in argv]
-    paths = [Path(value) for key, value in pairs if key == "config"]
+    arguments = []
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"command line: expected key=value, got {_cut(repr(argument))}")
+        arguments.append((key.strip(), text))
+    paths = [Path(text) for key, text in arguments if key == "config"]
     if len(paths) > 1:
         raise ConfigError(f"command line: config= is given {len(paths)} times, wanted once at most")
-    config = Config()
+    given: list[tuple[str, str, Any]] = []
     for path in paths:
-        tree = dialect.read(path)
         try:
-            for key, value in keys.leaves(tree):
-                _assign(config, key, value, source=str(path))
+            given += [(str(path), key, value) for key, value in _flat(_read(path))]
         except RecursionError:
             raise ConfigError(f"{path}: nested too deeply") from None
-    for key, value in pairs:
-        if key != "config":
-            _assign(config, key, value, source="command line")
-    return config
+    given += [("command line", key, text) for key, text in arguments if key != "config"]
+
+    records = _find_records({key: value for _, key, value in given if key in PLUGINS})
+    config = Config(data=records["data.name"](), worker=WorkerConfig(reward=records["worker.reward.compute_score"]()))
+    known, tree, unread = leaves(config), OmegaConf.structured(config), []
+    for source, key, value in given:
+        owner = _owner(key, known)
+        if owner is None and any(other.startswith(f"{key}.") for other in known):
+            if value is None:
+                continue  # a section that the file leaves empty
+            raise ConfigError(
+                f"{source}: {key} is a section, not a value; it holds {', '.join(vars(get(config, key)))}"
+            )
+        if owner is None:
+            others = {other: leaf for found in _registered().values() for other, leaf in found.items()}
+            if _owner(key, others) is None:
+                near = nearest(key, [*known, *others])
+                raise ConfigError(f"{source}: unknown key {_cut(repr(key))}; the nearest is {near!r}")
+            unread.append(key)
+            continue
+        kind = known[owner].kind if key == owner else get_args(known[owner].kind)[1]
+        try:
+            meant = _as_meant(value, kind)
+            if key == owner:
+                OmegaConf.update(tree, key, meant, merge=False)
+            else:
+                OmegaConf.select(tree, owner)[key.removeprefix(f"{owner}.")] = meant
+        except (ValueError, OverflowError) as error:
+            wanted = error.args[0] if isinstance(error, _Unfit) else WANTED[kind]
+            shown = "null" if value is None else _cut(repr(value))
+            raise ConfigError(f"{source}: {key}: expected {wanted}, got {shown}") from None
+    if unread:
+        log.warning("%s: left out, for the plug-ins that are chosen have no such key", ", ".join(dict.fromkeys(unread)))
+    made = OmegaConf.to_object(tree)
+    assert isinstance(made, Config)
+    return made
 
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML that `load` reads back to an equal one."""
-    return yaml.dump(keys.plain(asdict(config)), Dumper=dialect.Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _assign(config: Config, key: str, value: Any, *, source: str) -> None:
-    """Set one value, turned into its field's type. `value` is what YAML made of it, or the text of an argument."""
-    owner, entry = keys.find(key, source)
-    kind = keys.types()[owner]
+def _find_records(names: Mapping[str, Any]) -> dict[str, type]:
+    """The record of each section that a plug-in extends, by the key that names the plug-in."""
+    found = {}
+    for key, (group, section) in PLUGINS.items():
+        name = names.get(key)
+        try:
+            named = isinstance(name, str) and name
+            found[key] = plugins.record_of(name, section, group=group) if named else section
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+    return found
+
+
+def _owner(key: str, known: Mapping[str, Leaf]) -> str | None:
+    """The field that a key stands for: itself, or the dictionary whose entry it is."""
+    if key in known:
+        return key
+    return next((o for o, leaf in known.items() if key.startswith(f"{o}.") and get_origin(leaf.kind) is dict), None)
+
+
+class _Unfit(ValueError):
+    """A value is not of its field's type; the text says what would be."""
+
+
+def _as_meant(value: Any, kind: Any) -> Any:
+    """`value` as a `kind` that OmegaConf takes: text is read as a user means it, ``null``, ``true``, ``[a,b]`` or
+    ``a,b``. What only OmegaConf would take raises `_Unfit`."""
+    origin, inner = get_origin(kind) or kind, [each for each in get_args(kind) if each is not NoneType]
+    if NoneType in get_args(kind):
+        empty = value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none", "~"))
+        return None if empty else _as_meant(value, inner[0])
+    if isinstance(value, str) and origin in (list, tuple, dict):
+        if value.strip().startswith("[") or origin is dict:
+            try:
+                value = _parse(value)
+            except _NoYaml:
+                raise _Unfit(WANTED[origin]) from None
+        else:
+            value = [part.strip() for part in value.split(",")] if value else []
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise _Unfit("the value itself: ${…} and ??? are not filled in")
+    accepted = {bool: (bool,), int: (int, str), float: (int, float, str), str: (str,), tuple: (list,)}
+    if origin is bool and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower())
+    if not isinstance(value, accepted.get(origin, origin)) or (isinstance(value, bool) and origin is not bool):
+        raise _Unfit(WANTED[origin])
+    if origin is float and not math.isfinite(float(value)):
+        raise _Unfit(WANTED[float])
+    if origin is tuple and len(value) != len(inner):
+        raise _Unfit(WANTED[tuple])
+    if origin is dict:
+        if not all(isinstance(name, str) for name in value):
+            raise _Unfit(WANTED[dict])
+        return {name: _as_meant(item, inner[1]) for name, item in value.items()}
+    return [_as_meant(item, inner[0]) for item in value] if origin in (list, tuple) else value
+
+
+# --------------------------------------------------------------------------------------------------------- YAML
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text with line breaks of any kind goes in double quotes, where they are escaped; PyYAML's choice loses some."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if len(f"{text}.".splitlines()) > 1 else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once; plain YAML silently keeps the last of several."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{min(twice, key=str)!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file; ConfigError for anything that is none, pipes and huge files included."""
     try:
-        made = {**keys.get(config, owner), entry: convert(value, get_args(kind)[1])} if entry else convert(value, kind)
-    except Unfit as unfit:
-        shown = "null" if value is None else cut(repr(value))
-        raise ConfigError(f"{source}: {key}: expected {unfit}, got {shown}") from None
-    section, _, name = owner.rpartition(".")
-    setattr(keys.get(config, section), name, made)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise ConfigError(f"config={path}: {kind}, expected a YAML file")
+        if status.st_size > LARGEST:
+            size = f"{status.st_size:,} bytes"
+            raise ConfigError(f"config={path}: {size}, too large for a configuration; is it the file?")
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config={_cut(str(path), limit=500)}: {error.strerror}") from error
+    except (UnicodeDecodeError, _NoYaml) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{path}: expected sections such as 'data:', found {type(tree).__name__}")
+    return tree or {}
 
 
-def _split_argument(argument: str) -> tuple[str, str]:
-    key, equals, value = argument.partition("=")
-    if not equals:
-        raise ConfigError(f"command line: expected key=value, got {cut(repr(argument))}")
-    return key.strip(), value
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Full key and value of everything in nested sections."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+class _NoYaml(ValueError):
+    """A text is no YAML."""
+
+
+def _parse(text: str) -> Any:
+    """What YAML makes of `text`; `_NoYaml` if it makes nothing of it."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise _NoYaml("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter: a 30th of February, a list as a key twice
+        raise _NoYaml(_cut(str(error), limit=500)) from error
+
+
+def _cut(text: str, *, limit: int = 120) -> str:
+    """`text` on one line, cut after `limit` characters: what an error repeats of what it was given."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]}… ({len(text):,} characters)"

@@ -1,8 +1,32 @@
-"""The whole configuration as typed records. Names and defaults are those of the released YAML where it has them."""
+"""The whole configuration as typed records. Names and defaults are those of the released YAML where it has them.
+
+A plug-in extends `DataConfig` or `RewardConfig` by a record of its own, see `verl.utils.plugins`; its keys then stand
+beside those here. A number must be more than 0 and a text may be any, unless the field says otherwise by `number`,
+`one_of` or `names_file`.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def number(default: Number, *, least: float | None = None, most: float = math.inf, also: float | None = None) -> Number:
+    """A number from `least` (None: more than 0) to `most`, or the one `also`."""
+    return field(default=default, metadata={"least": least, "most": most, "also": also})
+
+
+def one_of(*known: str, why_not: dict[str, str] | None = None) -> str:
+    """One of the `known` names, by default the first. `why_not`: reasons why names that one could expect are none."""
+    return field(default=known[0], metadata={"known": known, "why_not": why_not or {}})
+
+
+def names_file(default: str = "") -> str:
+    """The path of a file or a checkpoint folder, whose contents a resumed run must find as they were."""
+    return field(default=default, metadata={"file": True})
 
 
 @dataclass
@@ -10,17 +34,9 @@ class DataConfig:
     name: str = ""
     """Data set plug-in: an entry point of ``verl.datasets``, or ``package.module:attribute``."""
     train_files: str = ""
-    """Root of the training data, or what else the plug-in reads (ours: data sets by name, revos=ROOT+mevis=ROOT)."""
+    """What the plug-in trains on: a folder, a file, or what else it reads."""
     val_files: str = ""
-    """Root of the validation data; empty: the training root (an error where data sets go by name)."""
-    train_split: str = "train"
-    val_split: str = "valid"
-    train_meta: str = ""
-    """Another expression file, such as the sampled subset."""
-    exclude: str = ""
-    """A file of samples to leave out."""
-    allow_scored_split: bool = False
-    """Train on samples that a benchmark scores, which spoils its numbers; the run says so and records it."""
+    """What it validates on; empty: the plug-in's choice, such as train_files."""
     max_prompt_length: int = 7100
     """Tokens, images included."""
     filter_overlong_prompts: bool = True
@@ -30,23 +46,14 @@ class DataConfig:
     """Prompts a step."""
     val_batch_size: int = 16
     val_limit: int = 64
-    """Validation prompts at most: drawn with the seed, every video once before any twice."""
-    val_frames: int = 8
-    """Frames shown of a video in validation, as inference shows them."""
-    sampled_frames: int = 6
-    """Frames shown of a video in training, nominally."""
-    keyframe_resize: int = 560
-    """Side in pixels of the frames the policy sees."""
-    reference_image_resize: int = 560
-    prompt_template: str = ""
-    """A file with another wording; empty: the project's."""
+    """Validation prompts at most: drawn with the seed, one of every group before any two of one."""
     shuffle: bool = True
-    seed: int = 42
+    seed: int = number(42, least=0)
 
 
 @dataclass
 class AlgorithmConfig:
-    adv_estimator: str = "grpo"
+    adv_estimator: str = one_of("grpo", "dr_grpo", "rloo", "reinforce_pp")
     """grpo, dr_grpo, rloo or reinforce_pp."""
     drop_equal_groups: bool = False
     """Dynamic sampling: leave groups whose replies all have the same reward out of the update. Not for reinforce_pp,
@@ -55,7 +62,7 @@ class AlgorithmConfig:
 
 @dataclass
 class LoraConfig:
-    rank: int = 0
+    rank: int = number(0, least=0)
     """0: train all weights."""
     alpha: int = 16
     target_modules: str = "all-linear"
@@ -64,7 +71,7 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    model_path: str = ""
+    model_path: str = names_file()
     enable_gradient_checkpointing: bool = True
     freeze_vision_tower: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -73,17 +80,25 @@ class ModelConfig:
 @dataclass
 class OptimConfig:
     lr: float = 1e-6
-    weight_decay: float = 1e-2
+    weight_decay: float = number(1e-2, least=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    lr_warmup_steps_ratio: float = 0.0
+    lr_warmup_steps_ratio: float = number(0.0, least=0, most=1)
     """Share of the run over which the learning rate rises to lr."""
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = one_of("constant", "cosine")
     """constant or cosine."""
+
+    def __post_init__(self) -> None:
+        first, second = self.betas
+        self.betas = (first, second)  # OmegaConf hands over a list
 
 
 @dataclass
 class FSDPConfig:
-    torch_dtype: str = "bfloat16"
+    torch_dtype: str = one_of(
+        "bfloat16",
+        "float32",
+        why_not={"float16": "take bfloat16: small gradients would vanish in float16, for there is no loss scaling"},
+    )
     """Type of forward and backward on a GPU, bfloat16 or float32; parameters and optimiser are float32. CPU runs are
     float32 throughout."""
     param_offload: bool = False
@@ -98,24 +113,24 @@ class ActorConfig:
     """Prompts per optimiser step; a divisor of data.rollout_batch_size."""
     micro_batch_size_per_device_for_update: int = 1
     micro_batch_size_per_device_for_experience: int = 1
-    max_tokens_per_micro_batch: int = 0
+    max_tokens_per_micro_batch: int = number(0, least=0)
     """0: micro-batches by number of rollouts; otherwise by tokens, balanced."""
     share_prompts: bool = True
     """Within a micro-batch the text layers read a prompt once for all its replies; false: once for each. The numbers
     are the same."""
     ppo_epochs: int = 1
     use_kl_loss: bool = True
-    kl_loss_coef: float = 5e-3
-    kl_loss_type: str = "low_var_kl"
+    kl_loss_coef: float = number(5e-3, least=0)
+    kl_loss_type: str = one_of("low_var_kl", "kl", "mse")
     """low_var_kl, kl or mse."""
-    entropy_coeff: float = 1e-3
+    entropy_coeff: float = number(1e-3, least=0)
     """A released default that its YAML does not override."""
-    policy_loss: str = "ppo_clip"
+    policy_loss: str = one_of("ppo_clip", "gspo")
     """ppo_clip or gspo."""
-    clip_ratio: float = 0.2
+    clip_ratio: float = number(0.2, most=1)
     clip_ratio_high: float | None = None
     """None: as clip_ratio."""
-    loss_agg_mode: str = "token-mean"
+    loss_agg_mode: str = one_of("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
     """token-mean, seq-mean-token-mean or seq-mean-token-sum."""
     max_grad_norm: float = 1.0
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -127,20 +142,20 @@ class ActorConfig:
 class RolloutConfig:
     name: str = "hf"
     """Engine: hf, vllm, or ``package.module:attribute``."""
-    generation_defaults: str = "plain"
+    generation_defaults: str = one_of("plain", "checkpoint")
     """plain: replies are drawn as this section says, from the distribution that the actor scores. checkpoint: with the
     repetition penalty and, where top_k is -1, the top-k that the checkpoint's ``generation_config.json`` recommends."""
     n: int = 8
     """Group size."""
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
+    top_p: float = number(1.0, most=1)
+    top_k: int = number(-1, also=-1)
     batch_size: int = 16
     """Rollouts that the hf engine draws together."""
     tensor_parallel_size: int = 1
     """vllm: ranks that share one copy of the weights."""
-    gpu_memory_utilization: float = 0.25
-    max_model_len: int = 0
+    gpu_memory_utilization: float = number(0.25, most=1)
+    max_model_len: int = number(0, least=0)
     """Tokens of prompt and reply that vllm makes room for; 0: data.max_prompt_length + data.max_response_length."""
     enable_chunked_prefill: bool = False
     enforce_eager: bool = False
@@ -150,24 +165,16 @@ class RolloutConfig:
 
 @dataclass
 class RewardConfig:
-    reward_type: str = "function"
+    reward_type: str = one_of("function")
     compute_score: str = ""
     """Reward plug-in: an entry point of ``verl.rewards``, or ``package.module:attribute``."""
     num_workers: int = 1
-    num_cpus_per_worker: float = 1.0
-    num_gpus_per_worker: float = 0.0
+    num_cpus_per_worker: float = number(1.0, least=0)
+    num_gpus_per_worker: float = number(0.0, least=0)
     timeout_s: float = 600.0
     """Seconds one prompt's replies may take before their worker is replaced."""
-    max_retries: int = 2
+    max_retries: int = number(2, least=0)
     """How often one prompt's work is redone on a new worker before the run stops."""
-    preset: str = "strict"
-    """strict or released."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of a term by name, 1 where not named; 0 leaves the term out."""
-    tracker: str = "sam2"
-    sam2_mode: str = "video"
-    sam2_config: str = "configs/sam2.1/sam2.1_hiera_l.yaml"
-    sam2_checkpoint: str = ""
     options: dict[str, str] = field(default_factory=dict)
     """Anything a plug-in of your own wants to know."""
 
@@ -185,15 +192,18 @@ class TrainerConfig:
     max_steps: int | None = None
     project_name: str = "veason-r1"
     experiment_name: str = "grpo"
-    logger: list[str] = field(default_factory=lambda: ["console", "jsonl"])
+    logger: list[str] = field(
+        default_factory=lambda: ["console", "jsonl"],
+        metadata={"known": ("console", "jsonl", "tensorboard", "wandb"), "why_not": {}},
+    )
     """Of console, jsonl, tensorboard, wandb."""
     nnodes: int = 1
     n_gpus_per_node: int = 2
     """Processes per node; CPU ranks where there is no GPU."""
-    val_freq: int = 0
+    val_freq: int = number(0, least=0)
     """Steps between validations; 0: never."""
     val_before_train: bool = False
-    save_freq: int = 50
+    save_freq: int = number(50, least=0)
     """Steps between checkpoints; 0: only after the last step."""
     save_checkpoint_path: str = "checkpoints"
     keep_last: int = 2
@@ -203,20 +213,20 @@ class TrainerConfig:
     accept_changes: list[str] = field(default_factory=list)
     """Keys that may differ from those of the checkpoint that is resumed, such as [worker.actor.optim.lr]. Without it a
     resumed run may change its length, limits, machines, logging and saving only."""
-    max_restarts: int = 3
+    max_restarts: int = number(3, least=0)
     """How often a lost worker or node may restart the run from its last checkpoint."""
     placement_timeout_s: float = 120.0
     """Seconds to wait for room in the cluster, at the start and after a loss, before the run stops and says what it
     lacks."""
-    stuck_after: float = 3600.0
+    stuck_after: float = number(3600.0, least=0)
     """Seconds after which ranks that have not finished a part of a step count as lost, as a dead rank does; 0: never.
     More than the longest part takes: loading the model, generating, updating, saving."""
-    max_bad_steps: int = 3
+    max_bad_steps: int = number(3, least=0)
     """Skipped steps (loss not finite) in a row that are borne; one more stops the run."""
-    max_empty_steps: int = 10
+    max_empty_steps: int = number(10, least=0)
     """Steps in a row of which algorithm.drop_equal_groups left nothing to learn from that are borne; one more stops
     the run."""
-    rollouts_kept: int = 4
+    rollouts_kept: int = number(4, least=0)
     """Rollouts written as text per step."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verl.config.errors import ConfigError
+from verl.config import ConfigError
 
 
 class EngineError(ConfigError):

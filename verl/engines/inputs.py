@@ -11,7 +11,7 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info, smart_resize
 from torch import Tensor
 
-from verl.config.errors import ConfigError
+from verl.config import ConfigError
 from verl.engines.errors import EngineError
 from verl.protocol import Prompt
 

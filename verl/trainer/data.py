@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from verl.config.errors import ConfigError
+from verl.config import ConfigError
 from verl.protocol import Prompt
 
 

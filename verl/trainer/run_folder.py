@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from verl.config import Config, ConfigError, flatten, to_yaml
+from verl.config import Config, ConfigError, defaults, flatten, leaves, to_yaml
 from verl.workers import checkpoint
 
 LOCK = ".lock"
@@ -74,14 +74,6 @@ MAY_CHANGE = frozenset(
 )
 """Keys that a resumed run may have otherwise than its checkpoint, without being asked; they take effect at once."""
 
-FILES = (
-    "data.train_meta",
-    "data.exclude",
-    "data.prompt_template",
-    "worker.actor.model.model_path",
-    "worker.reward.sam2_checkpoint",
-)
-"""Keys that name a file or a checkpoint folder, whose contents must be those of before."""
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
 """Files of a checkpoint folder that a policy is made of."""
 BLOCKS, BLOCK = 16, 1 << 16
@@ -207,11 +199,11 @@ def check_config(config: Config, past: Past) -> list[str]:
     before = past.progress.get("config")
     if before is None:
         return [f"{past.folder} does not say what it was trained with; it is taken to be this configuration"]
-    defaults = flatten(Config())
+    default = flatten(defaults(config))
     changes = {
-        key: (before.get(key, defaults[key]), value)
+        key: (before.get(key, default[key]), value)
         for key, value in flatten(config).items()
-        if before.get(key, defaults[key]) != value
+        if before.get(key, default[key]) != value
     }
     told = {key: f"{key} was {_shown(old)}, is {_shown(new)}" for key, (old, new) in changes.items()}
     refused = [key for key in changes if key not in MAY_CHANGE and key not in config.trainer.accept_changes]
@@ -253,10 +245,11 @@ def _shown(value: Any) -> str:
 
 
 def find_inputs(config: Config, tasks: Mapping[str, Any]) -> Inputs:
-    """Prints of all that the run reads: the `FILES` of its configuration, and what each data set plug-in of `tasks`,
-    by the key that it belongs to, says of its own files in ``fingerprint() -> dict[str, str]``."""
-    values = flatten(config)
-    found = {key: _prints(Path(values[key])) for key in FILES if values[key]}
+    """Prints of all that the run reads: the files that its configuration names (`verl.config.names_file`), and what
+    each data set plug-in of `tasks`, by the key that it belongs to, says of its own files in
+    ``fingerprint() -> dict[str, str]``."""
+    named = {key: leaf.value for key, leaf in leaves(config).items() if "file" in leaf.field.metadata and leaf.value}
+    found = {key: _prints(Path(path)) for key, path in named.items()}
     for key, task in tasks.items():
         fingerprint = getattr(task, "fingerprint", None)
         found[key] = fingerprint() if fingerprint is not None else {}

@@ -1,12 +1,59 @@
-"""Find a plug-in by name: an entry point of a group, or ``package.module:attribute``."""
+"""Plug-ins are functions or classes, found by name: an entry point of a group, or ``package.module:attribute``.
+
+A data set or reward plug-in may bring a typed record of the keys that it adds to its section of the configuration:
+
+    @dataclass
+    class Options(DataConfig):
+        colours: int = 3
+
+    @plugins.reads(Options)
+    def build(config: Options, *, split: str) -> PromptDataset: ...
+
+With ``data.name=package.module:build`` the run then knows ``data.colours``.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+DATASETS, REWARDS = "verl.datasets", "verl.rewards"
+"""Groups of entry points whose plug-ins own a section of the configuration."""
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+Section = TypeVar("Section")
+
+
+def reads(record: type, *, check: Callable[[Any], None] | None = None) -> Callable[[Factory], Factory]:
+    """Marks a plug-in: its section of the configuration is a `record`, a dataclass that extends verl's own.
+
+    check: called with the filled record before a run starts; its ValueError is what the user reads.
+    """
+
+    def mark(factory: Factory) -> Factory:
+        factory.__dict__.update({"options": record} | ({} if check is None else {"check": check}))
+        return factory
+
+    return mark
+
+
+def record_of(name: str, section: type[Section], *, group: str) -> type[Section]:
+    """The record that the plug-in `name` brings for a section of the configuration; the section's own if it has none.
+    ValueError as by `find`, or for a record that does not extend the section's own."""
+    record = getattr(find(name, group=group), "options", None)
+    if not isinstance(record, type):
+        return section
+    if not issubclass(record, section):
+        raise ValueError(f"the options of {name!r} are a {record.__name__}, which does not extend {section.__name__}")
+    return record
+
+
+def names(group: str) -> list[str]:
+    """The registered plug-ins of a group."""
+    return sorted({point.name for point in entry_points(group=group)})
 
 
 def find(name: str, *, group: str) -> Any:
@@ -15,27 +62,17 @@ def find(name: str, *, group: str) -> Any:
     if ":" in name:
         found = _attribute(name, *name.split(":", 1))
     else:
-        known = _registered(group)
+        known = {point.name: point for point in entry_points(group=group)}
         if name not in known:
-            raise ValueError(_unknown(name, known, group=group))
+            there = ", ".join(sorted(known)) or "none (is the project installed?)"
+            raise ValueError(
+                f"no plug-in of {group} is called {name!r}{_meant(name, known)}; there are: {there}. Name your own "
+                "package.module:attribute"
+            )
         found = known[name].load()
     if not callable(found):
         raise ValueError(f"plug-in {name!r} is {type(found).__name__}, expected a function or class that builds it")
     return found
-
-
-def _unknown(name: str, known: Mapping[str, Any], *, group: str) -> str:
-    """What to tell the user who asked for `name`."""
-    there = ", ".join(sorted(known)) or "none (is the project installed?)"
-    near = get_close_matches(name, known, n=1, cutoff=0.3)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return (
-        f"no plug-in of {group} is called {name!r}{meant}; there are: {there}. Name your own package.module:attribute"
-    )
-
-
-def _registered(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
 
 
 def _attribute(name: str, module_name: str, path: str) -> Any:
@@ -50,8 +87,13 @@ def _attribute(name: str, module_name: str, path: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             there = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
-            near = get_close_matches(part, there, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"plug-in {name!r}: {module_name} has no {part!r}{meant}; it has {', '.join(there)}")
+            raise ValueError(
+                f"plug-in {name!r}: {module_name} has no {part!r}{_meant(part, there)}; it has {', '.join(there)}"
+            )
         found = getattr(found, part)
     return found
+
+
+def _meant(name: str, known: Any) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.3)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -10,7 +10,7 @@ from verl.config import ConfigError, RewardConfig
 from verl.protocol import Prompt, Reward
 from verl.utils import plugins
 
-GROUP = "verl.rewards"
+GROUP = plugins.REWARDS
 
 
 class RewardFunction(Protocol):
