@@ -44,7 +44,7 @@ from veason.tables import aligned
 from verl import config as configuration
 from verl import core_algos
 from verl.config import Config, DataConfig, RewardConfig
-from verl.engines import pretrained
+from verl.engines import generation, pretrained
 from verl.engines.inputs import process
 from verl.models import loading
 from verl.protocol import Batch, Prompt, Reward
@@ -361,7 +361,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         max_prompt_length=None,
         max_completion_length=config.data.max_response_length,
         # ours never draws vision tokens, which mean nothing in a reply
-        generation_kwargs={"suppress_tokens": [*ends, *pretrained.banned_ids(model.config)]},
+        generation_kwargs={"suppress_tokens": [*ends, *generation.banned_ids(model.config)]},
         temperature=config.worker.rollout.temperature,
         top_k=0,
         beta=actor.kl_loss_coef,

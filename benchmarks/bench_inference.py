@@ -36,7 +36,7 @@ from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import TinySam2, tiny_sam2
 from veason.types import Prediction, Question, Rle, VideoSample
 from verl.engines.inputs import collate
-from verl.engines.pretrained import banned_ids, pad_id
+from verl.engines.generation import banned_ids, pad_id
 
 MODEL = Path(__file__).parents[1] / "demo" / "base_policy"
 SHOWN = pipeline.Sampling(n=6, size=(84, 84))

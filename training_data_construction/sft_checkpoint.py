@@ -63,7 +63,7 @@ def _folder(base: str) -> Path:
 
 def check(folder: Path) -> None:
     """DataError unless the folder has all weights and a processor that GRPO, inference and vLLM can load."""
-    from verl.engines.folder import problem
+    from verl.engines.pretrained import problem
 
     if found := problem(folder):
         raise DataError(found)

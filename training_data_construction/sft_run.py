@@ -59,17 +59,18 @@ def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
 
     DataError for a base model or data set that cannot be used, and for changes that may not be.
     """
-    from verl.engines import folder
+    from verl.engines import pretrained
 
     settings = read_settings(yaml_file, arguments)
     model, data = str(settings["model_name_or_path"]), Path(str(settings["dataset_dir"]))
-    problem = folder.problem(model)
+    problem = pretrained.problem(model)
     if problem:
         raise DataError(problem)
     files.check_regular(data / "dataset_info.json", hint="the data folder is what build_sft wrote")
+    parts = ("*.safetensors", *pretrained.SMALL)
     now = {
         "settings": {key: value for key, value in sorted(settings.items()) if key not in PATHS},
-        "model": _prints(Path(model), ("*.safetensors", *folder.SMALL)) if Path(model).is_dir() else {"name": model},
+        "model": _prints(Path(model), parts) if Path(model).is_dir() else {"name": model},
         "data": _prints(data, ("*.json",)) | _pictures(data),
     }
     path, adapter = output / NAME, output / "adapter"
@@ -125,22 +126,22 @@ def check_adapter(base: str, adapter: Path) -> None:
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from verl.engines import folder
+    from verl.engines import pretrained
 
     weights = adapter / "adapter_model.safetensors"
-    for path in (adapter / folder.ADAPTER, weights):
+    for path in (adapter / pretrained.ADAPTER, weights):
         files.check_regular(path, hint="LLaMA-Factory writes it when training ends; is this the folder of an adapter?")
     try:
-        found = folder.tensor_shapes([weights])
+        found = pretrained.tensor_shapes([weights])
     except ValueError as error:
         raise DataError(f"{adapter}: {error}") from error
-    files.load_json(adapter / folder.ADAPTER)
+    files.load_json(adapter / pretrained.ADAPTER)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
         policy = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
     state = get_peft_model_state_dict(policy, save_embedding_layers=False)
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problem = folder.misfits(
+    problem = pretrained.misfits(
         sorted(wanted.keys() - found.keys()),
         sorted(found.keys() - wanted.keys()),
         [

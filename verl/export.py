@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from verl.config import LoraConfig, ModelConfig
-from verl.engines import folder as folders
 from verl.engines import pretrained
 from verl.models import loading
 from verl.workers import checkpoint
@@ -65,7 +64,7 @@ def fill(policy: nn.Module, weights: dict[str, Tensor]) -> str | None:
     is trained must be there, and no other."""
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     both = sorted(weights.keys() & parameters.keys())
-    problem = folders.misfits(
+    problem = pretrained.misfits(
         sorted(parameters.keys() - weights.keys()),
         sorted(weights.keys() - parameters.keys()),
         [

@@ -19,9 +19,8 @@ from veason import prompt
 from veason.errors import DataError
 from veason.family import family_of
 from veason.types import Clip, Question, VideoSample
-from verl.engines import folder, inputs, open_engine, pretrained
-from verl.engines.base import EngineOptions, Sampling
-from verl.engines.errors import EngineError
+from verl.engines import generation, inputs, open_engine, pretrained
+from verl.engines.base import EngineError, EngineOptions, Sampling
 from verl.engines.inputs import PromptInputs
 
 
@@ -51,7 +50,7 @@ class EnginePolicy:
     ) -> None:
         """`name`: the engine, hf or vllm. `temperature` 0 is greedy; `dtype` auto: bfloat16 on a GPU, float32 on a CPU;
         `template`: a prompt's text. `generation_defaults`: plain, or checkpoint for what its ``generation_config.json``
-        recommends, see `folder.decoding`. Of hf: `batch_size` questions are answered together. Of vllm:
+        recommends, see `generation.read_decoding`. Of hf: `batch_size` questions are answered together. Of vllm:
         `max_model_len` tokens of prompt and reply to make room for, and `gpu_memory`, the share of the GPU for weights
         and cache. DataError for a checkpoint that is not whole, and where vLLM is not installed."""
         if name == "vllm" and importlib.util.find_spec("vllm") is None:
@@ -68,7 +67,7 @@ class EnginePolicy:
             raise DataError(str(error)) from error
         self.family = family_of(config.model_type)
         try:
-            decoding = folder.decoding(self._source, generation_defaults)
+            decoding = generation.read_decoding(self._source, generation_defaults)
         except ValueError as error:
             raise DataError(str(error)) from error
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -19,7 +19,7 @@ from veason import frames, prompt_settings
 from veason.errors import DataError
 from veason.types import Question
 from verl.config import ModelConfig
-from verl.engines import pretrained
+from verl.engines import generation, pretrained
 from verl.models import loading
 
 SCRIPTS = cases.ROOT / "training_scripts"
@@ -256,8 +256,8 @@ class TestRealRun:
         model = loading.load_policy(ModelConfig(model_path=str(trained / "merged")))
         processor = pretrained.load_processor(trained / "merged")
         assert model.dtype == torch.float32
-        assert pretrained.pad_id(processor) == pretrained.pad_id(pretrained.load_processor(world / "tiny_policy"))
-        ends = pretrained.end_ids(trained / "merged", processor)
+        assert generation.pad_id(processor) == generation.pad_id(pretrained.load_processor(world / "tiny_policy"))
+        ends = generation.end_ids(trained / "merged", processor)
         assert processor.tokenizer.convert_ids_to_tokens(list(ends)) == ["<|im_end|>", "<|endoftext|>"]
 
     def test_a_killed_run_goes_on_to_the_same_weights(self, world, trained, tmp_path):

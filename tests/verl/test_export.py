@@ -18,7 +18,6 @@ from veason import prompt, prompt_settings
 from veason.types import Clip, Question, VideoSample
 from verl import export
 from verl.config import RolloutConfig
-from verl.engines import folder as folders
 from verl.engines import open_engine, pretrained
 from verl.engines.base import Sampling
 from verl.engines.inputs import collate, process
@@ -184,9 +183,9 @@ def test_without_a_word_of_the_task_it_says_what_its_base_says(adapter, tmp_path
 def test_a_base_that_is_not_whole_or_another_one_is_refused(adapter, folder, tmp_path, capsys):
     base, saved, _ = adapter
     shutil.copytree(base, tmp_path / "partial")
-    weights = load_file(base / folders.WEIGHTS)
+    weights = load_file(base / pretrained.WEIGHTS)
     kept = {name: tensor for name, tensor in weights.items() if "visual" not in name}
-    save_file(kept, tmp_path / "partial" / folders.WEIGHTS, {"format": "pt"})
+    save_file(kept, tmp_path / "partial" / pretrained.WEIGHTS, {"format": "pt"})
     assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "partial")]) == 1
     assert "30 missing (model.visual." in capsys.readouterr().err
     cases.write_tiny_policy(tmp_path / "smaller", seed=0, size=cases.PolicySize(hidden=64, mlp=32, layers=1))

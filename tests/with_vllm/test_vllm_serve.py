@@ -14,7 +14,8 @@ import pytest
 from commands import tree
 
 from inference import predict
-from verl.engines.pretrained import banned_ids, load_config
+from verl.engines.generation import banned_ids
+from verl.engines.pretrained import load_config
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "demo" / "base_policy"

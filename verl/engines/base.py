@@ -1,15 +1,22 @@
-"""What a rollout engine is: it takes weights by name and draws replies. One runs inside each worker process."""
+"""The interface of a rollout engine, which takes weights by name and draws replies inside its own process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from verl.engines.inputs import PromptInputs
+from verl.config import ConfigError
 from verl.protocol import Batch
+
+if TYPE_CHECKING:
+    from verl.engines.inputs import PromptInputs
+
+
+class EngineError(ConfigError):
+    """A checkpoint is not whole, or its processor does not take pictures as they are: the user can put it right."""
 
 
 @dataclass(frozen=True)

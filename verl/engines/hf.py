@@ -17,12 +17,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from verl.config import RolloutConfig
-from verl.engines import pretrained
-from verl.engines.attention import use_shared_heads
+from verl.engines import generation, pretrained
+from verl.engines.attention import open_cache, use_shared_heads
 from verl.engines.base import EngineOptions, Sampling
-from verl.engines.cache import open_cache
-from verl.engines.fingerprint import Fingerprints, fingerprint
 from verl.engines.inputs import PromptInputs, collate
+from verl.engines.weights import Fingerprints, fingerprint
 from verl.protocol import Batch
 
 
@@ -47,9 +46,9 @@ class HFEngine:
         self.model: PreTrainedModel = model.to(self._device).eval().requires_grad_(False)
         use_shared_heads(model)
         processor = pretrained.load_processor(model_path)
-        self._pad = pretrained.pad_id(processor)
-        self._ends = torch.tensor(pretrained.end_ids(model_path, processor), device=self._device)
-        self._never = torch.tensor(pretrained.banned_ids(model.config), dtype=torch.long, device=self._device)
+        self._pad = generation.pad_id(processor)
+        self._ends = torch.tensor(generation.end_ids(model_path, processor), device=self._device)
+        self._never = torch.tensor(generation.banned_ids(model.config), dtype=torch.long, device=self._device)
         self._sent = Fingerprints(dtype)
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:

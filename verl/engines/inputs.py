@@ -12,7 +12,7 @@ from qwen_vl_utils import process_vision_info, smart_resize
 from torch import Tensor
 
 from verl.config import ConfigError
-from verl.engines.errors import EngineError
+from verl.engines.base import EngineError
 from verl.protocol import Prompt
 
 

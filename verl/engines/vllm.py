@@ -22,11 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verl.config import RolloutConfig
-from verl.engines import pretrained
+from verl.engines import generation, pretrained
 from verl.engines.base import EngineOptions, Sampling
-from verl.engines.fingerprint import Fingerprints
 from verl.engines.inputs import PromptInputs
-from verl.engines.weights import differing, places, tie
+from verl.engines.weights import Fingerprints, differing, places, tie
 from verl.protocol import Batch
 
 FORBIDDEN = -100.0
@@ -55,13 +54,13 @@ class VLLMEngine:
         self._size = config.tensor_parallel_size
         pretrained.check(model_path)
         processor = pretrained.load_processor(model_path)
-        self._pad, self._ends = pretrained.pad_id(processor), pretrained.end_ids(model_path, processor)
+        self._pad, self._ends = generation.pad_id(processor), generation.end_ids(model_path, processor)
         self._joined = dist.is_initialized()
         self._llm = _open(model_path, config, self._device, dtype)
         [self._model] = self._llm.apply_model(lambda model: model)
         hf_config = self._llm.llm_engine.model_config.hf_config
         self._tied = bool(hf_config.get_text_config().tie_word_embeddings)
-        self._never = dict.fromkeys(pretrained.banned_ids(hf_config), FORBIDDEN)
+        self._never = dict.fromkeys(generation.banned_ids(hf_config), FORBIDDEN)
         self._temperature = 1.0
         self._scale_logits()
         self._places = places(self._model)

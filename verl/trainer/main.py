@@ -40,8 +40,8 @@ def _check_parts(config: Config) -> None:
     What the data sets have to say comes with their opening, which is before anything is started, too."""
     from verl.engines import GROUP as ENGINES
     from verl.engines import check_installed, pretrained
+    from verl.engines.generation import samplings
     from verl.utils import plugins, tracking
-    from verl.workers.decoding import samplings
     from verl.workers.reward.base import check_reward
 
     tracking.check(config.trainer.logger)

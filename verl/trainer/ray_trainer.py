@@ -15,6 +15,7 @@ import torch
 
 from verl import core_algos
 from verl.config import Config
+from verl.engines import generation
 from verl.protocol import Prompt, Reward, Rollout
 from verl.single_controller import placement
 from verl.single_controller.group import WorkerGroup
@@ -23,7 +24,7 @@ from verl.trainer.data import Schedule, batches
 from verl.trainer.errors import RunStopped
 from verl.trainer.prompts import open_prompts
 from verl.utils.tracking import MetricsLog
-from verl.workers import checkpoint, decoding
+from verl.workers import checkpoint
 from verl.workers.reward.pool import RewardPool
 from verl.workers.worker import Worker
 
@@ -119,7 +120,7 @@ class RayTrainer:
             print(f"note: {note}", flush=True)
         run_folder.keep_config(self.config, self.folder)
         self.prompts.record(self.folder)
-        decoding.record(self.config, self.folder)
+        generation.record(self.config, self.folder)
         goes_on = self.past is not None and self.past.own
         where = {"first_step": first_step, "total_steps": self.total_steps, "goes_on": goes_on}
         with MetricsLog(self.config, self.folder, **where) as self.log:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
-from verl.engines import pretrained
+from verl.engines import generation, pretrained
 from verl.engines.inputs import collate
 from verl.models import loading, packed, vision
 from verl.protocol import Batch
@@ -55,7 +55,7 @@ class Actor:
         self.device = rank_device()
         on_gpu = self.device.type == "cuda"
         self.compute_dtype = getattr(torch, config.fsdp.torch_dtype) if on_gpu else torch.float32
-        self.pad_id = pretrained.pad_id(pretrained.load_processor(config.model.model_path))
+        self.pad_id = generation.pad_id(pretrained.load_processor(config.model.model_path))
         self.model = self._sharded(lambda empty: loading.load_policy(config.model, empty=empty))
         self.reference: nn.Module | None = None
         if config.use_kl_loss and not self.has_adapter:

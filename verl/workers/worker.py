@@ -19,13 +19,13 @@ from transformers.utils.logging import disable_progress_bar
 from verl.config import Config, RolloutConfig
 from verl.engines import open_engine
 from verl.engines.base import Sampling
+from verl.engines.generation import samplings
 from verl.engines.inputs import PromptInputs, process
 from verl.engines.pretrained import load_processor
 from verl.protocol import Batch, Prompt, Rollout
 from verl.utils import device, seeding
 from verl.workers import checkpoint
 from verl.workers.actor import Actor, updates_per_step
-from verl.workers.decoding import samplings
 
 
 class Worker:

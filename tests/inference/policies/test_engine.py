@@ -13,8 +13,8 @@ from veason.datasets import open_dataset
 from veason.errors import DataError
 from veason.types import Clip, Question
 from verl.engines.base import Sampling
+from verl.engines.generation import banned_ids, pad_id
 from verl.engines.inputs import collate
-from verl.engines.pretrained import banned_ids, pad_id
 
 CLIP = Clip(frame_ids=(0, 2), size=(84, 84))
 

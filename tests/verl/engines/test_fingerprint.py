@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from verl.engines.fingerprint import Fingerprints, fingerprint, probe
+from verl.engines.weights import Fingerprints, fingerprint, probe
 
 
 def test_a_matrix_is_told_by_what_it_makes_of_the_probe():

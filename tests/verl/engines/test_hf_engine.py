@@ -10,7 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from demo.policy import write_tiny_policy
 from demo.tokenizer import TURN_END, build_tokenizer
 from verl.config import RolloutConfig
-from verl.engines import cache, open_engine
+from verl.engines import attention, open_engine
+from verl.engines.attention import RoomyLayer
 from verl.engines.base import Sampling
 from verl.engines.hf import HFEngine, penalised, pick, truncate
 from verl.engines.inputs import collate, process
@@ -94,7 +95,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(folder, model, prompts, temp
 
 
 def test_keys_and_values_outgrow_their_room(engine, model, prompts, monkeypatch):
-    monkeypatch.setattr(cache, "ROOM", 5)
+    monkeypatch.setattr(attention, "ROOM", 5)
     replies = engine.generate(prompts, n=2, sampling=Sampling(LENGTH), seeds=[1, 2, 3, 4])
     expected = teacher_forced(model, prompts, replies, n=2)
     torch.testing.assert_close(replies["engine_logprobs"], expected, atol=1e-4, rtol=0)
@@ -102,7 +103,7 @@ def test_keys_and_values_outgrow_their_room(engine, model, prompts, monkeypatch)
 
 def test_rows_are_selected_with_what_was_written():
     """Two positions for two rows, one row kept, twice, and a third position."""
-    layer = cache.RoomyLayer()
+    layer = RoomyLayer()
     first, third = torch.randn(2, 2, 2, 4), torch.randn(2, 2, 1, 4)
     layer.update(first, first + 1)
     layer.batch_select_indices(torch.tensor([1, 1]))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from demo.policy import write_tiny_policy
 from verl.config import ConfigError
-from verl.engines.errors import EngineError
+from verl.engines.base import EngineError
 from verl.engines.inputs import check_sizes, process, read_chat
 from verl.engines.pretrained import load_processor
 from verl.protocol import Prompt

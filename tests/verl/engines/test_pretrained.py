@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from inference.policies.engine import EnginePolicy
 from veason.errors import DataError
 from verl.config import ConfigError, RolloutConfig
-from verl.engines import folder, open_engine, pretrained
+from verl.engines import generation, open_engine, pretrained
 from verl.models import loading
 
 WEIGHTS = "model.safetensors"
@@ -106,7 +106,7 @@ def modern(weights):
 @pytest.mark.parametrize("names", [published, modern])
 def test_old_and_new_names_are_right_and_load_the_same(whole, copy, names):
     change_weights(copy, names)
-    assert folder.problem(copy) is None
+    assert pretrained.problem(copy) is None
     wanted, found = pretrained.load_base(whole).state_dict(), pretrained.load_base(copy).state_dict()
     assert cases.largest_gap(found, wanted) == 0
 
@@ -121,7 +121,7 @@ def test_the_files_of_the_published_checkpoints_will_do(copy):
     template = (copy / "chat_template.jinja").read_text()
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    assert folder.problem(copy) is None
+    assert pretrained.problem(copy) is None
     assert pretrained.load_processor(copy).chat_template == template
 
 
@@ -134,7 +134,7 @@ def test_a_tied_head_may_be_stored_or_not(tmp_path, stored):
         change_weights(
             tied, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}
         )
-    assert folder.problem(tied) is None
+    assert pretrained.problem(tied) is None
     for model in (
         pretrained.load_base(tied),
         open_engine(str(tied), config=RolloutConfig(), device="cpu", dtype=torch.float32).model,
@@ -146,7 +146,7 @@ def test_a_tied_head_may_be_stored_or_not(tmp_path, stored):
 def test_a_head_that_is_tied_to_something_else(tmp_path):
     tied = cases.write_policy(tmp_path / "tied", tied=True)
     change_weights(tied, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1})
-    assert "lm_head.weight and model.embed_tokens.weight differ, but config.json ties them" in folder.problem(tied)
+    assert "lm_head.weight and model.embed_tokens.weight differ, but config.json ties them" in pretrained.problem(tied)
 
 
 def test_shards_are_followed_by_their_index(whole, copy):
@@ -156,13 +156,13 @@ def test_shards_are_followed_by_their_index(whole, copy):
     for file, some in parts.items():
         save_file({name: weights[name] for name in some}, copy / file, {"format": "pt"})
     where = {name: file for file, some in parts.items() for name in some}
-    (copy / folder.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (copy / pretrained.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (copy / WEIGHTS).unlink()
-    assert folder.problem(copy) is None
+    assert pretrained.problem(copy) is None
     (copy / "b.safetensors").unlink()
-    assert "1 of 2 weight files are missing (b.safetensors)" in folder.problem(copy)
-    (copy / folder.INDEX).write_text("{}")
-    assert "is no index of weights" in folder.problem(copy)
+    assert "1 of 2 weight files are missing (b.safetensors)" in pretrained.problem(copy)
+    (copy / pretrained.INDEX).write_text("{}")
+    assert "is no index of weights" in pretrained.problem(copy)
 
 
 def cut(path: Path) -> None:
@@ -208,7 +208,7 @@ BROKEN = {
 def test_a_broken_folder_is_one_line(copy, kind):
     harm, told = BROKEN[kind]
     harm(copy)
-    found = folder.problem(copy)
+    found = pretrained.problem(copy)
     assert found.startswith(f"{copy}: ")
     assert "\n" not in found
     assert told in found
@@ -218,17 +218,17 @@ def test_another_models_tokenizer(copy):
     settings = json.loads((copy / "tokenizer.json").read_text())
     settings["added_tokens"].append({**settings["added_tokens"][-1], "id": 99_999, "content": "<|more|>"})
     (copy / "tokenizer.json").write_text(json.dumps(settings))
-    assert "its tokenizer is another model's: it has token" in folder.problem(copy)
+    assert "its tokenizer is another model's: it has token" in pretrained.problem(copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "image_token_id": 3}))
-    assert "and 3 in config.json" in folder.problem(copy)
+    assert "and 3 in config.json" in pretrained.problem(copy)
 
 
 def test_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    assert "it is a file" in folder.problem(tmp_path / "file")
-    assert "no such folder" in folder.problem(tmp_path / "nowhere" / "at" / "all")
-    assert "no such folder" in folder.problem("nobody/has-this-model")  # the tests run offline
+    assert "it is a file" in pretrained.problem(tmp_path / "file")
+    assert "no such folder" in pretrained.problem(tmp_path / "nowhere" / "at" / "all")
+    assert "no such folder" in pretrained.problem("nobody/has-this-model")  # the tests run offline
 
 
 QWEN = {"repetition_penalty": 1.05, "temperature": 1e-6, "do_sample": True, "top_k": 20}
@@ -241,28 +241,29 @@ class TestDecoding:
         return copy
 
     def test_plain_takes_nothing_and_says_so(self, copy):
-        found = folder.decoding(self.given(copy, **QWEN), "plain")
+        found = generation.read_decoding(self.given(copy, **QWEN), "plain")
         assert (found.repetition_penalty, found.top_k, found.not_taken) == (1.0, -1, QWEN)
 
     def test_checkpoint_takes_penalty_and_top_k(self, copy):
-        found = folder.decoding(self.given(copy, **QWEN), "checkpoint")
+        found = generation.read_decoding(self.given(copy, **QWEN), "checkpoint")
         assert (found.repetition_penalty, found.top_k) == (1.05, 20)
         assert found.not_taken == {"temperature": 1e-6, "do_sample": True}
 
     def test_without_recommendations(self, copy):
         (copy / "generation_config.json").unlink(missing_ok=True)
-        assert folder.decoding(copy, "plain") == folder.decoding(copy, "checkpoint") == folder.Decoding()
+        for defaults in ("plain", "checkpoint"):
+            assert generation.read_decoding(copy, defaults) == generation.Decoding()
 
     @pytest.mark.parametrize("wrong", [{"repetition_penalty": 0}, {"repetition_penalty": "1.05"}, {"top_k": "all"}])
     def test_values_that_cannot_be_meant(self, copy, wrong):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
-            folder.decoding(self.given(copy, **wrong), "checkpoint")
+            generation.read_decoding(self.given(copy, **wrong), "checkpoint")
 
     def test_what_holds_no_settings(self, copy):
         (copy / "generation_config.json").write_text("[]")
         with pytest.raises(ValueError, match="expected an object of settings, found list"):
-            folder.decoding(copy, "plain")
+            generation.read_decoding(copy, "plain")
 
     def test_another_word(self, copy):
         with pytest.raises(ValueError, match="plain or checkpoint, found 'vllm'"):
-            folder.decoding(copy, "vllm")
+            generation.read_decoding(copy, "vllm")

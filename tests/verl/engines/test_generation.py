@@ -10,8 +10,8 @@ import pytest
 from inference.policies.engine import EnginePolicy
 from verl import config as configuration
 from verl.config import Config, ConfigError
+from verl.engines import generation
 from verl.engines.base import Sampling
-from verl.workers import decoding
 
 QWEN = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-6, "top_k": 20}
 """What the published checkpoints recommend, and a top-k."""
@@ -35,21 +35,21 @@ def configured(policy, defaults="plain", **changes):
 
 
 def test_a_recommendation_is_not_taken_unless_it_is_asked_for(policy):
-    found = decoding.samplings(configured(policy, temperature=0.7, top_p=0.9))
+    found = generation.samplings(configured(policy, temperature=0.7, top_p=0.9))
     assert found["training"] == Sampling(max_tokens=1024, temperature=0.7, top_p=0.9, top_k=-1, repetition_penalty=1.0)
     assert found["validation"] == Sampling(max_tokens=1024, temperature=0.0, repetition_penalty=1.0)
 
 
 def test_where_it_is_asked_for_training_and_validation_take_it(policy):
-    found = decoding.samplings(configured(policy, "checkpoint"))
+    found = generation.samplings(configured(policy, "checkpoint"))
     assert found["training"] == Sampling(max_tokens=1024, temperature=1.0, top_k=20, repetition_penalty=1.05)
     assert found["validation"] == Sampling(max_tokens=1024, temperature=0.0, repetition_penalty=1.05)
-    assert decoding.samplings(configured(policy, "checkpoint", top_k=5))["training"].top_k == 5
+    assert generation.samplings(configured(policy, "checkpoint", top_k=5))["training"].top_k == 5
 
 
 @pytest.mark.parametrize("defaults", ["plain", "checkpoint"])
 def test_the_same_words_mean_the_same_for_a_run_and_for_inference(policy, defaults):
-    ours = decoding.samplings(configured(policy, defaults))
+    ours = generation.samplings(configured(policy, defaults))
     theirs = EnginePolicy("hf", policy, device="cpu", generation_defaults=defaults).describe()
     assert ours["validation"].repetition_penalty == theirs["repetition_penalty"]
     sampled = EnginePolicy("hf", policy, device="cpu", generation_defaults=defaults, temperature=1.0).describe()
@@ -61,7 +61,7 @@ def test_the_same_words_mean_the_same_for_a_run_and_for_inference(policy, defaul
 
 
 def test_the_record_says_what_is_in_force_and_what_is_not(policy, tmp_path):
-    decoding.record(configured(policy), tmp_path)
+    generation.record(configured(policy), tmp_path)
     told = json.loads((tmp_path / "decoding.json").read_text())
     assert told["training"]["repetition_penalty"] == told["validation"]["repetition_penalty"] == 1.0
     assert (told["training"]["temperature"], told["validation"]["temperature"]) == (1.0, 0.0)
@@ -78,4 +78,4 @@ def test_a_recommendation_that_cannot_be_meant(policy, tmp_path):
     folder = cases.write_policy(tmp_path / "policy")
     (folder / "generation_config.json").write_text('{"repetition_penalty": -1}')
     with pytest.raises(ConfigError, match=r"repetition_penalty is -1, expected a number above 0"):
-        decoding.samplings(configured(folder, "checkpoint"))
+        generation.samplings(configured(folder, "checkpoint"))
