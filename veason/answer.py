@@ -1,10 +1,10 @@
-"""The reply format, both ways: `parse_reply` reads anything a model can emit, `format_reply` writes what it should be.
+"""Reads and writes the reply format: `parse_reply` takes anything a model can emit, `format_reply` writes a good reply.
 
 ``<think>…</think><answer>{"keyframe_timestamp": 12, "bbox_2d_list": [[x1, y1, x2, y2], …]}</answer>``
 
 A bad reply is data: parsing never raises, takes time linear in the text, keeps what is usable and names the first thing
-that is wrong. The reward grades by `parse_reply` alone; inference also has `read_reply`, which reads what a person
-would still understand and says what it had to forgive.
+that is wrong. The reward grades by `parse_reply` alone; inference also has `read_reply`, which takes a reply that a
+person would still understand and lists the faults that it forgave.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from veason.types import Answer, Box, Clip, Reply
 KEYFRAME, BOXES = "keyframe_timestamp", "bbox_2d_list"
 
 STAGES = ("text", "answer_block", "json", "object", "keyframe", "box_list", "boxes")
-"""How far a reply can get, in order."""
+"""The steps of reading a reply, in order."""
 
 PROBLEMS = {
     "no_answer": "there is no <answer> block",
@@ -44,7 +43,7 @@ PROBLEMS = {
 """Every problem a reply can have, by code, least far first."""
 
 BLOCKS = ("after_thinking", "first", "braces")
-"""What `Rules.block` may be."""
+"""The values of `Rules.block`."""
 
 MAX_ANSWER_CHARS = 1 << 20
 MAX_DEPTH = 32
@@ -54,19 +53,30 @@ _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # a 
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _THINK, _THOUGHT = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 _OBJECT = re.compile(r"\{(?=\s{0,100}[\"'])")
-_LOOSE = re.compile(  # one token of almost-JSON: a text, a bracket or comma, or whatever stands between
+_LOOSE = re.compile(  # one token of almost-JSON: a text, a bracket or comma, or anything between them
     r""""(?:[^"\\]|\\.)*+(?:"|\\?\Z)|'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|[\[\]{},]|[^"'\[\]{},]+""", re.DOTALL
 )
 _KEYFRAME_TEXT = re.compile(r"\(?\s{0,9}([0-9]{1,9})(?:\.0{1,9})?\s{0,9}(?:s|sec|seconds)?\s{0,9}\)?")
 _NUMBER_TEXT = re.compile(r"\s{0,9}[+-]?[0-9]{1,9}(?:\.[0-9]{1,20})?\s{0,9}")
 _CANDIDATES = 8
 """Opening braces of a reply at which an answer object is looked for."""
+_DENIAL = re.compile(
+    r"""\bno\s{1,9}such\b
+    |\bno\s{1,9}(?!other\b)(?:\w{1,20}\s{1,9}){0,2}(?:target|object|instance|match)(?:e?s)?\b
+    |\b(?:is|are|was|were)(?:\s{1,9}not|n['’]t)\s{1,9}(?:\w{1,20}\s{1,9}){0,2}
+        in\s{1,9}(?:(?:the|this)\s{1,9}(?:video|clip|scene|footage)|any\s{1,9}(?:of\s{1,9}the\s{1,9})?frames?)\b
+    |\b(?:do|does|did)(?:\s{1,9}not|n['’]t)\s{1,9}(?:exist\b|(?:appear|occur)\s{1,9}in\s{1,9}(?:the|this)\s{1,9}(?:video|clip|scene)\b)
+    |\b(?:video|clip|scene|footage)\s{1,9}(?:does|did)(?:\s{1,9}not|n['’]t)\s{1,9}(?:contain|show|include|have)\b
+    |\b(?:can\s{0,9}not|can['’]t|could\s{1,9}not|couldn['’]t|unable\s{1,9}to)\s{1,9}(?:find|locate|identify|detect)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Words around an answer object that deny the target: the object is then an example or a guess, and no answer."""
 _BETWEEN = re.compile(r"</think>\s*<answer>")
 _BRACES_OPEN, _BRACES_CLOSE = re.compile(r"<answer>\s*(?=\{)"), re.compile(r"\}(?=\s*</answer>)")
 
 
 READINGS = ("lenient", "strict")
-"""How `read_reply` may read."""
+"""The ways in which `read_reply` reads."""
 
 REPAIRS = {
     "upper_tags": "the tags are not in lower case",
@@ -79,29 +89,29 @@ REPAIRS = {
     "box_objects": "boxes are objects with bbox_2d, or with x1, y1, x2 and y2",
     "flat_box": "one box stands where a list of boxes belongs",
 }
-"""What a lenient reading forgives, by code; every other fault stays one."""
+"""The faults that a lenient reading forgives, by code; every other one stays a fault."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What counts as a number, a box and an object; the switches between the two presets."""
+    """The rules for numbers, boxes and objects, in which the two presets differ."""
 
     allow_bool: bool
-    """True is an int to Python's JSON, so the released reward took it for a number."""
+    """Take true for a number, as the released reward does: it is an int to Python's JSON."""
     allow_nonfinite: bool
-    """NaN, infinities and values beyond `MAX_COORDINATE`."""
+    """Take NaN, infinities and values beyond `MAX_COORDINATE`."""
     allow_inverted: bool
-    """Boxes with x2 < x1 or y2 < y1."""
+    """Take boxes with x2 < x1 or y2 < y1."""
     allow_repeated_keys: bool
-    """The last of two values wins."""
+    """Take the last of two values."""
     loose_keyframe: bool = False
-    """A keyframe counts by itself: without a box list it is an answer without boxes, and one such as 12.5 or "12",
-    though a `bad_keyframe`, becomes the answer's as int() makes it one."""
+    """Count a keyframe by itself: without a box list it is an answer without boxes, and one such as 12.5 or "12",
+    though a `bad_keyframe`, becomes the answer's through int()."""
     block: str = "after_thinking"
-    """Which answer block is read: the first ``after_thinking``, the ``first`` of the text even if it was opened while
+    """The answer block to read: the first ``after_thinking``, the ``first`` of the text even if it was opened while
     thinking, or the first that opens with a brace, up to a closing brace before a closing tag (``braces``)."""
     max_depth: int = MAX_DEPTH
-    """Brackets within brackets that are read."""
+    """The deepest nesting of brackets that is read."""
 
 
 STRICT = Rules(allow_bool=False, allow_nonfinite=False, allow_inverted=False, allow_repeated_keys=False)
@@ -120,18 +130,17 @@ def format_reply(thinking: str, answer: Answer) -> str:
     """The well-formed reply with this thinking and answer; coordinates to two decimals, whole ones without any."""
     if re.search(r"</?(think|answer)>", thinking):
         raise ValueError(f"the thinking holds a tag of the reply format: {thinking[:80]!r}")
-    boxes = [[_short(value) for value in box] for box in answer.boxes]
+    rounded = [[round(float(value), 2) for value in box] for box in answer.boxes]
+    boxes = [[int(value) if value.is_integer() else value for value in box] for box in rounded]
     return f"<think>{thinking}</think><answer>{json.dumps({KEYFRAME: answer.keyframe, BOXES: boxes})}</answer>"
-
-
-def _short(value: float) -> float | int:
-    value = round(float(value), 2)
-    return int(value) if value.is_integer() else value
 
 
 def parse_reply(text: str, *, rules: Rules = STRICT) -> Reply:
     """Read a reply: think block, answer, first problem. Never raises on any text."""
-    reply = Reply(text=text, thinking=_thinking(text), well_formed=_well_formed(text))
+    # a think block, white space, an answer block, and nothing else: as a full match of the released pattern decides
+    ends = text.startswith("<think>") and text.endswith("</answer>")
+    well_formed = ends and _BETWEEN.search(text, len("<think>")) is not None
+    reply = Reply(text=text, thinking=_thinking(text), well_formed=well_formed)
     block, problem = _answer_block(text, rules.block)
     if problem:
         return _stop(reply, problem)
@@ -148,7 +157,7 @@ def parse_reply(text: str, *, rules: Rules = STRICT) -> Reply:
 def read_reply(text: str, *, reading: str = "lenient") -> Reply:
     """Read a reply for inference: as `parse_reply` where that finds an answer in whole, else forgiving `REPAIRS`.
 
-    What was forgiven stands in the reply's `repairs`; `problem` and `detail` stay those of the strict reading. A reply
+    The reply's `repairs` list the forgiven faults; `problem` and `detail` stay those of the strict reading. A reply
     that the strict reading takes, an empty box list among them, is never read in another way.
     """
     strict = parse_reply(text)
@@ -158,7 +167,7 @@ def read_reply(text: str, *, reading: str = "lenient") -> Reply:
     value = _loose_object(text, repairs)
     if value is None or value.repeated:
         return strict
-    keyframe, entries = _loose_keyframe(value.get(KEYFRAME), repairs), _loose_entries(value.get(BOXES), repairs)
+    keyframe, entries = _loose_answer(value, repairs)
     boxes = tuple(box for entry in entries if (box := _box(entry, STRICT)) is not None)
     if keyframe is None or len(boxes) <= (len(strict.answer.boxes) if strict.answer else 0):
         return strict
@@ -173,10 +182,10 @@ def _lower_tags(text: str) -> str:
 
 
 def _loose_object(text: str, repairs: set[str]) -> _Object | None:
-    """The object with a keyframe in the answer block, or after the thinking where there is no such block; None where
-    there are several that differ, for one of them may be a draft.
+    """The object with a keyframe in the answer block, or after the thinking where there is no such block.
 
-    Thinking that never ends is not searched, for the same reason. Adds to `repairs` what had to be forgiven.
+    None where several differ, for one of them may be a draft; thinking that never ends is not searched for the same
+    reason. None, too, where the words around the object deny the target (`_DENIAL`). Adds to `repairs`.
     """
     lowered = _lower_tags(text)
     block, problem = _answer_block(lowered, "after_thinking")
@@ -189,7 +198,8 @@ def _loose_object(text: str, repairs: set[str]) -> _Object | None:
         block = lowered[thought:]
     elif problem is not None:
         return None
-    only, only_end = None, 0
+    only: _Object | None = None
+    only_end = 0
     for opened in itertools.islice(_OBJECT.finditer(block[:MAX_ANSWER_CHARS]), _CANDIDATES):
         if opened.start() < only_end:
             continue  # inside the object that was found
@@ -202,9 +212,11 @@ def _loose_object(text: str, repairs: set[str]) -> _Object | None:
             return None
         if only is None:
             only, only_end = value, end
-            outside = block[: opened.start()].strip() or block[end:].strip()
+            before, after = block[: opened.start()], block[end:MAX_ANSWER_CHARS]
+            if _DENIAL.search(before) or _DENIAL.search(after):
+                return None
             found |= {"no_tags"} if problem == "no_answer" else set()
-            found |= {"fence"} if outside else set()
+            found |= {"fence"} if before.strip() or block[end:].strip() else set()
             found |= {"upper_tags"} if lowered != text else set()
             repairs |= found
     return only
@@ -233,39 +245,40 @@ def _mended(block: str, start: int, repairs: set[str]) -> tuple[str, int]:
     return "", len(block)
 
 
-def _loose_keyframe(value: Any, repairs: set[str]) -> int | None:
-    """A frame id from 4, 4.0, "4", "4.0", "4s" or "(4s)"."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    found = None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e9:
-        found = int(value)
-    elif isinstance(value, str) and (match := _KEYFRAME_TEXT.fullmatch(value.strip())):
-        found = int(match.group(1))
-    if found is not None:
+def _loose_answer(value: _Object, repairs: set[str]) -> tuple[int | None, list[Any]]:
+    """(keyframe, entries of the box list) of an answer object, both as forgiving as `REPAIRS`.
+
+    A keyframe is 4, 4.0, "4", "4.0", "4s" or "(4s)"; None if it is none of these. Entries that are objects or hold
+    texts become lists of numbers; an entry that is neither stays as it is.
+    """
+    said, keyframe = value.get(KEYFRAME), None
+    if isinstance(said, int) and not isinstance(said, bool):
+        keyframe = said
+    elif isinstance(said, float) and said.is_integer() and abs(said) < 1e9:
+        keyframe = int(said)
         repairs.add("keyframe_form")
-    return found
+    elif isinstance(said, str) and (match := _KEYFRAME_TEXT.fullmatch(said.strip())):
+        keyframe = int(match.group(1))
+        repairs.add("keyframe_form")
 
-
-def _loose_entries(value: Any, repairs: set[str]) -> list[Any]:
-    """The entries of a box list, objects and texts as lists of numbers; an entry that is neither stays as it is."""
-    flat = isinstance(value, list) and len(value) == 4 and not any(isinstance(entry, (list, dict)) for entry in value)
-    if flat or isinstance(value, dict):
-        value = [value]
+    listed = value.get(BOXES)
+    flat = isinstance(listed, list) and len(listed) == 4 and not any(isinstance(e, (list, dict)) for e in listed)
+    if flat or isinstance(listed, dict):
+        listed = [listed]
         repairs.add("flat_box")
-    return [_loose_entry(entry, repairs) for entry in value] if isinstance(value, list) else []
-
-
-def _loose_entry(entry: Any, repairs: set[str]) -> Any:
-    if isinstance(entry, dict):
-        sides, listed = [entry.get(name) for name in ("x1", "y1", "x2", "y2")], entry.get("bbox_2d")
-        sides = listed if None in sides else sides
-        entry = sides if listed in (None, sides) else None  # one that gives two different boxes is none
-        repairs.add("box_objects")
-    if not isinstance(entry, list) or not any(isinstance(value, str) for value in entry):
-        return entry
-    repairs.add("number_texts")
-    return [float(v) if isinstance(v, str) and _NUMBER_TEXT.fullmatch(v) else v for v in entry]
+    entries: list[Any] = []
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict):
+            sides: Any = [entry.get(name) for name in ("x1", "y1", "x2", "y2")]
+            corners = entry.get("bbox_2d")
+            sides = corners if None in sides else sides
+            entry = sides if corners in (None, sides) else None  # one that gives two different boxes is none
+            repairs.add("box_objects")
+        if isinstance(entry, list) and any(isinstance(side, str) for side in entry):
+            entry = [float(v) if isinstance(v, str) and _NUMBER_TEXT.fullmatch(v) else v for v in entry]
+            repairs.add("number_texts")
+        entries.append(entry)
+    return keyframe, entries
 
 
 def place(reply: Reply, clip: Clip) -> Reply:
@@ -287,17 +300,12 @@ def _thinking(text: str) -> str | None:
     return text[start + len("<think>") : end].strip() if 0 <= start < end else None
 
 
-def _well_formed(text: str) -> bool:
-    """The whole reply is think block, white space, answer block (as a full match of the released pattern decides)."""
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
-        return False
-    return _BETWEEN.search(text, len("<think>")) is not None
-
-
 def _answer_block(text: str, which: str) -> tuple[str, str | None]:
     """(inside of the answer block that `Rules.block` names, problem); the first one where none comes after thinking."""
-    if which == "braces":
-        start, end = _braces(text)
+    if which == "braces":  # whatever tags the braces hold
+        opened = _BRACES_OPEN.search(text)
+        closed = _BRACES_CLOSE.search(text, opened.end()) if opened else None
+        start, end = opened.end() if opened else -1, closed.end() if closed else -1
     else:
         thought = text.find("</think>") if which == "after_thinking" else 0
         start = text.find("<answer>", max(thought, 0))
@@ -314,25 +322,15 @@ def _answer_block(text: str, which: str) -> tuple[str, str | None]:
     return text[start:end] if which == "after_thinking" else text[start:end].strip(), None
 
 
-def _braces(text: str) -> tuple[int, int]:
-    """Start and end of the first answer block in braces, whatever tags it holds; -1 where there is none."""
-    opened = _BRACES_OPEN.search(text)
-    closed = _BRACES_CLOSE.search(text, opened.end()) if opened else None
-    return opened.end() if opened else -1, closed.end() if closed else -1
+class _Object(dict[str, Any]):
+    """A JSON object; `repeated` is the key of an answer that it was given twice, if there is one."""
 
-
-class _Object(dict):
-    """A JSON object that remembers a key it was given twice."""
-
-    repeated: str | None = None
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> _Object:
-    record = _Object(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        record.repeated = next((key for key in (KEYFRAME, BOXES) if keys.count(key) > 1), None)
-    return record
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated: str | None = None
+        if len(self) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.repeated = next((key for key in (KEYFRAME, BOXES) if keys.count(key) > 1), None)
 
 
 def _integer(digits: str) -> int | float:
@@ -348,7 +346,7 @@ def _load(block: str, rules: Rules) -> tuple[Any, str | None, str]:
             return None, "too_deep", ""
     try:
         parse_int = int if rules.allow_nonfinite else _integer
-        return json.loads(block, object_pairs_hook=_pairs, parse_int=parse_int), None, ""
+        return json.loads(block, object_pairs_hook=_Object, parse_int=parse_int), None, ""
     except ValueError as error:  # JSONDecodeError, or an int of more digits than int() takes
         return None, "not_json", f"the answer block is not JSON: {error}"
 
@@ -365,18 +363,14 @@ def _read_answer(reply: Reply, value: Any, rules: Rules) -> Reply:
     if isinstance(keyframe, int) and (rules.allow_bool or not isinstance(keyframe, bool)):
         return _read_list(replace(reply, reached="keyframe"), int(keyframe), value, rules)
     reply = _stop(reply, "bad_keyframe", f"{KEYFRAME} is {_shown(keyframe)}, not an int")
-    converted = _converted(keyframe) if rules.loose_keyframe else None
+    try:
+        converted = int(keyframe) if rules.loose_keyframe else None
+    except (TypeError, ValueError, OverflowError):
+        converted = None
     if converted is None:
         return reply
     read = _read_list(reply, converted, value, rules)
     return replace(reply, answer=read.answer, entries=read.entries)
-
-
-def _converted(keyframe: Any) -> int | None:
-    try:
-        return int(keyframe)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def _shown(value: object) -> str:
@@ -385,18 +379,15 @@ def _shown(value: object) -> str:
 
 def _read_list(reply: Reply, keyframe: int, value: _Object, rules: Rules) -> Reply:
     entries = value.get(BOXES)
-    if isinstance(entries, list):
-        return _read_boxes(replace(reply, reached="box_list", entries=len(entries)), keyframe, entries, rules)
-    if rules.loose_keyframe:
-        reply = replace(reply, answer=Answer(keyframe=keyframe, boxes=()))
-    if BOXES not in value:
-        return _stop(reply, "no_box_list")
-    return _stop(reply, "bad_box_list", f"{BOXES} is {_shown(entries)}, not a list")
-
-
-def _read_boxes(reply: Reply, keyframe: int, entries: Sequence[Any], rules: Rules) -> Reply:
+    if not isinstance(entries, list):
+        if rules.loose_keyframe:
+            reply = replace(reply, answer=Answer(keyframe=keyframe, boxes=()))
+        if BOXES not in value:
+            return _stop(reply, "no_box_list")
+        return _stop(reply, "bad_box_list", f"{BOXES} is {_shown(entries)}, not a list")
     boxes = tuple(box for entry in entries if (box := _box(entry, rules)) is not None)
-    reply = replace(reply, answer=Answer(keyframe=keyframe, boxes=boxes))
+    answer = Answer(keyframe=keyframe, boxes=boxes)
+    reply = replace(reply, reached="box_list", entries=len(entries), answer=answer)
     if not entries:
         return _stop(reply, "no_boxes")
     if len(boxes) < len(entries):
@@ -405,23 +396,20 @@ def _read_boxes(reply: Reply, keyframe: int, entries: Sequence[Any], rules: Rule
 
 
 def _box(entry: Any, rules: Rules) -> Box | None:
-    """The entry as a box, None if it is none."""
+    """The entry as a box; None if it is none by the rules."""
     if not isinstance(entry, list) or len(entry) != 4:
         return None
+    sides: list[float] = []
     for value in entry:
         if not isinstance(value, (int, float)) or (isinstance(value, bool) and not rules.allow_bool):
             return None
         if not rules.allow_nonfinite and not (math.isfinite(value) and abs(value) <= MAX_COORDINATE):
             return None
-    x1, y1, x2, y2 = map(_coordinate, entry)
+        try:
+            sides.append(value if isinstance(value, bool) else float(value))  # True stays what it is where it is taken
+        except OverflowError:
+            sides.append(math.nan)  # an int beyond all floats
+    x1, y1, x2, y2 = sides
     if not rules.allow_inverted and (x2 < x1 or y2 < y1):
         return None
     return (x1, y1, x2, y2)
-
-
-def _coordinate(value: float) -> float:
-    """`value` as a float; True stays what it is, where it was let in, and an int beyond all floats is no number."""
-    try:
-        return value if isinstance(value, bool) else float(value)
-    except OverflowError:
-        return math.nan

@@ -1,4 +1,4 @@
-"""Which frames the policy is shown (two named sampling policies), and how frames get from disk to arrays."""
+"""Chooses the frames that a policy is shown (two named sampling policies) and reads frames from disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import struct
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -22,23 +23,23 @@ POLICIES = ("linspace", "train_grid")
 KEYFRAME_CANDIDATES = 5
 """Training draws its keyframe from this many frames of largest target area."""
 MAX_PIXELS = 1 << 27
-"""Of one picture; a header that claims more is a mistake or an attack, and nothing is decoded."""
+"""Pixels of a picture; a header that claims more is a mistake or an attack, and nothing is decoded."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Of pictures that may be the frames of a folder, in either case."""
+"""Suffixes, in either case, of pictures that may be the frames of a folder."""
 
 _GREY16 = ("I;16", "I;16L", "I;16B")
 _DEEP = {**dict.fromkeys(_GREY16, "16-bit grey"), "I": "32-bit grey", "F": "floating-point grey"}
-"""Modes of Pillow whose values have no agreed white."""
+"""Modes of Pillow in which no value is agreed to be white."""
 _UNDECODABLE = (
     *(Image.DecompressionBombError, OSError, EOFError),
-    *(SyntaxError, ValueError, TypeError, struct.error),  # of Pillow for damaged headers and EXIF
+    *(SyntaxError, ValueError, TypeError, struct.error),  # Pillow raises them for damaged headers and EXIF
 )
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION = 0x0112
 
 
 def linspace(length: int, n: int) -> tuple[int, ...]:
-    """Evaluation: `n` frame ids evenly from first to last, truncated to int; every frame if there are at most `n`."""
+    """The sampling of evaluation: `n` frame ids evenly from first to last, truncated to int; at most every frame."""
     if length < 1 or n < 1:
         raise ValueError(f"cannot choose {n} of {length} frames")
     if length <= n:
@@ -47,7 +48,7 @@ def linspace(length: int, n: int) -> tuple[int, ...]:
 
 
 def train_grid(length: int, n: int, *, keyframe: int) -> tuple[int, ...]:
-    """Training: the grid of step ceil(length / (n - 1)) that holds `keyframe`.
+    """The sampling of training: the grid of step ceil(length / (n - 1)) that holds `keyframe`.
 
     As released, `n` is nominal: n = 6 gives five frames for most lengths and four for some.
     """
@@ -92,8 +93,10 @@ def sample_clip(
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture to be decoded within the block. A missing or broken file, a pipe, and a header that claims more than
-    `MAX_PIXELS` are DataErrors that name the file."""
+    """Open a picture, to be decoded within the block.
+
+    A missing or broken file, a pipe, and a header that claims more than `MAX_PIXELS` are DataErrors that name the file.
+    """
     if not path.exists():
         raise DataError(f"{path}: the frame is missing; fetch it again or correct the frame list")
     check_regular(path)
@@ -108,7 +111,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         if found := foreign_content(read_head(path)):
             raise DataError(f"{path}: the picture cannot be decoded: it is {found}") from None
         raise DataError(
-            f"{path}: the picture cannot be decoded (of no kind that is known); fetch the file again"
+            f"{path}: the picture cannot be decoded (its format is not known); fetch the file again"
         ) from None
     except _UNDECODABLE as error:
         raise DataError(f"{path}: the picture cannot be decoded ({error}); fetch the file again") from error
@@ -127,30 +130,26 @@ def load(
         size = _size(image, upright=upright)
         if expect is not None and size != expect:
             raise DataError(f"{path}: the picture is {size}, the video is {expect} (height, width)")
-        if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"{path}: an animation of {image.n_frames} pictures; a frame is one picture, so split it")
+        if image.format == "PNG" and (count := getattr(image, "n_frames", 1)) > 1:
+            raise DataError(f"{path}: an animation of {count} pictures; a frame is one picture, so split it")
         if image.mode in _DEEP and not (grey and image.mode in _GREY16):
             raise DataError(
                 f"{path}: a {_DEEP[image.mode]} picture, and nothing says which value is white; convert all frames of "
                 "the video to 8 bits by one rule, such as `convert IN -level LOW,HIGH -depth 8 OUT` of ImageMagick"
             )
-        if upright:
-            image = ImageOps.exif_transpose(image)
-        if grey and image.mode in _GREY16:
-            return _scaled(np.asarray(image), *grey)
-        return np.asarray(image.convert("RGB"))
+        turned = ImageOps.exif_transpose(image) if upright else image
+        assert turned is not None  # which it is in place only
+        if grey is None or image.mode not in _GREY16:
+            return np.asarray(turned.convert("RGB"))
+        low, high = grey
+        shade = (np.clip(np.asarray(turned), low, high).astype(np.float64) - low) * (255 / max(high - low, 1))
+        return np.repeat(np.rint(shade).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _size(image: Image.Image, *, upright: bool) -> Size:
-    """(height, width) of an opened picture, from its header."""
+    """(height, width) of an opened picture, read from its header."""
     turned = upright and image.getexif().get(_ORIENTATION) in _TURNED
     return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _scaled(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    """(H, W, 3) uint8 of (H, W) uint16: `low` black, `high` white, linear between."""
-    shade = (np.clip(values, low, high).astype(np.float64) - low) * (255 / max(high - low, 1))
-    return np.repeat(np.rint(shade).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def resize(frame: np.ndarray, size: Size) -> np.ndarray:
@@ -160,11 +159,27 @@ def resize(frame: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-class VideoFrames(Sequence[np.ndarray]):
-    """The frames of a sample's video, decoded one by one when asked for: T x (H, W, 3) uint8 RGB at native size.
+class Frames(Sequence[np.ndarray]):
+    """The frames of a video, decoded one by one when asked for: T x (H, W, 3) uint8 RGB of one size.
 
-    Nothing is kept: whoever needs a frame twice keeps it. The size is checked against the data set's.
+    Nothing is kept: whoever needs a frame twice keeps it.
     """
+
+    @abstractmethod
+    def frame(self, frame_id: int) -> np.ndarray:
+        """Decode one frame, 0 … T-1."""
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        chosen = range(len(self))[index]  # an IndexError for a frame that is not there
+        return self.frame(chosen) if isinstance(chosen, int) else [self.frame(t) for t in chosen]
+
+
+class VideoFrames(Frames):
+    """The frames of a sample's video, at native size, which is checked against the data set's."""
 
     def __init__(self, sample: VideoSample) -> None:
         self.sample = sample
@@ -172,27 +187,19 @@ class VideoFrames(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.sample)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[t] for t in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return load(self.sample.frame_path(index % len(self)), expect=self.sample.size)
+    def frame(self, frame_id: int) -> np.ndarray:
+        return load(self.sample.frame_path(frame_id), expect=self.sample.size)
 
 
-class FolderFrames(Sequence[np.ndarray]):
-    """The pictures of a folder as the frames of a video, decoded one by one when asked for: T x (H, W, 3) uint8 RGB.
+class FolderFrames(Frames):
+    """The pictures of a folder as the frames of a video.
 
     They are in the order of the numbers in their names, and upright (EXIF). 16-bit grey is scaled by one rule for the
     clip: its least value is black, its greatest white. Hidden files are no frames.
     """
 
     def __init__(self, folder: Path, *, stride: int = 1, limit: int | None = None) -> None:
-        """At most `limit` pictures, one in `stride`. Opening reads every header (16-bit grey: every picture).
+        """Take at most `limit` pictures, one in `stride`. Every header is read now (of 16-bit grey: every picture).
 
         DataError for a folder without pictures, with pictures of two kinds or of two sizes, with two pictures of one
         name, and where the order of the names is not certain.
@@ -200,8 +207,11 @@ class FolderFrames(Sequence[np.ndarray]):
         self.paths = tuple(_pictures(folder)[::stride][:limit])
         self.names = tuple(path.stem for path in self.paths)
         """Frame names without suffix."""
-        headers = [_header(path) for path in self.paths]
-        self.size = headers[0][0]
+        headers: list[tuple[Size, str]] = []
+        for path in self.paths:
+            with opened(path) as image:
+                headers.append((_size(image, upright=True), image.mode))
+        self.size, first_mode = headers[0]
         """(height, width) of every frame, upright."""
         for path, (size, mode) in zip(self.paths, headers, strict=True):
             if size != self.size:
@@ -209,24 +219,25 @@ class FolderFrames(Sequence[np.ndarray]):
                     f"{path}: the picture is {size}, {self.paths[0].name} is {self.size} (height, width); "
                     "all frames of a video have one size"
                 )
-            if (mode in _GREY16) != (headers[0][1] in _GREY16):
+            if (mode in _GREY16) != (first_mode in _GREY16):
                 raise DataError(
-                    f"{path}: {mode} pixels, {self.paths[0].name} has {headers[0][1]}: 16-bit and 8-bit pictures are "
+                    f"{path}: {mode} pixels, {self.paths[0].name} has {first_mode}: 16-bit and 8-bit pictures are "
                     "no frames of one video; convert them by one rule"
                 )
-        self._grey = _grey_range(self.paths) if headers[0][1] in _GREY16 else None
+        self._grey: tuple[int, int] | None = None
+        if first_mode in _GREY16:
+            low, high = 65535, 0
+            for path in self.paths:
+                with opened(path) as image:
+                    values = np.asarray(image)
+                low, high = min(low, int(values.min())), max(high, int(values.max()))
+            self._grey = (low, high)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[t] for t in range(*index.indices(len(self)))]
-        return load(self.paths[index], expect=self.size, upright=True, grey=self._grey)
+    def frame(self, frame_id: int) -> np.ndarray:
+        return load(self.paths[frame_id], expect=self.size, upright=True, grey=self._grey)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -271,19 +282,3 @@ _NO_FRACTION = re.compile(r"(?<![0-9])(?<![0-9]\.)[0-9]+")
 
 def _padded(number: re.Match[str]) -> str:
     return number[0].zfill(255)  # no file name is longer
-
-
-def _header(path: Path) -> tuple[Size, str]:
-    """(size upright, mode) of a picture, nothing decoded."""
-    with opened(path) as image:
-        return _size(image, upright=True), image.mode
-
-
-def _grey_range(paths: Sequence[Path]) -> tuple[int, int]:
-    """The least and the greatest value of some 16-bit grey pictures."""
-    low, high = 65535, 0
-    for path in paths:
-        with opened(path) as image:
-            values = np.asarray(image)
-        low, high = min(low, int(values.min())), max(high, int(values.max()))
-    return low, high

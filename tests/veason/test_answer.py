@@ -259,6 +259,53 @@ def test_what_could_mean_two_things_is_not_forgiven(text):
     assert not read_reply(text).usable
 
 
+DENIALS = [
+    "There is no such object in the video.",
+    "The video shows no such object. In the required format:",
+    "There are no matching objects here; a guess would be",
+    "The red car isn't in the video, so I answer",
+    "A dog does not appear in this clip.",
+    "The scene doesn’t contain a horse:",
+    "It is not visible in any frame.",
+    "I cannot find the person.",
+    "I was unable to locate it.",
+]
+
+
+@pytest.mark.parametrize("words", DENIALS)
+def test_an_object_in_words_that_deny_the_target_is_no_answer(words):
+    """Without tags of its own the object may be an example of the format; boxes and words disagree in any case."""
+    for text in (
+        f"<think>t</think>{words} {INSIDE}",
+        f"<think>t</think>{INSIDE}\n{words}",
+        answer(f"{words} {INSIDE}"),
+        f"{words}\n```json\n{INSIDE}\n```",
+    ):
+        assert read_reply(text) == parse_reply(text)
+        assert not read_reply(text).usable
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "It is not visible in frame 0 but in frame 4:",
+        "There is no occlusion in frame 4.",
+        "No other object moves, so",
+        "The cat does not move. It is largest in frame 4.",
+        "Not the dog but the cat:",
+    ],
+)
+def test_words_that_deny_something_else_leave_the_answer(words):
+    assert read_reply(f"<think>t</think>{words} {INSIDE}").answer == Answer(keyframe=4, boxes=((10, 20, 100, 200),))
+
+
+def test_thinking_may_deny_and_a_tagged_answer_counts_by_itself():
+    """What stands in the think block is a draft, and an answer block that holds the object alone is no prose."""
+    thought = f"<think>There is no such object? Yes, there is.</think>{INSIDE}"
+    assert read_reply(thought).usable
+    assert read_reply(f"There is no such object. {answer(INSIDE.replace('4', '4.0', 1))}").usable
+
+
 def test_a_half_good_list_gains_what_is_forgiven_and_loses_nothing():
     reply = read_reply(listed('[[1, 2, 3, 4], {"bbox_2d": [5, 6, 7, 8]}, null]'))
     assert reply.answer == Answer(keyframe=4, boxes=((1, 2, 3, 4), (5, 6, 7, 8)))
@@ -306,6 +353,8 @@ GIANTS = {
     "quoted quotes": "'<answer>{' + chr(39) + (chr(92) + chr(39)) * (m // 2) + '</answer>'",
     "commas": "'<answer>{' + chr(34) + ', ' * (m // 2) + '</answer>'",
     "a long keyframe text": "'<answer>{' + chr(34) + 'keyframe_timestamp' + chr(34) + ':' + chr(34) + ' ' * m + '4s'",
+    "almost denials": "'<think></think>' + 'no ' * (n // 3)",
+    "almost denials around an object": "'{' + chr(34) + 'keyframe_timestamp' + chr(34) + ':4}' + 'no a ' * (n // 5)",
     "repeated keys": "'<answer>{' + (chr(34) + 'a' + chr(34) + ':1,') * (m // 6) + '}</answer>'",
 }
 """By name, Python expressions of n = 10,000,000 and of m, just under the longest answer that is read."""
