@@ -264,10 +264,10 @@ class Ours(Side):
 
 def with_ray(config: Config) -> list[float]:
     """Seconds of the clock per measured step of the whole trainer on one rank."""
-    from verl.single_controller.placement import connect
+    from verl.ray.placement import connect
     from verl.trainer.ray_trainer import RayTrainer
 
-    connect(cpus=2, log_to_driver=False, object_store_memory=200 * 1024**2)
+    connect(address=None, cpus=2, quiet=True, store_bytes=200 * 1024**2)
     trainer = RayTrainer(config)
     try:
         trainer.fit()

@@ -24,8 +24,7 @@ import torch
 
 from benchmarks.bench_sam2 import quiet
 from demo.writer import build_world
-from inference import cluster, pipeline, predict, units
-from inference.crew import Crew
+from inference import distributed, pipeline, predict
 from inference.policies.base import Policy
 from inference.policies.engine import EnginePolicy
 from inference.workers import Job
@@ -35,8 +34,8 @@ from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import TinySam2, tiny_sam2
 from veason.types import Prediction, Question, Rle, VideoSample
-from verl.engines.inputs import collate
 from verl.engines.generation import banned_ids, pad_id
+from verl.engines.inputs import collate
 
 MODEL = Path(__file__).parents[1] / "demo" / "base_policy"
 SHOWN = pipeline.Sampling(n=6, size=(84, 84))
@@ -99,14 +98,14 @@ def on_workers(name: str, root: Path, sam2: TinySam2) -> tuple[list[str], float]
     )
     dataset = open_dataset("revos", root, split="valid")
     samples = list(dataset)
-    plan = units.plan(samples, done=(), batch_size=WORKERS_BATCH, workers=WORKERS)
-    with cluster.rooms(WORKERS, gpu=False, address=None) as rooms:
-        crew = Crew(Job(args, dataset, samples), rooms, plan)
-        crew.ready()
+    units = distributed.plan(samples, done=(), batch_size=WORKERS_BATCH, workers=WORKERS)
+    with distributed.reserved(WORKERS, gpu=False, address=None) as rooms:
+        run = distributed.DistributedRun(Job(args, dataset, samples), rooms, units)
+        run.wait_until_built()
         start = time.perf_counter()
-        replies = {packed.key: packed.prediction["reply"] for packed in crew.work()}
+        replies = {packed.key: packed.prediction["reply"] for packed in run.predictions()}
         seconds = time.perf_counter() - start
-        crew.dismiss()
+        run.close()
     return [replies[sample.key] for sample in samples], seconds
 
 

@@ -121,9 +121,9 @@ def _predict(
     on_workers: bool,
 ) -> None:
     if on_workers:
-        from inference import crew  # seconds: Ray
+        from inference import distributed  # seconds: Ray
 
-        came = crew.predict(
+        came = distributed.predict(
             args,
             dataset,
             folder.samples,

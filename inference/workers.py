@@ -1,4 +1,4 @@
-"""What happens inside the workers of a run on Ray: one kind answers, the other tracks. Knows nothing of Ray.
+"""The workers of a distributed run: policies answer, trackers track. Nothing here knows Ray.
 
 Exceptions travel as values, so that nothing about them has to pickle, with whatever was finished before them.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import threading
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.family import Family
 from veason.types import Clip, Question, VideoSample
+from verl.ray.errors import Failure
 
 
 @dataclass(frozen=True)
@@ -35,53 +35,30 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Told:
+class PolicyReply:
     """A policy's reply to a sample."""
 
     number: int
-    """Of the sample in the job."""
+    """Number of the sample in the job."""
     clip: Clip
     text: str
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An exception on its way home."""
-
-    text: str
-    notes: tuple[str, ...]
-    ours: bool
-    """A DataError: its text is meant for people. Otherwise the text is the traceback."""
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        notes = tuple(getattr(error, "__notes__", ()))
-        if isinstance(error, DataError):
-            return cls(str(error), notes, ours=True)
-        return cls("".join(traceback.format_exception(error)), (), ours=False)
-
-    def exception(self) -> Exception:
-        error = DataError(self.text) if self.ours else RuntimeError(f"a worker failed\n\n{self.text.rstrip()}")
-        for note in self.notes:
-            error.add_note(note)
-        return error
-
-
-@dataclass(frozen=True)
 class Replies:
-    """What a policy says to a unit, as far as it came."""
+    """A policy's replies to a unit, up to its failure if it had one."""
 
-    told: list[Told]
+    replies: list[PolicyReply]
     family: Family
     policy: dict[str, Any]
-    """What it says of itself, for the run's record."""
+    """The policy's description of itself, for the run's record."""
     failure: Failure | None
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """What a tracker makes of some replies, as far as it came."""
+    """A tracker's predictions for some replies, up to its failure if it had one."""
 
     packed: list[Packed]
     failure: Failure | None
@@ -92,14 +69,14 @@ class PolicyWorker:
 
     def build(self, job: Job, gpu_share: float) -> Failure | None:
         try:
-            _prepare(gpu_share)
+            _keep_to_share(gpu_share)
             self._job, self._asking = job, options.asking(job.args)
             self._sampling = options.build_sampling(job.args)
             policy = options.build_policy(job.args, job.dataset)
             policy.family.check_size(self._sampling.size)
             self._policy = _OneAtATime(policy) if self._asking["in_flight"] == 1 else policy
         except Exception as error:
-            return Failure.of(error)
+            return Failure.of(error, user_error=DataError)
         return None
 
     def answer(self, batches: Sequence[int]) -> Replies:
@@ -110,19 +87,19 @@ class PolicyWorker:
         asked: list[Asked] = []
         failure = None
         try:
-            for replies in pipeline.ask(
+            for answered in pipeline.ask(
                 cut,
                 policy=self._policy,
                 sampling=self._sampling,
                 in_flight=min(self._asking["in_flight"], len(cut)),
                 seed=self._job.args.seed,
             ):
-                asked += replies
+                asked += answered
         except Exception as error:
-            failure = Failure.of(error)
+            failure = Failure.of(error, user_error=DataError)
         by_key = {self._job.samples[n].key: n for n in numbers}
-        told = [Told(by_key[a.question.sample.key], a.question.clip, a.text, a.seconds) for a in asked]
-        return Replies(told, self._policy.family, self._policy.describe(), failure)
+        replies = [PolicyReply(by_key[a.question.sample.key], a.question.clip, a.text, a.seconds) for a in asked]
+        return Replies(replies, self._policy.family, self._policy.describe(), failure)
 
 
 class TrackerWorker:
@@ -130,22 +107,22 @@ class TrackerWorker:
 
     def build(self, job: Job, gpu_share: float) -> Failure | None:
         try:
-            _prepare(gpu_share)
+            _keep_to_share(gpu_share)
             self._job = job
             tracker = options.build_tracker(job.args)
             self._finisher = pipeline.Finisher(tracker, frames.VideoFrames, reading=job.args.reading)
         except Exception as error:
-            return Failure.of(error)
+            return Failure.of(error, user_error=DataError)
         return None
 
-    def track(self, told: Sequence[Told], family: Family) -> Tracks:
+    def track(self, replies: Sequence[PolicyReply], family: Family) -> Tracks:
         packed: list[Packed] = []
-        for reply in told:
+        for reply in replies:
             question = Question(sample=self._job.samples[reply.number], clip=reply.clip, images=())
             try:
                 finished = self._finisher.finish(Asked(question, reply.text, reply.seconds), family)
             except Exception as error:
-                return Tracks(packed, Failure.of(error))
+                return Tracks(packed, Failure.of(error, user_error=DataError))
             packed.append(output.pack(finished, masks=self._job.args.masks))
         return Tracks(packed, None)
 
@@ -168,8 +145,8 @@ class _OneAtATime:
             return self._policy.answer(questions, seed=seed)
 
 
-def _prepare(gpu_share: float) -> None:
-    """Keep to one's share: of the cores (a worker each), and of the GPU's memory."""
+def _keep_to_share(gpu_share: float) -> None:
+    """Limit this process to its share of the cores (one a worker) and of the GPU's memory."""
     cv2.setNumThreads(1)
     if gpu_share > 0:
         import torch

@@ -14,7 +14,7 @@ ALLOWED = {
     "verl": set(),
     "grpo_reward": {"veason", "verl"},
     "training_data_construction": {"veason", "verl.engines"},  # is a checkpoint whole?
-    "inference": {"veason", "eval", "verl.engines"},  # eval: the report shows scores
+    "inference": {"veason", "eval", "verl.engines", "verl.ray"},  # eval: the report shows scores
     "eval": {"veason"},
 }
 

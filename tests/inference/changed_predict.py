@@ -2,20 +2,20 @@
 
 import sys
 
-from inference import cluster, crew, predict
+from inference import distributed, predict
 from veason.command import run_command
 
 
 def impatient() -> None:
     """Half a second is all that it waits for room."""
-    cluster.WAIT_S = 0.5
+    distributed.WAIT_S = 0.5
 
 
 def mortal() -> None:
     """Every tracker dies over its frames."""
     from mortal import Mortal
 
-    crew.TrackerWorker = Mortal
+    distributed.TrackerWorker = Mortal
 
 
 if __name__ == "__main__":

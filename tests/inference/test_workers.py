@@ -6,9 +6,10 @@ import pickle
 import pytest
 
 from inference import options, predict
-from inference.workers import Failure, Job, PolicyWorker, TrackerWorker
+from inference.workers import Job, PolicyWorker, TrackerWorker
 from veason.datasets import open_dataset
 from veason.errors import DataError
+from verl.ray.errors import Failure
 
 
 @pytest.fixture
@@ -28,10 +29,10 @@ def test_a_unit_from_batches_to_what_is_written(job):
     assert asked.build(job("--batch-size", "2", "--masks", "rle"), 0) is None
     assert tracked.build(job("--masks", "rle"), 0) is None
     replies = pickle.loads(pickle.dumps(asked.answer((1, 0))))
-    assert [told.number for told in replies.told] == [2, 0, 1]
+    assert [reply.number for reply in replies.replies] == [2, 0, 1]
     assert replies.policy == {"name": "oracle"}
     assert replies.failure is None
-    tracks = pickle.loads(pickle.dumps(tracked.track(replies.told, replies.family)))
+    tracks = pickle.loads(pickle.dumps(tracked.track(replies.replies, replies.family)))
     assert [packed.key for packed in tracks.packed] == ["UVO/-a_b/2", "UVO/-a_b/0", "UVO/-a_b/1"]
     assert tracks.packed[0].masks["counts"] == [None] * 4
     assert tracks.packed[1].prediction["keyframe"] == 0
@@ -43,8 +44,8 @@ def test_a_broken_frame_comes_home_as_the_same_error_with_what_was_before(job, h
     asked.build(job(), 0)
     tracked.build(job(), 0)
     hand_made.frame("00010").write_bytes(b"not a picture")
-    told = asked.answer((2, 0)).told
-    tracks = pickle.loads(pickle.dumps(tracked.track(told, asked.answer((0,)).family)))
+    replies = asked.answer((2, 0)).replies
+    tracks = pickle.loads(pickle.dumps(tracked.track(replies, asked.answer((0,)).family)))
     assert [packed.key for packed in tracks.packed] == ["UVO/-a_b/2"]  # without a target there is nothing to track
     error = tracks.failure.exception()
     assert isinstance(error, DataError)
@@ -59,7 +60,7 @@ def test_replies_before_a_broken_frame_are_kept(job, hand_made):
     worker._policy.looks = True
     hand_made.frame("00000").unlink()
     replies = worker.answer((0,))
-    assert replies.told == []
+    assert replies.replies == []
     assert "the frame is missing" in str(replies.failure.exception())
 
 
@@ -73,10 +74,10 @@ def test_an_error_of_ours_is_no_traceback_and_another_one_is():
     try:
         raise KeyError("odd")
     except KeyError as error:
-        failure = Failure.of(error)
+        failure = Failure.of(error, user_error=DataError)
     assert isinstance(failure.exception(), RuntimeError)
     assert "test_workers.py" in str(failure.exception())
-    assert str(Failure.of(DataError("clear")).exception()) == "clear"
+    assert str(Failure.of(DataError("clear"), user_error=DataError).exception()) == "clear"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ def cluster():
     """Four logical CPUs; ends with the session."""
     import ray
 
-    from verl.single_controller.placement import connect
+    from verl.ray.placement import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        connect(cpus=4, log_to_driver=False, object_store_memory=200 * 1024**2)
+        connect(address=None, cpus=4, quiet=True, store_bytes=200 * 1024**2)
     yield
     ray.shutdown()

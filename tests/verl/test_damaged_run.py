@@ -59,7 +59,7 @@ def started(monkeypatch):
         reached.append(True)
         raise InterruptedError
 
-    monkeypatch.setattr("verl.single_controller.placement.connect", connect)
+    monkeypatch.setattr("verl.ray.placement.connect", connect)
     return reached
 
 

@@ -17,7 +17,7 @@ from verl.config import ConfigError
 from verl.engines.inputs import process, prompt_lengths
 from verl.engines.pretrained import load_processor
 from verl.protocol import Reward, Rollout
-from verl.single_controller import placement
+from verl.ray import placement
 from verl.trainer.data import Outline, choose
 from verl.trainer.main import main
 from verl.trainer.metrics import readable

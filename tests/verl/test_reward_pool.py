@@ -11,7 +11,7 @@ import ray
 
 from verl.config import RewardConfig
 from verl.protocol import Prompt
-from verl.single_controller.errors import NoRoom
+from verl.ray.errors import NoRoom
 from verl.workers.reward.pool import RewardError, RewardPool
 
 
@@ -60,7 +60,10 @@ def test_rewards_come_in_order_a_group_from_one_worker(pool, prompts):
 
 
 def test_two_workers_share_the_work_beside_the_caller(pool, prompts):
-    pool.submit(prompts(2), [["slow"], ["slow"]]).result()  # both are up
+    deadline, seen = time.monotonic() + 300, set()
+    while len(seen) < 2:  # until both are up
+        assert time.monotonic() < deadline
+        seen |= {group[0].parts["pid"] for group in pool.submit(prompts(2), [["slow"], ["slow"]]).result()}
     pending = pool.submit(prompts(4), [["slow"]] * 4)
     assert not pending.done()
     rewards = pending.result()
@@ -114,7 +117,7 @@ def test_work_of_a_lost_worker_is_done_again(cluster, prompts, tmp_path):
         assert pending.metrics()["retries"] == 1
         assert [noted(tmp_path, f"scored p{i}") for i in range(3)] == [1, 2, 1]
         assert noted(tmp_path, "built") == 2
-        ray.kill(pool._all[0].worker.actor)
+        ray.kill(pool._workers.slots[0].actor)
         pending = pool.submit(prompts(2), [["a"], ["bb"]])
         assert totals(pending.result()) == [[1], [2]]
         assert pending.metrics()["retries"] == 1
@@ -148,13 +151,13 @@ def test_a_reward_that_cannot_be_built_says_why(cluster, prompts, tmp_path):
 
 def test_a_worker_without_room_is_told_in_time(cluster, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr("verl.workers.reward.pool.START_S", 1)
-    expected = r"a reward worker with 99 CPU, 0 GPU did not come up in 1 s; nodes have 4 CPU"
+    expected = r"a reward worker with 99 CPU, 0 GPU did not come up in 1 s; the nodes have 4 CPU"
     with opened(tmp_path, num_cpus_per_worker=99) as pool, pytest.raises(NoRoom, match=expected):
         pool.submit(prompts(2), [["a"], ["b"]]).result()
 
 
 def test_an_unknown_reward_is_refused_here_and_now(tmp_path):
-    expected = r"rewards_for_pool has no 'Widths'; it has .*Lengths"
+    expected = r"rewards_for_pool has no 'Widths'.*; it has .*Lengths"
     with pytest.raises(ValueError, match=expected), opened(tmp_path, "Widths"):
         pass
 

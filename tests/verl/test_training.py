@@ -17,7 +17,7 @@ import pytest
 from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.config import ConfigError
-from verl.single_controller.errors import WorkerLost
+from verl.ray.errors import WorkerLost
 from verl.trainer import run_folder
 from verl.trainer.errors import RunStopped
 from verl.trainer.main import main

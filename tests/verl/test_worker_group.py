@@ -12,14 +12,14 @@ import ray
 from group_workers import Stubborn, Worker
 
 from verl.config import ConfigError
-from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
-from verl.single_controller.group import WorkerGroup
-from verl.single_controller.placement import reserve, reserve_beside
+from verl.ray.errors import NoRoom, WorkerError, WorkerLost
+from verl.ray.group import WorkerGroup
+from verl.ray.placement import reserve, reserve_ranks
 
 
 @pytest.fixture(scope="module")
 def room(cluster):
-    placement = reserve(1, 2, gpu=False, cpus_per_rank=0.5)
+    placement = reserve_ranks(1, 2, {"CPU": 0.5}, remedy="")
     yield placement
     placement.free()
 
@@ -91,7 +91,7 @@ def test_a_dead_worker_is_noticed_while_its_peer_is_stuck(room):
 
 def test_a_rank_that_hangs_is_lost_after_a_while(room):
     """A stopped process neither answers nor dies; its peer waits for it in a barrier."""
-    with WorkerGroup(Worker, placement=room, stuck_after=600) as group:
+    with WorkerGroup(Worker, placement=room, stuck_after=600, stuck_key="trainer.stuck_after") as group:
         group.call("join")
         pids = group.call("pid")
         os.kill(pids[1], signal.SIGSTOP)
@@ -116,7 +116,7 @@ def test_a_calm_rank_is_not_stuck(room):
 
 def test_what_a_user_can_put_right_comes_home_as_that(room):
     with pytest.raises(ConfigError, match=r"^no weights for rank 1$"):
-        WorkerGroup(Worker, unfit_on=1, placement=room)
+        WorkerGroup(Worker, unfit_on=1, placement=room, user_error=ConfigError)
 
 
 def test_a_worker_that_cannot_be_built_says_so(room):
@@ -139,20 +139,23 @@ def _refuse():
 
 
 def test_too_little_room_is_told_and_given_back(cluster):
-    expected = r"1 node\(s\) x 2 rank\(s\) with 1 CPU, 1 GPU each after 1 s .*; nodes have 4 CPU"
-    with pytest.raises(NoRoom, match=expected):
-        reserve(1, 2, gpu=True, timeout_s=1)
-    with pytest.raises(NoRoom, match=r"2 node\(s\) x 1 rank"):
-        reserve(2, 1, gpu=False, timeout_s=1)
-    with pytest.raises(NoRoom, match=r"5 rank\(s\), on any nodes, with 1 CPU, 0 GPU each after 1 s"):
-        reserve(5, 1, gpu=False, apart=False, timeout_s=1)
-    with pytest.raises(NoRoom, match=r"2 reward worker\(s\) with 3 CPU, 0 GPU each beside the ranks after 1 s"):
-        reserve_beside(2, cpus=3, timeout_s=1)
+    def no_room(words):
+        return pytest.raises(NoRoom, match=rf"^no room for {words} each after 1 s; the nodes have 4 CPU.* Buy one$")
+
+    asked = {"remedy": "Buy one", "timeout_s": 1}
+    with no_room(r"1 node\(s\) x 2 rank\(s\) with 1 CPU, 1 GPU"):
+        reserve_ranks(1, 2, {"CPU": 1, "GPU": 1}, **asked)
+    with no_room(r"2 node\(s\) x 1 rank\(s\) with 1 CPU, 0 GPU"):
+        reserve_ranks(2, 1, {"CPU": 1}, **asked)
+    with no_room(r"5 rank\(s\), on any nodes, with 1 CPU, 0 GPU"):
+        reserve_ranks(5, 1, {"CPU": 1}, apart=False, **asked)
+    with no_room(r"2 reward worker\(s\) with 3 CPU, 0 GPU"):
+        reserve(1, 2, {"CPU": 3}, wanted="2 reward worker(s)", **asked)
     assert ray.is_initialized()
 
 
 def test_after_a_loss_ranks_of_two_nodes_may_share_one(cluster):
-    placement = reserve(2, 1, gpu=False, cpus_per_rank=0.1, apart=False)
+    placement = reserve_ranks(2, 1, {"CPU": 0.1}, apart=False, remedy="")
     try:
         assert (len(placement), len(placement.groups)) == (2, 1)
         assert [placement.slot(rank).placement_group_bundle_index for rank in range(2)] == [0, 1]
@@ -161,7 +164,7 @@ def test_after_a_loss_ranks_of_two_nodes_may_share_one(cluster):
 
 
 def test_ranks_of_a_node_follow_each_other(cluster):
-    placement = reserve(2, 1 + 1, gpu=False, cpus_per_rank=0.1)  # two groups of two
+    placement = reserve_ranks(2, 1 + 1, {"CPU": 0.1}, remedy="")  # two groups of two
     try:
         slots = [placement.slot(rank) for rank in range(4)]
         where = [(placement.groups.index(s.placement_group), s.placement_group_bundle_index) for s in slots]

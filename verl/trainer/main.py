@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from verl import config as configuration
 from verl.config import Config
-from verl.single_controller.errors import NoRoom, WorkerError, WorkerLost
+from verl.ray.errors import NoRoom, WorkerError, WorkerLost
 from verl.trainer.errors import RunStopped
 
 

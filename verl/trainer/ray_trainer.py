@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,11 @@ import ray
 import torch
 
 from verl import core_algos
-from verl.config import Config
+from verl.config import Config, ConfigError
 from verl.engines import generation
 from verl.protocol import Prompt, Reward, Rollout
-from verl.single_controller import placement
-from verl.single_controller.group import WorkerGroup
+from verl.ray import placement
+from verl.ray.group import WorkerGroup
 from verl.trainer import metrics, run_folder
 from verl.trainer.data import Schedule, batches
 from verl.trainer.errors import RunStopped
@@ -81,32 +82,45 @@ class RayTrainer:
         ranks = trainer.nnodes * trainer.n_gpus_per_node
         beside = math.ceil(reward.num_workers / ranks)
         shared = reward.num_gpus_per_worker > 0
-        placement.connect(cpus=ranks + reward.num_workers * reward.num_cpus_per_worker)
-        place = placement.reserve(
+        cpus = reward.num_cpus_per_worker
+        placement.connect(address=os.environ.get("RAY_ADDRESS"), cpus=ranks + reward.num_workers * cpus)
+        gpu = {"GPU": 1.0} if ray.cluster_resources().get("GPU", 0) > 0 else {}
+        longer = "free what other runs hold, or wait longer (trainer.placement_timeout_s)"
+        ranks_place = placement.reserve_ranks(
             trainer.nnodes,
             trainer.n_gpus_per_node,
-            gpu=ray.cluster_resources().get("GPU", 0) > 0,
-            cpus_per_rank=1 + beside * reward.num_cpus_per_worker * shared,
+            {"CPU": 1 + beside * cpus * shared, **gpu},
             apart=apart,
+            remedy=f"Set trainer.nnodes and trainer.n_gpus_per_node to what there is, {longer}",
             timeout_s=trainer.placement_timeout_s,
         )
-        opened.callback(place.free)
-        seats = place
-        if not shared and reward.num_cpus_per_worker > 0:
-            cpus, limit_s = reward.num_cpus_per_worker, trainer.placement_timeout_s
-            seats = placement.reserve_beside(reward.num_workers, cpus=cpus, timeout_s=limit_s)
-            opened.callback(seats.free)
+        opened.callback(ranks_place.free)
+        reward_place = ranks_place
+        if not shared and cpus > 0:
+            reward_place = placement.reserve(
+                1,
+                reward.num_workers,
+                {"CPU": cpus},
+                wanted=f"{reward.num_workers} reward worker(s)",
+                remedy="The ranks have theirs. Set worker.reward.num_workers and worker.reward.num_cpus_per_worker to "
+                f"what is left, {longer}",
+                timeout_s=trainer.placement_timeout_s,
+            )
+            opened.callback(reward_place.free)
         share = 1.0 - beside * reward.num_gpus_per_worker
         self.group = WorkerGroup(
             Worker,
             self.config,
             total_steps=self.total_steps,
-            placement=place,
+            placement=ranks_place,
             gpu_share=share,
             stuck_after=trainer.stuck_after,
+            stuck_key="trainer.stuck_after",
+            user_error=ConfigError,
         )
         opened.callback(self.group.shutdown)
-        self.rewards = RewardPool(reward, reward.compute_score, slots=[seats.slot(i) for i in range(len(seats))])
+        slots = [reward_place.slot(number) for number in range(len(reward_place))]
+        self.rewards = RewardPool(reward, reward.compute_score, slots=slots)
         opened.callback(self.rewards.close)
 
     def fit(self) -> None:

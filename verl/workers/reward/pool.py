@@ -1,18 +1,20 @@
 """Reward workers: processes that own the reward and judge one prompt's replies at a time, beside the caller's work.
 
-A worker that dies or takes too long is replaced, and the prompt it had is judged again on the new one. An exception
-of the reward itself is not tried again: it stops the run, naming the prompt.
+A worker that dies or takes too long is replaced, and the prompt it had is judged again. An exception of the reward
+itself is not tried again: it stops the run, naming the prompt.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +22,21 @@ import ray
 
 from verl.config import RewardConfig
 from verl.protocol import Prompt, Reward
-from verl.single_controller import placement
-from verl.single_controller.errors import NoRoom
+from verl.ray import placement
+from verl.ray.errors import Failure, NoRoom
+from verl.ray.pool import Limits, NotBuilt, NotReady, Slot, Task, TaskFailed, TooManyLosses, WorkerPool, wait
 from verl.utils import plugins
 from verl.workers.reward.base import GROUP
 
 START_S, BUILD_S = 300.0, 600.0
 """Seconds a worker may take to come up, and then to build its reward; `timeout_s` is for judging alone."""
 
+POLL_S = 0.1
+"""Seconds between two looks for new prompts, while some workers judge and others are free."""
+
 
 class RewardError(RuntimeError):
     """A prompt's replies could not be judged; the message names the prompt and holds the reward's own traceback."""
-
-
-class _Closed(RuntimeError):
-    """The pool was closed while this prompt was waiting."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +48,31 @@ class _Judged:
     retries: int = 0
 
 
-@dataclass(frozen=True)
-class _Raised:
-    """The reward's exception on its way home: a value, so that nothing about it has to pickle."""
-
-    text: str
-
-
-class _Worker:
-    """The Ray actor that owns a reward."""
+class RewardWorker:
+    """Owns a reward; runs as a Ray actor."""
 
     def __init__(self) -> None:
         self._reward: Any = None
 
-    def here(self) -> None:
-        """Answers as soon as the process is up, and so has found its room."""
-
-    def build(self, config: RewardConfig, factory_name: str) -> _Raised | None:
+    def build(self, config: RewardConfig, factory_name: str) -> Failure | None:
         try:
             self._reward = plugins.find(factory_name, group=GROUP)(config)
         except Exception:
-            return _Raised(traceback.format_exc())
+            return Failure(traceback.format_exc())
         return None
 
-    def score(self, prompt: Prompt, replies: list[str]) -> _Judged | _Raised:
+    def score(self, prompt: Prompt, replies: list[str]) -> _Judged | Failure:
         start = time.monotonic()
         try:
-            images = _at_hand(prompt.images)
+            images = prompt.images
+            if isinstance(images, ray.ObjectRef):
+                images = ray.get(images)
+            images = [ray.get(image) if isinstance(image, ray.ObjectRef) else image for image in images]
             rewards = list(self._reward.score(dataclasses.replace(prompt, images=images), replies))
             if len(rewards) != len(replies):
                 raise ValueError(f"the reward gave {len(rewards)} results for {len(replies)} replies")
         except Exception:
-            return _Raised(traceback.format_exc())
+            return Failure(traceback.format_exc())
         return _Judged(rewards, time.monotonic() - start)
 
 
@@ -93,7 +88,7 @@ class PendingRewards:
     def result(self) -> list[list[Reward]]:
         """Wait; the rewards of each prompt's replies, in the order of the submission. RewardError at the first failure:
         what has not begun by then never does."""
-        finished, _ = wait(self._futures, return_when=FIRST_EXCEPTION)
+        finished, _ = wait_for(self._futures, return_when=FIRST_EXCEPTION)
         failed = [future for future in self._futures if future in finished and not future.cancelled()]
         error = next((error for future in failed if (error := future.exception()) is not None), None)
         if error is not None:
@@ -114,10 +109,17 @@ class PendingRewards:
         }
 
 
+@dataclass(frozen=True)
+class _Job:
+    uid: str
+    judged: Future[_Judged]
+
+
 class RewardPool:
     """`config.num_workers` reward workers. A prompt goes to whichever is free first, with all its replies.
 
-    A thread of this process stands by each worker, so that a submission takes no time of the caller's.
+    A thread of this process hands prompts out and takes the rewards, so that a submission takes no time of the
+    caller's.
     """
 
     def __init__(self, config: RewardConfig, factory_name: str, *, slots: Sequence[Any] = ()) -> None:
@@ -125,13 +127,25 @@ class RewardPool:
         none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room."""
         plugins.find(factory_name, group=GROUP)
         self._config, self._factory_name = config, factory_name
-        self._slots = slots
+        self._inbox: queue.SimpleQueue[Task[_Job] | None] = queue.SimpleQueue()
+        """Submitted tasks that the thread has not seen; None wakes it up."""
         self._closed = threading.Event()
-        self._seats: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
-        self._all = [_Seat(self._start(number), number) for number in range(config.num_workers)]
-        for seat in self._all:
-            self._seats.put(seat)
-        self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="reward")
+        self._workers: WorkerPool[_Job] = WorkerPool(
+            RewardWorker,
+            (config, factory_name),
+            strategies=[slots[number % len(slots)] if slots else "DEFAULT" for number in range(config.num_workers)],
+            cpus=config.num_cpus_per_worker,
+            gpus=config.num_gpus_per_worker,
+            limits=Limits(
+                losses=config.max_retries,
+                stuck_s=config.timeout_s,
+                stuck_key="worker.reward.timeout_s",
+                start_s=START_S,
+                build_s=BUILD_S,
+            ),
+        )
+        self._thread = threading.Thread(target=self._run, name="rewards", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> RewardPool:
         return self
@@ -143,114 +157,93 @@ class RewardPool:
         """Begin to judge ``replies[i]`` to ``prompts[i]``. Images are stored once per prompt, unless they are a
         reference already."""
         assert len(prompts) == len(replies), f"{len(prompts)} prompts, {len(replies)} lists of replies"
-        jobs = [(_by_reference(prompt), list(group)) for prompt, group in zip(prompts, replies, strict=True)]
-        return PendingRewards([self._threads.submit(self._judge, *job) for job in jobs])
+        assert not self._closed.is_set(), "the reward pool is closed"
+        futures: list[Future[_Judged]] = []
+        for prompt, group in zip(prompts, replies, strict=True):
+            if not isinstance(prompt.images, ray.ObjectRef):
+                prompt = dataclasses.replace(prompt, images=ray.put(prompt.images))
+            futures.append(Future())
+            self._inbox.put(Task("score", (prompt, list(group)), _Job(prompt.uid, futures[-1])))
+        return PendingRewards(futures)
 
     def close(self) -> None:
         """End the workers, whatever they are doing, and drop what is waiting."""
         self._closed.set()
-        for seat in self._all:
-            ray.kill(seat.worker.actor)
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._inbox.put(None)
+        self._workers.close()  # now, since the thread may be waiting for one of them
+        self._thread.join()
 
-    def _judge(self, prompt: Prompt, replies: list[str]) -> _Judged:
-        """One prompt on the next free seat, as often as workers are lost over it and `max_retries` allows."""
-        seat = self._seats.get()
+    def _run(self) -> None:
+        """The thread: works until the pool is closed. An exception that ends it earlier reaches all prompts."""
+        broken: Exception | None = None
         try:
-            retries = 0
-            while True:
-                try:
-                    return dataclasses.replace(self._ask(seat.worker, prompt, replies), retries=retries)
-                except _Lost as lost:
-                    self._replace(seat)
-                    if retries == self._config.max_retries:
-                        raise RewardError(
-                            f"{prompt.uid}: {retries + 1} reward workers in a row were lost over this prompt, the last "
-                            f"one {lost}. worker.reward.max_retries and worker.reward.timeout_s set the limits"
-                        ) from lost
-                retries += 1
-        finally:
-            self._seats.put(seat)
+            self._judge_all()
+        except NotBuilt as error:
+            broken = RewardError(
+                f"{self._factory_name}: the reward could not be built\n\n{error.failure.text.rstrip()}"
+            )
+        except NotReady as error:
+            if error.came_up:
+                broken = RewardError(f"{self._factory_name}: the reward was not built after {error.seconds:g} s")
+            else:
+                wanted = {"CPU": self._config.num_cpus_per_worker, "GPU": self._config.num_gpus_per_worker}
+                broken = NoRoom(
+                    f"a reward worker with {placement.words(wanted)} did not come up in {error.seconds:g} s; "
+                    f"{placement.there()}"
+                )
+        except Exception as error:
+            broken = error
+        self._workers.close()  # those, too, that were started while `close` ran
+        broken = broken or RuntimeError("the reward pool was closed")
+        tasks = [*self._workers.waiting, *(task for slot in self._workers.slots for task in slot.tasks.values())]
+        while tasks or not self._closed.is_set() or not self._inbox.empty():
+            task = tasks.pop() if tasks else self._inbox.get()
+            if task is not None:
+                self._fail(task, broken)
 
-    def _ask(self, worker: _Started, prompt: Prompt, replies: list[str]) -> _Judged:
-        """The worker's answer. RewardError if the reward raised; `_Lost` if the worker is of no more use."""
-        limit_s = self._config.timeout_s
-        try:
-            self._await_built(worker)
-            answer = ray.get(worker.actor.score.remote(prompt, replies), timeout=limit_s)
-        except ray.exceptions.RayTaskError as error:  # not lost: arguments or result do not pickle
-            raise RewardError(f"{prompt.uid}: the prompt or its rewards could not travel\n\n{error}") from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise _Lost(f"because it took longer than {limit_s:g} s") from error
-        except ray.exceptions.RayError as error:
-            raise _Lost(f"because it died ({str(error).strip().splitlines()[0]})") from error
-        if isinstance(answer, _Raised):
-            raise RewardError(f"{prompt.uid}: the reward raised over this prompt\n\n{answer.text.rstrip()}")
-        return answer
+    def _judge_all(self) -> None:
+        """Hand out prompts and take rewards until the pool is closed."""
+        workers = self._workers
+        while not self._closed.is_set():
+            idle = not workers.busy and not workers.waiting
+            while idle or not self._inbox.empty():
+                task = self._inbox.get()
+                if task is None:
+                    return
+                workers.waiting.append(task)
+                idle = False
+            workers.hand_out(self._next)
+            if not workers.busy and not workers.waiting:  # they were all cancelled
+                continue
+            free = any(workers.has_place(slot) for slot in workers.slots)
+            try:
+                for task, found in wait(workers, poll_s=POLL_S if free else math.inf):
+                    if isinstance(found, Failure):
+                        text = f"{task.item.uid}: the reward raised over this prompt\n\n{found.text.rstrip()}"
+                        self._fail(task, RewardError(text))
+                    else:
+                        task.item.judged.set_result(dataclasses.replace(found, retries=task.losses))
+            except TaskFailed as error:
+                text = f"{error.task.item.uid}: the prompt or its rewards could not travel\n\n{error}"
+                self._fail(error.task, RewardError(text))
+            except TooManyLosses as error:
+                limits = "worker.reward.max_retries and worker.reward.timeout_s set the limits"
+                if not error.tasks:
+                    text = f"{error.count} reward workers in a row were lost while the reward was built, the last one "
+                    raise RewardError(f"{self._factory_name}: {text}because {error.reason}. {limits}") from error
+                for task in error.tasks:
+                    text = f"{error.count} reward workers in a row were lost over this prompt, the last one "
+                    self._fail(task, RewardError(f"{task.item.uid}: {text}because {error.reason}. {limits}"))
 
-    def _await_built(self, worker: _Started) -> None:
-        """NoRoom or RewardError if the worker does not come up, or its reward is not built."""
-        try:
-            ray.get(worker.up, timeout=START_S)
-        except ray.exceptions.GetTimeoutError as error:
-            wanted = {"CPU": self._config.num_cpus_per_worker, "GPU": self._config.num_gpus_per_worker}
-            raise NoRoom(
-                f"a reward worker with {placement.words(wanted)} did not come up in {START_S:g} s; {placement.there()}"
-            ) from error
-        try:
-            built = ray.get(worker.built, timeout=BUILD_S)
-        except ray.exceptions.GetTimeoutError as error:
-            raise RewardError(f"{self._factory_name}: the reward was not built after {BUILD_S:g} s") from error
-        if isinstance(built, _Raised):
-            raise RewardError(f"{self._factory_name}: the reward could not be built\n\n{built.text.rstrip()}")
+    def _next(self, slot: Slot[_Job]) -> Task[_Job] | None:
+        """The first waiting task that was not cancelled, which from here on cannot be."""
+        while self._workers.waiting:
+            task = self._workers.waiting.popleft()
+            if task.item.judged.running() or task.item.judged.set_running_or_notify_cancel():
+                return task
+        return None
 
-    def _replace(self, seat: _Seat) -> None:
-        ray.kill(seat.worker.actor)
-        if self._closed.is_set():
-            raise _Closed("the reward pool was closed")
-        seat.worker = self._start(seat.number)
-        if self._closed.is_set():  # while this one was being started
-            ray.kill(seat.worker.actor)
-
-    def _start(self, number: int) -> _Started:
-        """A new worker, which begins to build its reward."""
-        config = self._config
-        options = {"num_cpus": config.num_cpus_per_worker, "num_gpus": config.num_gpus_per_worker, "max_restarts": 0}
-        if self._slots:
-            options["scheduling_strategy"] = self._slots[number % len(self._slots)]
-        actor = ray.remote(_Worker).options(**options).remote()
-        return _Started(actor, actor.here.remote(), actor.build.remote(config, self._factory_name))
-
-
-@dataclass(frozen=True)
-class _Started:
-    actor: Any
-    up: ray.ObjectRef
-    built: ray.ObjectRef
-
-
-@dataclass
-class _Seat:
-    """A place in the pool; its worker may change."""
-
-    worker: _Started
-    number: int
-
-
-class _Lost(Exception):
-    """A worker died or takes too long."""
-
-
-def _by_reference(prompt: Prompt) -> Prompt:
-    if isinstance(prompt.images, ray.ObjectRef):
-        return prompt
-    return dataclasses.replace(prompt, images=ray.put(prompt.images))
-
-
-def _at_hand(images: Any) -> Any:
-    """A list of pictures, from it or its reference, or from a list of references."""
-    if isinstance(images, ray.ObjectRef):
-        images = ray.get(images)
-    if any(isinstance(image, ray.ObjectRef) for image in images):
-        return [ray.get(image) if isinstance(image, ray.ObjectRef) else image for image in images]
-    return images
+    def _fail(self, task: Task[_Job], error: Exception) -> None:
+        future = task.item.judged
+        if future.running() or future.set_running_or_notify_cancel():
+            future.set_exception(error)

@@ -48,7 +48,7 @@ def options(tmp_path_factory):
     """A world, and 60 of its samples to be predicted."""
     from demo import world as build
 
-    root = tmp_path_factory.mktemp("crew") / "world"
+    root = tmp_path_factory.mktemp("many") / "world"
     build.main(["--out", str(root), "--videos", "10", "--seed", "7", "--no-policy"])
     return ["--data-root", root, "--split", "train", "--policy", "oracle", "--tracker", "grabcut", "--limit", 60]
 
@@ -139,10 +139,10 @@ def test_a_killed_driver_is_resumed_by_a_single_process(raylets, options, single
 def test_a_cluster_of_its_own_and_rle_masks(options, tmp_path):
     """Without --address; the masks as lines, the same as one process writes."""
     few = [*options[:-1], 9, "--masks", "rle"]
-    run("inference.predict", *few, "--workers", 1, "--output", tmp_path / "crew")
+    run("inference.predict", *few, "--workers", 1, "--output", tmp_path / "many")
     run("inference.predict", *few, "--output", tmp_path / "single")
     for name in ("masks.jsonl", "predictions.jsonl"):
-        assert (tmp_path / "crew" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
 
 
 def test_a_worker_that_meets_a_broken_frame_ends_the_run_with_one_clear_line(raylets, hand_made, tmp_path):
@@ -161,7 +161,10 @@ def test_a_worker_that_meets_a_broken_frame_ends_the_run_with_one_clear_line(ray
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpus", "1"], "--gpus 1, but the nodes have 1 CPU, 0 GPU; 1 CPU, 0 GPU; give --workers N"),
+        (
+            ["--gpus", "1"],
+            "--gpus 1, but the nodes have 1 CPU, 0 GPU; 1 CPU, 0 GPU, of which 2 CPU, 0 GPU are free; give --workers N",
+        ),
         (["--workers", "1", "--policy", "hf"], "--policy hf needs --model"),
         (["--workers", "1", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
     ],
