@@ -7,19 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import get_args
 
-from eval.results import Missing, Problem
+from eval.results import Missing, Problem, Results
 from veason import atomic
 from veason.command import run_command
 from veason.safe_text import printable
-
-
-class Scored(Protocol):
-    """Results of any benchmark."""
-
-    @property
-    def errors(self) -> tuple[Problem, ...]: ...
 
 
 def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentParser:
@@ -42,21 +35,21 @@ def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentPar
     return made
 
 
-def run(
-    evaluate: Callable[[], Any], *, write: Callable[[Any, Path], None], table: Callable[[Any], str], out: Path
-) -> int:
-    """Evaluate, write, print; the exit status: 0, or 2 for anything that a user has to put right (`run_command`).
+def run(evaluate: Callable[..., Results], args: argparse.Namespace) -> int:
+    """Evaluates, writes and prints; returns the exit status: 0, or 2 for anything that a user has to put right.
 
-    The folder `out` is locked meanwhile, so that no two evaluations put their files into one.
+    Every option of `parser`, and every one added to it, is a keyword argument of `evaluate` but for ``--out``. That
+    folder is locked meanwhile, so that no two evaluations put their files into one.
     """
+    options = {name: value for name, value in vars(args).items() if name not in ("gt", "pred", "out")}
 
     def body() -> int:
-        with atomic.Lock(out / ".lock"):
+        with atomic.Lock(args.out / ".lock"):
             for name in ("results.csv", "results.json"):
-                atomic.remove_leftovers(out / name)
-            results = evaluate()
-            write(results, out)
-        print(table(results))
+                atomic.remove_leftovers(args.out / name)
+            results = evaluate(args.gt, args.pred, **options)
+            results.write(args.out)
+        print(results.table())
         return print_problems(results.errors)
 
     return run_command(body)

@@ -8,8 +8,6 @@ over sequences stands beside it, since both are quoted.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +18,16 @@ import numpy as np
 
 from eval import metrics
 from eval.proposals import MAX_PROPOSALS, ObjectScore, RunScore, Tally
-from eval.results import Missing, Problem, sample_counts, versions
+from eval.results import COLUMNS, OVERALL, Layout, Missing, Problem, Results, Row, sample_counts
 from eval.scoring import score_all
 from eval.survey import check_choice, print_warnings
-from veason import atomic, masks
+from veason import masks
 from veason.datasets.pictures import read_indices
 from veason.datasets.refvos import RefDAVIS17
 from veason.errors import DataError
-from veason.tables import aligned
 from veason.types import VideoSample
 
 Task = Literal["unsupervised", "semi-supervised"]
-CSV_HEADER = ("video_name", "object", "J", "F", "JF")
 
 
 def are_maps(pred: Path, dataset: RefDAVIS17) -> bool:
@@ -92,75 +88,9 @@ class MapScorer:
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class MapResults:
-    """Everything an evaluation found. `summary` is what ``results.json`` holds."""
-
-    task: Task
-    split: str
-    missing_policy: Missing
-    videos: Mapping[str, tuple[ObjectScore, ...]]
-    """Scored videos in the order of the data set; a missing one with zeros, unless it is left out."""
-    missing: tuple[Problem, ...]
-    errors: tuple[Problem, ...]
-    expected: int
-    """Videos in the data set."""
-    gt_sha256: Mapping[str, str]
-
-    def means(self) -> tuple[float, float, float]:
-        """J, F, J&F in per cent over all objects, as DAVIS prints them; NaN where there is none."""
-        return _means([(one.j, one.f) for objects in self.videos.values() for one in objects])
-
-    def sequence_means(self) -> tuple[float, float, float]:
-        """The same over videos, each the mean of its objects."""
-        return _means([np.mean([(one.j, one.f) for one in objects], axis=0) for objects in self.videos.values()])
-
-    def counts(self) -> dict[str, int]:
-        """Of videos."""
-        counts = sample_counts(self.expected, self.missing, self.errors, len(self.videos))
-        return {"videos": self.expected, **counts, "objects_scored": sum(map(len, self.videos.values()))}
-
-    def summary(self) -> dict[str, Any]:
-        """The content of ``results.json``: the same for the same inputs, whatever the workers."""
-        semi = self.task == "semi-supervised"
-        return {
-            "benchmark": "DAVIS 2017",
-            "dataset": "refdavis",
-            "split": self.split,
-            "complete": not self.errors,
-            "overall": _columns(self.means()),
-            "sequences": _columns(self.sequence_means()),
-            "counts": self.counts(),
-            "protocol": {
-                "name": f"davis-{self.task}",
-                "frames": "all but the first and the last" if semi else "all frames of the video, void pixels left out",
-                "objects": "by number" if semi else f"Hungarian on (J + F) / 2, at most {MAX_PROPOSALS} proposals",
-                "mean": "frames, then objects; J&F is the mean of J and F",
-                "unit": "maps of object numbers",
-                "rounding": "none",
-                "missing": self.missing_policy,
-            },
-            "missing": [problem.record() for problem in self.missing],
-            "errors": [problem.record() for problem in self.errors],
-            "ground_truth_sha256": dict(self.gt_sha256),
-            "versions": versions(),
-        }
-
-
-def _means(rows: Sequence[Any]) -> tuple[float, float, float]:
-    if not rows:
-        return (math.nan,) * 3
-    j, f = (100 * float(value) for value in np.mean(rows, axis=0))
-    return j, f, (j + f) / 2
-
-
-def _columns(values: tuple[float, float, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(v) else v for name, v in zip(("J", "F", "JF"), values, strict=True)}
-
-
 def evaluate(
     dataset: RefDAVIS17, pred: Path, *, task: Task, missing: Missing, workers: int, gt_sha256: Mapping[str, str]
-) -> MapResults:
+) -> Results:
     """Score the maps in `pred` on every video of `dataset`; a video is missing if one of its frames is.
 
     DataError if no video is there, and for a missing one where nothing may be missing (``error``, and ``published``, as
@@ -182,7 +112,7 @@ def evaluate(
     present = {video: samples for video, samples in dataset.by_video.items() if video not in absences}
     outcomes = score_all(MapScorer(dataset, pred, task), present, workers=workers)
     print_warnings(dataset)
-    scored = {}
+    scored: dict[str, tuple[ObjectScore, ...]] = {}
     for video, samples in dataset.by_video.items():
         outcome = outcomes.get(video)
         if isinstance(outcome, tuple):
@@ -190,46 +120,61 @@ def evaluate(
         elif outcome is None and missing == "zero":
             count = len(dataset.objects(samples[0]))
             scored[video] = tuple(ObjectScore(number, None, 0.0, 0.0) for number in range(1, count + 1))
-    return MapResults(
-        task=task,
+    problems = tuple(Problem(*pair) for pair in absences.items())
+    errors = tuple(Problem(video, reason) for video, reason in outcomes.items() if isinstance(reason, str))
+    videos = {video: [(one.j, one.f) for one in objects] for video, objects in scored.items()}
+    counts = {
+        "videos": len(dataset.by_video),
+        **sample_counts(len(dataset.by_video), problems, errors, len(scored)),
+        "objects_scored": sum(map(len, scored.values())),
+    }
+    semi = task == "semi-supervised"
+    hashes = ", ".join(f"{name} {digest[:12]}" for name, digest in gt_sha256.items())
+    return Results(
+        benchmark="DAVIS 2017",
+        dataset="refdavis",
         split=dataset.split,
         missing_policy=missing,
-        videos=scored,
-        missing=tuple(Problem(*pair) for pair in absences.items()),
-        errors=tuple(Problem(video, reason) for video, reason in outcomes.items() if isinstance(reason, str)),
-        expected=len(dataset.by_video),
+        rows=tuple(
+            Row(video, "", "", 100 * one.j, 100 * one.f, 50 * (one.j + one.f), extra={"object": one.number})
+            for video, objects in scored.items()
+            for one in objects
+        ),
+        groups={  # over all objects, as DAVIS prints it; and over videos, each the mean of its objects
+            OVERALL: _means([pair for pairs in videos.values() for pair in pairs]),
+            "sequences": _means([np.mean(pairs, axis=0) for pairs in videos.values()]),
+        },
+        missing=problems,
+        errors=errors,
+        counts=counts,
+        protocol={
+            "name": f"davis-{task}",
+            "frames": "all but the first and the last" if semi else "all frames of the video, void pixels left out",
+            "objects": "by number" if semi else f"Hungarian on (J + F) / 2, at most {MAX_PROPOSALS} proposals",
+            "mean": "frames, then objects; J&F is the mean of J and F",
+            "unit": "maps of object numbers",
+            "rounding": "none",
+            "missing": missing,
+        },
         gt_sha256=gt_sha256,
+        csv_columns=("video_name", "object", *COLUMNS),
+        layout=Layout(
+            heading=(
+                f"DAVIS 2017 {dataset.split}, protocol davis-{task}: maps of object numbers\n"
+                f"expected {counts['expected']} videos, found {counts['found']}, missing {counts['missing']} "
+                f"(--missing {missing}), skipped {counts['skipped']}, errors {counts['errors']}\n"
+                f"data: sha256 {hashes}"
+            ),
+            labels={OVERALL: "mean over objects", "sequences": "mean over sequences"},
+            lines_above=tuple((video, len(pairs), *_means(pairs).values()) for video, pairs in videos.items()),
+            items="videos",
+        ),
     )
 
 
-def csv_text(results: MapResults) -> str:
-    """A row an object; scores in per cent, unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for video, objects in results.videos.items():
-        for one in objects:
-            writer.writerow([video, one.number, 100 * one.j, 100 * one.f, 50 * (one.j + one.f)])
-    return text.getvalue()
-
-
-def table(results: MapResults) -> str:
-    """What the command prints: each sequence, and both means."""
-    counts = results.counts()
-    lines = [(video, len(objects), *_means([(o.j, o.f) for o in objects])) for video, objects in results.videos.items()]
-    lines.append(("mean over objects", counts["objects_scored"], *results.means()))
-    lines.append(("mean over sequences", len(results.videos), *results.sequence_means()))
-    head = f"INCOMPLETE: {len(results.errors)} videos could not be scored\n" if results.errors else ""
-    hashes = ", ".join(f"{name} {digest[:12]}" for name, digest in results.gt_sha256.items())
-    return (
-        f"{head}DAVIS 2017 {results.split}, protocol davis-{results.task}: maps of object numbers\n"
-        f"expected {counts['expected']} videos, found {counts['found']}, missing {counts['missing']} "
-        f"(--missing {results.missing_policy}), skipped {counts['skipped']}, errors {counts['errors']}\n"
-        f"data: sha256 {hashes}\n\n" + aligned(("", "n", "J", "F", "J&F"), lines)
-    )
-
-
-def write(results: MapResults, out: Path) -> None:
-    """Write ``results.csv`` and ``results.json`` below `out`."""
-    atomic.write_bytes(out / "results.csv", csv_text(results).encode("utf-8", "replace"))
-    atomic.write_json(out / "results.json", results.summary())
+def _means(pairs: Sequence[Any]) -> dict[str, float]:
+    """Takes J, F and J&F in per cent over pairs of (J, F) in 0 … 1; NaN where there is none."""
+    if not pairs:
+        return dict.fromkeys(COLUMNS, math.nan)
+    j, f = (100 * float(value) for value in np.mean(pairs, axis=0))
+    return {"J": j, "F": f, "JF": (j + f) / 2}

@@ -1,4 +1,4 @@
-"""Region similarity J and contour accuracy F of two masks, exactly as published, some twenty times faster.
+"""Region similarity J and contour accuracy F of two masks, exactly as published, some twenty times faster; A and R.
 
 Definition: the DAVIS benchmark (Perazzi et al., CVPR 2016, sections 4.1 and 4.2), with the details of its 2017
 evaluation that fix every pixel: J is intersection over union; F is the harmonic mean of the precision and recall of
@@ -8,6 +8,12 @@ same definition without any of the tricks below, and the tests hold the two to e
 How it is fast: both masks are packed to one bit a pixel and cropped to where either of them is; boundary maps and
 dilations are then shifts and ORs of 64 pixels at a time, in NumPy or, after `use_compiled`, in numba. Only integers are
 counted before the last divisions, so the results are equal to the plain definition's, not merely close.
+
+Accuracy A and robustness R are those of the ReVOS benchmark, on raw uint8 values: unlike J and F they depend on how a
+mask is stored. The ground truth G is a *count*, the number of target objects that cover a pixel, modulo 256. The
+prediction P is the grey value of the PNG, so 255 or 1 inside. That is the benchmark's published arithmetic (mode
+"visa"). In mode "binary" the caller first maps both to {0, 1}; the same two formulas then are plain pixel accuracy and
+plain false positives over foreground.
 """
 
 from __future__ import annotations
@@ -48,6 +54,28 @@ def j_f_and_part(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float, tuple[
     if window is None:
         return 1.0, 1.0, (slice(0, 0), slice(0, 0))
     return window.region_similarity(), window.boundary_measure(), window.part
+
+
+def accuracy(pred: np.ndarray, gt: np.ndarray, pixels: int | None = None) -> float:
+    """A: share of pixels where two (H, W) uint8 arrays hold the same value. In 0 … 1.
+
+    With 0/255 predictions no pixel inside ever counts, since G is 1 or 2 there and P is 255. pixels: of the frame, if
+    the arrays are the part of it outside which both are 0.
+    """
+    pixels = pred.size if pixels is None else pixels
+    return (pixels - np.count_nonzero(pred != gt)) / pixels
+
+
+def robustness(pred: np.ndarray, gt: np.ndarray, foreground: int) -> float:
+    """R: max(1 - N / (B + 1e-6), 0), where B = `foreground` pixels and N sums (1 - G) · P. In 0 … 1.
+
+    The product wraps around in uint8. A pixel with P = 255 adds 255, 0, 1, 2 for G = 0, 1, 2, 3; a pixel with P = 1
+    adds 1, 0, 255, 254. Without foreground R is 1 if N is 0, else 0. Where P is 0 nothing is added: a part of the frame
+    that holds the prediction is enough.
+    """
+    wrapped = (np.uint8(1) - gt) * pred
+    false = int(cv2.sumElems(wrapped)[0])  # np.sum takes 25 times as long
+    return max(1 - false / (foreground + 1e-6), 0.0)
 
 
 def tolerance(size: tuple[int, int]) -> int:

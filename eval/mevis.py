@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eval import command, jf
 from eval.predictions import open_predictions
-from eval.results import Missing
+from eval.results import Missing, Results
 from veason.datasets import open_dataset
 from veason.datasets.mevis import WITH_MASKS
 from veason.errors import DataError
@@ -32,7 +32,7 @@ def evaluate(
     meta: str | Path | None = None,
     missing: Missing = "zero",
     workers: int = 1,
-) -> jf.JFResults:
+) -> Results:
     """Score `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`."""
     if split not in WITH_MASKS:
         raise DataError(
@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pred="run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
     )
     parser.add_argument("--split", default="valid_u", help="valid_u or train (default: valid_u)")
-    args = parser.parse_args(argv)
-    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=jf.write, table=jf.table, out=args.out)
+    return command.run(evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

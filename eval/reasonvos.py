@@ -19,9 +19,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
 
-from eval import command, data_version, jf
+from eval import command, jf
 from eval.predictions import Layout, Predictions, open_predictions, run_folder
-from eval.results import Missing
+from eval.results import Missing, Results, ground_truth_sha256
 from eval.survey import check_choice, check_run
 from veason.datasets import open_dataset
 from veason.datasets.reasonvos import ReasonVOS
@@ -41,20 +41,27 @@ def evaluate(
     layout: LayoutName = "auto",
     missing: Missing = "zero",
     workers: int = 1,
-) -> jf.JFResults:
+) -> Results:
     """Score `pred`, a run folder, a folder in one of the layouts, or a file of RLEs by video and position."""
     check_choice("layout", layout, LayoutName)
     dataset = open_dataset("reasonvos", gt_root, meta=meta, scoring=True)
     assert isinstance(dataset, ReasonVOS)
     chosen = _detect(dataset, Path(pred)) if layout == "auto" else layout
+
+    def length(sample: VideoSample) -> str | None:
+        sentence = dataset.origin(sample).sentence
+        return None if sentence is None else "long" if sentence else "short"
+
+    folders = {dataset.origin(sample).annotation for sample in dataset}
+    annotations = [path for folder in folders for path in (dataset.root / "Annotations" / folder).glob("*.png")]
     return jf.evaluate(
         dataset,
         open_predictions(Path(pred), layout=_layouts(dataset)[chosen]),
         protocol=PROTOCOL,
         missing=missing,
         workers=workers,
-        group_of=lambda sample: _length(dataset, sample),
-        gt_sha256={"annotations": annotations_sha256(dataset)},
+        group_of=length,
+        gt_sha256=ground_truth_sha256(dataset, annotations),
         details={"layout": f"{chosen} (found)" if layout == "auto" else chosen},
     )
 
@@ -92,18 +99,6 @@ def _folders(dataset: ReasonVOS, predicted: Predictions, place: Layout) -> int:
     return sum(predicted.absence(sample) is None for sample in dataset) if by_position else 0
 
 
-def _length(dataset: ReasonVOS, sample: VideoSample) -> str | None:
-    sentence = dataset.origin(sample).sentence
-    return None if sentence is None else "long" if sentence else "short"
-
-
-def annotations_sha256(dataset: ReasonVOS) -> str:
-    """One hash of all annotation PNGs that the expressions refer to, by folder and name."""
-    folders = {dataset.origin(sample).annotation for sample in dataset}
-    paths = [path for folder in folders for path in (dataset.root / "Annotations" / folder).glob("*.png")]
-    return data_version.of_files(dataset.root, paths)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "eval.reasonvos",
@@ -112,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pred="run folder, folder of masks in one of the layouts, or file of RLEs",
     )
     parser.add_argument("--layout", choices=get_args(LayoutName), default="auto", help="default: what is there")
-    args = parser.parse_args(argv)
-    options = {"meta": args.meta, "layout": args.layout, "missing": args.missing, "workers": args.workers}
-    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=jf.write, table=jf.table, out=args.out)
+    return command.run(evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

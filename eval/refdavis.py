@@ -22,21 +22,32 @@ DAVIS's evaluation breaks off, and so does unsupervised.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from eval import command, data_version, davis_maps, jf, proposal_results
+import numpy as np
+
+from eval import command, davis_maps, jf
 from eval.predictions import open_predictions
-from eval.proposal_results import ProposalResults, Run
-from eval.proposals import ProposalScorer, run_key
-from eval.results import Missing, Problem
+from eval.proposals import MAX_PROPOSALS, ObjectScore, ProposalScorer, run_key
+from eval.results import (
+    COLUMNS,
+    OVERALL,
+    Layout,
+    Missing,
+    Problem,
+    Results,
+    Row,
+    ground_truth_sha256,
+    sample_counts,
+)
 from eval.scoring import score_all
 from eval.survey import print_warnings, survey
 from veason.datasets import open_dataset
-from veason.datasets.base import sha256
 from veason.datasets.refvos import RefDAVIS17
 
 ProtocolName = Literal["unsupervised", "binary", "semi-supervised"]
@@ -44,101 +55,125 @@ ProtocolName = Literal["unsupervised", "binary", "semi-supervised"]
 BINARY = jf.Protocol("Ref-DAVIS17", "refdavis-binary", frames="all frames of the video", published="video zero")
 
 
-def evaluate_binary(
+def evaluate(
     gt_root: str | Path,
     pred: str | Path,
     *,
+    protocol: ProtocolName,
     split: str = "valid",
     meta: str | Path | None = None,
     missing: Missing = "zero",
     workers: int = 1,
-) -> jf.JFResults:
-    """Score `pred`, a run folder, folder of ``<video>/<exp_id>/<frame>.png`` or file of RLEs; see `jf.evaluate`."""
-    dataset = _open(gt_root, split, meta)
-    return jf.evaluate(
-        dataset,
-        open_predictions(Path(pred)),
-        protocol=BINARY,
-        missing=missing,
-        workers=workers,
-        gt_sha256={"annotations": _annotations_sha256(dataset)},
-    )
+) -> Results:
+    """Scores `pred` by one of the protocols: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or RLEs.
 
-
-def evaluate_unsupervised(
-    gt_root: str | Path,
-    pred: str | Path,
-    *,
-    split: str = "valid",
-    meta: str | Path | None = None,
-    missing: Missing = "zero",
-    workers: int = 1,
-) -> ProposalResults:
-    """As `evaluate_binary`, in the other protocol. DataError as `survey` and `score_all` raise it."""
-    dataset, predicted = _open(gt_root, split, meta), open_predictions(Path(pred))
-    found = survey(dataset, predicted, missing=missing, published="error")
-    skipped = {run_key(s.video, dataset.annotator(s)): None for s in dataset if s.key in found.left_out}  # in order
-    scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
-    outcomes = score_all(scorer, _videos(dataset, skipped), workers=workers)
-    print_warnings(dataset)
-    annotators = tuple(sorted({dataset.annotator(sample) for sample in dataset}))
-    expressions = Counter((dataset.annotator(sample), sample.video) for sample in dataset)
-    keys = {(a, video): run_key(video, a) for a in annotators for video in dataset.by_video}
-    scored = {place: outcomes[key] for place, key in keys.items() if isinstance(outcomes.get(key), tuple)}
-    return ProposalResults(
-        split=dataset.split,
-        missing_policy=missing,
-        annotators=annotators,
-        runs=tuple(Run(*place, objects, expressions[place]) for place, objects in scored.items()),
-        missing=tuple(Problem(key, reason) for key, reason in found.absences.items()),
-        skipped=tuple(skipped),
-        errors=tuple(Problem(key, outcomes[key]) for key in keys.values() if isinstance(outcomes.get(key), str)),
-        expressions=len(dataset),
-        videos=len(dataset.by_video),
-        gt_sha256={
-            **{name: sha256(path) for name, path in dataset.files.items()},
-            "annotations": _annotations_sha256(dataset),
-        },
-    )
-
-
-def evaluate_maps(
-    gt_root: str | Path,
-    pred: str | Path,
-    *,
-    task: davis_maps.Task,
-    split: str = "valid",
-    meta: str | Path | None = None,
-    missing: Missing = "zero",
-    workers: int = 1,
-) -> davis_maps.MapResults:
-    """Score `pred`, a folder of maps ``<video>/<frame>.png``; see `eval.davis_maps`."""
-    dataset = _open(gt_root, split, meta)
-    hashes = {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
-    hashes["annotations"] = _annotations_sha256(dataset)
-    return davis_maps.evaluate(dataset, Path(pred), task=task, missing=missing, workers=workers, gt_sha256=hashes)
-
-
-def _open(gt_root: str | Path, split: str, meta: str | Path | None) -> RefDAVIS17:
+    Or, in all but ``binary``, a folder of maps ``<video>/<frame>.png`` (see `eval.davis_maps`). Raises DataError as
+    `survey` and `score_all` do.
+    """
     dataset = open_dataset("refdavis", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, RefDAVIS17)
-    return dataset
+    first = [samples[0] for samples in dataset.by_video.values()]
+    paths = [dataset.annotation_path(sample, t) for sample in first for t in range(len(sample))]
+    # a file that is missing is left out here and listed when its video is scored
+    hashes = ground_truth_sha256(dataset, [path for path in paths if path.is_file()])
+    pred = Path(pred)
+    if protocol == "binary":
+        return jf.evaluate(
+            dataset, open_predictions(pred), protocol=BINARY, missing=missing, workers=workers, gt_sha256=hashes
+        )
+    if protocol == "semi-supervised" or davis_maps.are_maps(pred, dataset):
+        return davis_maps.evaluate(dataset, pred, task=protocol, missing=missing, workers=workers, gt_sha256=hashes)
+    return _unsupervised(dataset, pred, missing=missing, workers=workers, gt_sha256=hashes)
 
 
-def _videos(dataset: RefDAVIS17, skipped: dict[str, None]) -> dict[str, list]:
-    """The samples of each video that has any left."""
+def _unsupervised(
+    dataset: RefDAVIS17, pred: Path, *, missing: Missing, workers: int, gt_sha256: dict[str, str]
+) -> Results:
+    """Scores each annotator's expressions about a video as one run; means over objects, then over annotators."""
+    predicted = open_predictions(pred)
+    found = survey(dataset, predicted, missing=missing, published="error")
+    skipped = {run_key(s.video, dataset.annotator(s)): None for s in dataset if s.key in found.left_out}  # in order
     kept = {
         video: [s for s in samples if run_key(video, dataset.annotator(s)) not in skipped]
         for video, samples in dataset.by_video.items()
     }
-    return {video: samples for video, samples in kept.items() if samples}
+    scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
+    outcomes = score_all(scorer, {video: samples for video, samples in kept.items() if samples}, workers=workers)
+    print_warnings(dataset)
+    annotators = sorted({dataset.annotator(sample) for sample in dataset})
+    asked = Counter((dataset.annotator(sample), sample.video) for sample in dataset)
+    rows, errors, runs_scored, scored = [], [], 0, 0
+    objects: dict[int, list[ObjectScore]] = {annotator: [] for annotator in annotators}
+    for annotator in annotators:
+        for video in dataset.by_video:
+            outcome = outcomes.get(run_key(video, annotator))
+            if isinstance(outcome, str):
+                errors.append(Problem(run_key(video, annotator), outcome))
+            elif outcome is not None:
+                runs_scored, scored = runs_scored + 1, scored + asked[annotator, video]
+                objects[annotator] += outcome
+                for one in outcome:
+                    j, f, extra = 100 * one.j, 100 * one.f, {"annotator": annotator, "object": one.number}
+                    rows.append(
+                        Row(video, one.exp_id or "", "", j, f, (j + f) / 2, f"annotators/{annotator}", extra=extra)
+                    )
+    of_annotator = {f"annotators/{annotator}": _means(objects[annotator]) for annotator in annotators}
+    overall = {c: float(np.mean([means[c] for means in of_annotator.values()])) for c in COLUMNS}
+    missed = tuple(Problem(key, reason) for key, reason in found.absences.items())
+    counts = {
+        "videos": len(dataset.by_video),
+        **sample_counts(len(dataset), missed, errors, scored, len(missed) if skipped else 0),
+        "runs": runs_scored + len(skipped) + len(errors),
+        "runs_scored": runs_scored,
+        "runs_skipped": len(skipped),
+        "objects_scored": len(rows),
+    }
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in gt_sha256.items())
+    return Results(
+        benchmark="Ref-DAVIS17",
+        dataset="refdavis",
+        split=dataset.split,
+        missing_policy=missing,
+        rows=tuple(rows),
+        groups={OVERALL: overall, **of_annotator},
+        missing=missed,
+        errors=tuple(errors),
+        counts=counts,
+        protocol={
+            "name": "refdavis-unsupervised",
+            "frames": "all frames of the video, void pixels left out",
+            "objects": "each pixel goes to the first expression whose mask covers it; binary scores, background .1",
+            "matching": f"Hungarian on (J + F) / 2, objects of the first frame, at most {MAX_PROPOSALS} proposals",
+            "mean": "frames, then objects, for each annotator; then annotators; J&F is the mean of J and F",
+            "rounding": "none",
+            "missing": missing,
+        },
+        gt_sha256=gt_sha256,
+        csv_columns=("annotator", "video_name", "object", "exp_id", *COLUMNS),
+        further={"skipped": list(skipped)},
+        layout=Layout(
+            heading=(
+                f"Ref-DAVIS17 {dataset.split}, protocol refdavis-unsupervised "
+                "(never to be mixed with refdavis-binary)\n"
+                f"expected {counts['expected']} expressions, found {counts['found']}, missing {counts['missing']} "
+                f"(--missing {missing}), skipped {counts['skipped']}\n"
+                f"runs {counts['runs']} (an annotator's video each): scored {counts['runs_scored']}, "
+                f"skipped {counts['runs_skipped']}, errors {counts['errors']}\n"
+                f"data: {counts['videos']} videos; sha256 {digests}"
+            ),
+            labels={**{name: name.replace("annotators/", "annotator ") for name in of_annotator}, OVERALL: "mean"},
+            unit="objects",
+            items="runs",
+        ),
+    )
 
 
-def _annotations_sha256(dataset: RefDAVIS17) -> str:
-    """Of all annotation files; one that is missing is left out here and listed when its video is scored."""
-    first = [samples[0] for samples in dataset.by_video.values()]
-    paths = [dataset.annotation_path(sample, t) for sample in first for t in range(len(sample))]
-    return data_version.of_files(dataset.root, [path for path in paths if path.is_file()])
+def _means(objects: Sequence[ObjectScore]) -> dict[str, float]:
+    """Takes J, F and J&F in per cent as plain means over an annotator's objects; NaN where there is none."""
+    if not objects:
+        return dict.fromkeys(COLUMNS, math.nan)
+    j, f = (100 * float(np.mean([getattr(one, column) for one in objects])) for column in ("j", "f"))
+    return {"J": j, "F": f, "JF": (j + f) / 2}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,23 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocol", choices=get_args(ProtocolName), required=True, help="there is no default")
     parser.add_argument("--split", default="valid", help="default: %(default)s")
     args = parser.parse_args(argv)
-    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-
-    def evaluate() -> Any:
-        maps = args.protocol != "binary" and davis_maps.are_maps(args.pred, _open(args.gt, args.split, args.meta))
-        if maps or args.protocol == "semi-supervised":
-            return evaluate_maps(args.gt, args.pred, task=args.protocol, **options)
-        return {"binary": evaluate_binary, "unsupervised": evaluate_unsupervised}[args.protocol](
-            args.gt, args.pred, **options
-        )
-
-    forms = {jf.JFResults: jf, ProposalResults: proposal_results, davis_maps.MapResults: davis_maps}
-    return command.run(
-        evaluate,
-        write=lambda results, out: forms[type(results)].write(results, out),
-        table=lambda results: forms[type(results)].table(results),
-        out=args.out / args.protocol,
-    )
+    args.out = args.out / args.protocol
+    return command.run(evaluate, args)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import command, data_version, jf
+from eval import command, jf
 from eval.predictions import open_predictions
-from eval.results import Missing
+from eval.results import Missing, Results, ground_truth_sha256
 from veason.datasets import open_dataset
 from veason.datasets.refvos import RefYouTubeVOS
 from veason.errors import DataError
@@ -30,7 +30,7 @@ def evaluate(
     meta: str | Path | None = None,
     missing: Missing = "zero",
     workers: int = 1,
-) -> jf.JFResults:
+) -> Results:
     """Score `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`.
 
     A DataError for a split without ground truth: ``test``, or a copy of ``valid`` from before its publication.
@@ -51,7 +51,7 @@ def evaluate(
         protocol=PROTOCOL,
         missing=missing,
         workers=workers,
-        gt_sha256={"annotations": data_version.of_files(dataset.root, paths)},
+        gt_sha256=ground_truth_sha256(dataset, paths),
     )
 
 
@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pred="run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
     )
     parser.add_argument("--split", default="valid", help="valid or train (default: %(default)s)")
-    args = parser.parse_args(argv)
-    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=jf.write, table=jf.table, out=args.out)
+    return command.run(evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""What an evaluation on ReVOS found: rows, means, counts; as a CSV file, a JSON file and a table."""
+"""The results of an evaluation in one record for every benchmark: rows, groups with their means, counts, protocol.
+
+An evaluator returns `Results`, which it writes as ``results.csv`` and ``results.json`` and prints as a table;
+`eval.scores_file` reads the two files back.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.metadata
 import io
+import json
 import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,147 +23,222 @@ import cv2
 import numpy as np
 
 from veason import atomic
-from veason.tables import aligned
+from veason.datasets.base import Dataset, sha256
+from veason.tables import Cell, aligned
 
-Robustness = Literal["visa", "binary"]
 Missing = Literal["zero", "skip", "error", "published"]
-"""What a missing prediction is: zeros; left out of the means; the end of the run; what the benchmark's script does."""
+"""How a missing prediction counts: as zeros; not in the means; as the end of the run; as in the benchmark's script."""
 
-GROUPS = {"referring": 0, "reasoning": 1, "absent": 2}
-"""Name of a group of expressions -> type_id."""
-CSV_HEADER = ("video_name", "exp_id", "exp", "J", "F", "JF", "A", "R", "type_id")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One expression's scores in per cent, rounded to two digits."""
-
-    video: str
-    exp_id: str
-    expression: str
-    type_id: int
-    j: float
-    f: float
-    jf: float
-    a: float
-    r: float
-    problem: str | None = None
-    """What of the prediction was missing; the scores are zero then."""
+COLUMNS = ("J", "F", "JF")
+"""The measures of every protocol, as files name them."""
+OVERALL = "overall"
+"""The group over everything that has a target."""
+REVOS_TYPES = {"referring": 0, "reasoning": 1, "absent": 2}
+"""The groups of ReVOS -> type_id of their expressions."""
+_LAST = ("counts", "protocol", "missing", "skipped", "errors", "ground_truth_sha256", "versions", "version", "tracks")
+"""The last entries of ``results.json``, in order."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that was not scored as it should be, and why."""
+    """A sample that was not scored as it should be, and the reason."""
 
     sample: str
-    """``video/exp_id``"""
+    """``video/exp_id``; where whole videos are scored, the video."""
     reason: str
 
     def record(self) -> dict[str, str]:
-        """As ``results.json`` lists it."""
+        """Returns the entry of ``results.json``."""
         return {"sample": self.sample, "reason": self.reason}
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means of one group of expressions, in per cent, unrounded; NaN where there is none."""
+class Row:
+    """The scores of one expression in per cent; where DAVIS's protocols match objects, those of one true object."""
 
+    video: str
+    exp_id: str
+    """The expression; empty for an object that no expression stands for."""
+    expression: str
+    """The text of the expression; empty for an object."""
     j: float
+    """NaN where J and F were not computed."""
     f: float
     jf: float
-    a: float
-    r: float
+    group: str | None = None
+    """The part of the data set that has its own means, such as ``reasoning``."""
+    extra: Mapping[str, Cell] = field(default_factory=dict)
+    """Further columns of ``results.csv`` by name, such as A, R and type_id."""
+    problem: str | None = None
+    """What of the prediction was missing; the scores are zero then."""
 
-    def columns(self) -> dict[str, float | None]:
-        """By column name, None for NaN: JSON knows no NaN."""
-        values = {"J": self.j, "F": self.f, "JF": self.jf, "A": self.a, "R": self.r}
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
+    @property
+    def key(self) -> str:
+        """The key of the sample, ``video/exp_id``."""
+        return f"{self.video}/{self.exp_id}"
+
+    def cells(self) -> dict[str, Cell]:
+        """Returns every value by its column of ``results.csv``."""
+        return {
+            "video_name": self.video,
+            "exp_id": self.exp_id,
+            "exp": self.expression,
+            "J": self.j,
+            "F": self.f,
+            "JF": self.jf,
+            "group": self.group or "",
+            **self.extra,
+        }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the printed table of some results is laid out; their files do not hold it."""
+
+    heading: str = ""
+    """The text above the table."""
+    footnote: str = ""
+    """The text below it."""
+    labels: Mapping[str, str] | None = None
+    """The groups with their names in the table, in order; None for all groups, that without a target last."""
+    lines_above: tuple[tuple[Cell, ...], ...] = ()
+    """Lines above those of the groups."""
+    unit: str = "n"
+    """The heading of the column of counts."""
+    columns: tuple[str, ...] | None = None
+    """The measures in the table; None for all that rows have, no table where there is none."""
+    items: str = "predictions"
+    """The things that could not be scored where there are errors."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything an evaluation found. `summary` is what ``results.json`` holds."""
+    """The results of one evaluation. `summary` is the content of ``results.json``, `to_csv` that of ``results.csv``."""
 
+    benchmark: str
+    """The name in print, ``ReVOS``."""
+    dataset: str
     split: str
-    robustness: Robustness
     missing_policy: Missing
     rows: tuple[Row, ...]
-    """Scored expressions in the order of the data set."""
+    """In the order of the data set."""
+    groups: Mapping[str, Mapping[str, float]]
+    """Means in per cent, unrounded: group -> column -> mean, NaN where there is none. `OVERALL` is one of the groups.
+
+    A slash in a name is a level of ``results.json``: ``annotators/0``.
+    """
     missing: tuple[Problem, ...]
-    """Expressions with a file missing: rows of zeros, or left out."""
+    """Samples with a file missing: they are rows of zeros, or left out."""
     errors: tuple[Problem, ...]
-    """Expressions with a broken prediction or ground truth; they have no row."""
-    expected: dict[str, int]
-    """Expressions in the data set, by group."""
-    encodings: dict[str, int]
-    """Number of expressions by the grey values of their masks, ``0/255`` say."""
-    gt_sha256: dict[str, str]
-    """Hashes of the ground-truth files."""
-    videos: int | None = None
-    """In the data set, scored or not; None for results read back from a file that does not say."""
+    """Samples with a broken prediction or ground truth; they have no row."""
+    counts: Mapping[str, Any]
+    """The numbers of samples expected, found, missing, skipped, scored, and so on (`sample_counts`)."""
+    protocol: Mapping[str, Any]
+    """The rules of scoring in words."""
+    gt_sha256: Mapping[str, str]
+    """Hashes of the ground truth, by role."""
+    csv_columns: tuple[str, ...] = ("video_name", "exp_id", "exp", *COLUMNS, "group")
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of ``results.json``."""
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    """Versions of the libraries that a score depends on."""
+    layout: Layout = field(default_factory=Layout, compare=False)
 
     @property
     def complete(self) -> bool:
-        """No expression was lost to an error."""
+        """Whether no sample was lost to an error."""
         return not self.errors
 
-    def group(self, name: str) -> Means:
-        """Means of ``referring``, ``reasoning`` or ``absent``, or ``overall``: the plain mean of the first two."""
-        if name == "overall":
-            first, second = self.group("referring"), self.group("reasoning")
-            return Means(*((getattr(first, c) + getattr(second, c)) / 2 for c in ("j", "f", "jf", "a", "r")))
-        rows = [row for row in self.rows if row.type_id == GROUPS[name]]
-        if not rows:
-            return Means(*[math.nan] * 5)
-        j, f, a, r = (float(np.mean([getattr(row, column) for row in rows])) for column in ("j", "f", "a", "r"))
-        return Means(j=j, f=f, jf=(j + f) / 2, a=a, r=r)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The measures that the groups have means of, such as ``J``, ``F``, ``JF``, ``A``, ``R``."""
+        return tuple(self.groups[OVERALL])
 
-    def counts(self) -> dict[str, Any]:
-        """How many expressions were expected, found, missing, skipped, broken, scored; by group too."""
-        scored = Counter(row.type_id for row in self.rows)
-        return {
-            **({} if self.videos is None else {"videos": self.videos}),
-            **sample_counts(sum(self.expected.values()), self.missing, self.errors, len(self.rows)),
-            "by_type": {
-                name: {"expected": self.expected[name], "scored": scored[type_id]} for name, type_id in GROUPS.items()
-            },
-        }
+    def mean(self, group: str, column: str) -> float:
+        """Returns a mean in per cent; NaN for a group or a column that the results do not have."""
+        return self.groups.get(group, {}).get(column, math.nan)
+
+    def members(self, group: str) -> list[Row]:
+        """Returns the rows of a group; `OVERALL` is over all but the expressions without a target in ``absent``."""
+        if group == "sequences":
+            return list({row.video: row for row in self.rows}.values())  # one of each video
+        return [row for row in self.rows if (row.group != "absent" if group == OVERALL else row.group == group)]
 
     def summary(self) -> dict[str, Any]:
-        """The content of ``results.json``: the same for the same inputs, whatever the workers."""
-        return {
-            "benchmark": "ReVOS",
-            "dataset": "revos",
+        """Returns the content of ``results.json``: the same for the same inputs, whatever the number of workers."""
+        found: dict[str, Any] = {
+            "benchmark": self.benchmark,
+            "dataset": self.dataset,
             "split": self.split,
             "complete": self.complete,
-            **{name: self.group(name).columns() for name in ("referring", "reasoning", "absent", "overall")},
-            "ours": {"R_type2": self.group("absent").columns()["R"]},
-            "counts": self.counts(),
-            "protocol": self._protocol(),
-            "missing": [p.record() for p in self.missing],
-            "errors": [p.record() for p in self.errors],
-            "ground_truth_sha256": self.gt_sha256,
-            "versions": versions(),
         }
+        for name, means in self.groups.items():
+            level, _, last = name.rpartition("/")
+            place = found.setdefault(level, {}) if level else found
+            place[last] = {column: None if math.isnan(mean) else mean for column, mean in means.items()}
+        found |= {
+            **self.further,
+            "counts": dict(self.counts),
+            "protocol": dict(self.protocol),
+            "missing": [problem.record() for problem in self.missing],
+            "errors": [problem.record() for problem in self.errors],
+            "ground_truth_sha256": dict(self.gt_sha256),
+            "versions": dict(self.versions),
+        }
+        return {name: found[name] for name in (*(n for n in found if n not in _LAST), *_LAST) if name in found}
 
-    def _protocol(self) -> dict[str, Any]:
-        return {
-            "frames": "all frames of the video",
-            "rounding": "frame means of an expression in per cent, rounded to 2 digits before averaging",
-            "overall": "unweighted mean of referring and reasoning",
-            "absent": "apart, in no other mean",
-            "robustness": self.robustness,
-            "missing": self.missing_policy,
-            "prediction_values": self.encodings,
-        }
+    def to_json(self) -> str:
+        """Returns the text of ``results.json``."""
+        return json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """Returns the text of ``results.csv``, a line a row; a score that was not computed is empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.csv_columns)
+        for row in self.rows:
+            cells = row.cells()
+            writer.writerow(["" if cells[name] != cells[name] else cells[name] for name in self.csv_columns])  # NaN
+        return text.getvalue()
+
+    def table(self) -> str:
+        """Returns the text that a command prints: the means of the groups, and how they came about."""
+        layout = self.layout
+        columns = [column for column in self.columns if column in self.csv_columns]
+        if layout.columns is not None:
+            columns = list(layout.columns)
+        labels = layout.labels or {name: name for name in sorted(self.groups, key=lambda name: name == "absent")}
+        lines = [
+            (label, len(self.members(name)), *(self.mean(name, column) for column in columns))
+            for name, label in labels.items()
+        ]
+        header = ("", layout.unit, *("J&F" if column == "JF" else column for column in columns))
+        grid = aligned(header, [*layout.lines_above, *lines]) if columns else ""
+        head = "" if self.complete else f"INCOMPLETE: {len(self.errors)} {layout.items} could not be scored\n"
+        return head + "\n\n".join(part for part in (layout.heading, grid, layout.footnote) if part)
+
+    def write(self, out: Path) -> None:
+        """Writes ``results.csv`` and ``results.json`` into the folder `out`."""
+        atomic.write_bytes(out / "results.csv", self.to_csv().encode("utf-8", "replace"))
+        atomic.write_bytes(out / "results.json", self.to_json().encode())
+
+
+def means(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> dict[str, float]:
+    """Takes the plain means over rows by column; JF is the mean of those of J and F; NaN without a row."""
+    if not rows:
+        return dict.fromkeys(columns, math.nan)
+    cells = [row.cells() for row in rows]
+    found = {column: float(np.mean([cell[column] for cell in cells])) for column in columns if column != "JF"}
+    found["JF"] = (found["J"] + found["F"]) / 2
+    return {column: found[column] for column in columns}
 
 
 def sample_counts(
     expected: int, missing: Sequence[Problem], errors: Sequence[Problem], scored: int, skipped: int | None = None
 ) -> dict[str, int]:
-    """What became of the expected samples, as every ``results.json`` counts them.
+    """Counts what became of the expected samples, as every ``results.json`` has it.
 
-    skipped: left out for a missing prediction; unless given, whatever is neither scored nor an error.
+    skipped: the samples left out for a missing prediction; unless given, all that are neither scored nor an error.
     """
     return {
         "expected": expected,
@@ -170,18 +251,18 @@ def sample_counts(
 
 
 def count_encodings(found: Iterable[Sequence[int]]) -> dict[str, int]:
-    """Number of expressions by their masks' grey values; `found` holds the nonzero values of each."""
+    """Counts expressions by the grey values of their masks, ``0/255`` say; `found` holds the nonzero values of each."""
     names = ("/".join(map(str, (0, *values))) if len(values) <= 3 else f"{len(values)} values" for values in found)
     return dict(sorted(Counter(names).items()))
 
 
 def encodings_text(encodings: Mapping[str, int]) -> str:
-    """`count_encodings` in a line of text."""
+    """Writes `count_encodings` in a line of text."""
     return ", ".join(f"{name} in {n}" for name, n in encodings.items()) or "none"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a score depends on."""
+    """Returns the versions of the libraries that a score depends on."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -190,36 +271,20 @@ def versions() -> dict[str, str]:
     }
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """The per-expression table, ``results.csv``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for row in rows:
-        writer.writerow([row.video, row.exp_id, row.expression, row.j, row.f, row.jf, row.a, row.r, row.type_id])
-    return text.getvalue()
+def ground_truth_sha256(dataset: Dataset, annotations: Iterable[Path] | None = None) -> dict[str, str]:
+    """Returns the hash of each index file of a data set and, under ``annotations``, one of many files together.
+
+    The latter is over names below the root and contents, in ascending order of the names.
+    """
+    hashes = {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
+    if annotations is not None:
+        hashes["annotations"] = sha256_of_files(dataset.root, annotations)
+    return hashes
 
 
-def table(results: Results) -> str:
-    """What the command prints: the four groups, and how they came about."""
-    counts = results.counts()
-    scored = {name: count["scored"] for name, count in counts["by_type"].items()}
-    lines = []
-    for name in ("referring", "reasoning", "overall", "absent"):
-        number = scored["referring"] + scored["reasoning"] if name == "overall" else scored[name]
-        means = results.group(name)
-        lines.append((name, number, means.j, means.f, means.jf, means.a, means.r))
-    head = "" if results.complete else f"INCOMPLETE: {len(results.errors)} predictions could not be scored\n"
-    return (
-        f"{head}ReVOS {results.split}: {counts['scored']} of {counts['expected']} expressions, "
-        f"{counts['missing']} missing ({results.missing_policy}), {counts['errors']} errors; "
-        f"robustness {results.robustness}; grey values {encodings_text(results.encodings)}\n\n"
-        + aligned(("", "n", "J", "F", "J&F", "A", "R"), lines)
-        + "\n\noverall is the plain mean of referring and reasoning; absent (no target) stands apart"
-    )
-
-
-def write(results: Results, out: Path) -> None:
-    """Write ``results.csv`` and ``results.json`` below `out`."""
-    atomic.write_bytes(out / "results.csv", csv_text(results.rows).encode("utf-8", "replace"))
-    atomic.write_json(out / "results.json", results.summary())
+def sha256_of_files(root: Path, paths: Iterable[Path]) -> str:
+    """Returns one hex SHA-256 over names below `root` and contents, in ascending order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ Usage: ``python -m eval.revos --gt ROOT --pred RUN --out DIR``. The protocol, qu
 - overall is the plain mean of the two, whatever their numbers, and undefined if either has no expression;
 - expressions without a target (type 2) stand apart, in ``absent``: the published table leaves them out, and their R is
   our own figure, not the benchmark's;
-- A and R are computed on stored grey values (see `eval.robustness`); ``--robustness binary`` maps them to {0, 1} first.
+- A and R are computed on stored grey values (see `eval.metrics`); ``--robustness binary`` maps them to {0, 1} first.
   An RLE has no grey value: it counts as 255, as a PNG, or as 1 with ``--rle-value 1``, as in Sa2VA's evaluation.
 
 What the benchmark scores as zero and we do not: a mask of another size, a damaged file, and masks that are gone from a
@@ -18,25 +18,38 @@ a nonzero exit status. A missing prediction is zero, as there, unless ``--missin
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from eval import command
 from eval.predictions import open_predictions
-from eval.results import GROUPS, Missing, Problem, Results, Robustness, Row, count_encodings, table, write
-from eval.scoring import Outcome, Score, Scorer, score_all
-from eval.survey import Survey, check_choice, check_not_all_alike, print_warnings, survey
+from eval.results import (
+    COLUMNS,
+    OVERALL,
+    REVOS_TYPES,
+    Layout,
+    Missing,
+    Results,
+    Row,
+    count_encodings,
+    encodings_text,
+    ground_truth_sha256,
+    means,
+    sample_counts,
+)
+from eval.scoring import ScoredExpressions, Scorer, score_expressions
+from eval.survey import check_choice
 from veason.datasets import open_dataset
-from veason.datasets.base import Dataset, sha256
-from veason.types import VideoSample
+from veason.datasets.base import Dataset
 
-_RLE_VALUE_HELP = "grey value inside a mask of an RLE file; 1 gives A and R on the scale of Sa2VA's own evaluation"
+Robustness = Literal["visa", "binary"]
+
+MEASURES = (*COLUMNS, "A", "R")
 
 
 def evaluate(
@@ -50,7 +63,7 @@ def evaluate(
     missing: Missing = "zero",
     workers: int = 1,
 ) -> Results:
-    """Score the predictions in `pred` on one split of the ReVOS below `gt_root`.
+    """Scores the predictions in `pred` on one split of the ReVOS below `gt_root`.
 
     `pred` is a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs; `meta` replaces the split's
     expression file by a subset; `rle_value` is explained at `eval.predictions.open_predictions`. Raises DataError for
@@ -60,69 +73,79 @@ def evaluate(
     check_choice("robustness", robustness, Robustness)
     dataset = open_dataset("revos", gt_root, split=split, meta=meta, scoring=True)
     predicted = open_predictions(Path(pred), rle_value=rle_value)
-    found = survey(dataset, predicted, missing=missing, published="zero")
-    outcomes: dict[str, Outcome] = {**found.broken}
-    outcomes |= score_all(Scorer(dataset, predicted, robustness), found.present, workers=workers)
-    print_warnings(dataset)
-    check_not_all_alike(outcomes)
-    return _collect(dataset, found, outcomes, robustness=robustness, missing=missing)
+    expressions = score_expressions(
+        Scorer(dataset, predicted, robustness), missing=missing, published="zero", workers=workers
+    )
+    return _results(expressions, dataset, robustness=robustness, missing=missing)
 
 
-def _collect(
-    dataset: Dataset,
-    found: Survey,
-    outcomes: dict[str, Outcome],
-    *,
-    robustness: Robustness,
-    missing: Missing,
-) -> Results:
-    """Results in the order of the data set."""
-    rows: list[Row] = []
-    errors: list[Problem] = []
-    for sample in dataset:
-        outcome = outcomes.get(sample.key)
-        if isinstance(outcome, Score):
-            rows.append(_row(sample, outcome))
-        elif outcome is not None:
-            errors.append(Problem(sample.key, outcome))
-        elif sample.key not in found.left_out:
-            rows.append(_row(sample, Score(0.0, 0.0, 0.0, 0.0), problem=found.absences[sample.key]))
-    names = {type_id: name for name, type_id in GROUPS.items()}
-    expected = Counter(names[sample.type_id] for sample in dataset)
+def _results(expressions: ScoredExpressions, dataset: Dataset, *, robustness: Robustness, missing: Missing) -> Results:
+    """Makes the record: percentages rounded as the benchmark rounds them, the means of its groups."""
+
+    def percent(share: float) -> float:
+        return float(np.round(100 * np.float64(share), 2))  # NumPy's rounding, as there; Python's differs at ties
+
+    names = {type_id: name for name, type_id in REVOS_TYPES.items()}
+    rows = []
+    for one in expressions.scored:
+        sample, score = one.sample, one.score
+        rows.append(
+            Row(
+                sample.video,
+                sample.exp_id,
+                sample.expression,
+                j=percent(score.j),
+                f=percent(score.f),
+                jf=percent((score.j + score.f) / 2),  # of the unrounded J and F, as the benchmark's own row
+                group=names[sample.type_id],
+                extra={"A": percent(score.a), "R": percent(score.r), "type_id": sample.type_id},
+                problem=one.problem,
+            )
+        )
+    groups = {name: means([row for row in rows if row.group == name], MEASURES) for name in REVOS_TYPES}
+    groups[OVERALL] = {c: (groups["referring"][c] + groups["reasoning"][c]) / 2 for c in MEASURES}
+    expected, scored = Counter(names[sample.type_id] for sample in dataset), Counter(row.group for row in rows)
+    counts = {
+        "videos": len({sample.video for sample in dataset}),
+        **sample_counts(len(dataset), expressions.missing, expressions.errors, len(rows)),
+        "by_type": {name: {"expected": expected[name], "scored": scored[name]} for name in REVOS_TYPES},
+    }
+    encodings = count_encodings(one.score.values for one in expressions.scored if one.problem is None)
+    r_absent = groups["absent"]["R"]
     return Results(
+        benchmark="ReVOS",
+        dataset="revos",
         split=dataset.split,
-        robustness=robustness,
         missing_policy=missing,
         rows=tuple(rows),
-        missing=tuple(Problem(sample, reason) for sample, reason in found.absences.items()),
-        errors=tuple(errors),
-        expected={name: expected[name] for name in GROUPS},
-        encodings=count_encodings(o.values for o in outcomes.values() if isinstance(o, Score)),
-        gt_sha256={name: sha256(path) for name, path in dataset.files.items() if path.is_file()},
-        videos=len({sample.video for sample in dataset}),
+        groups=groups,
+        missing=expressions.missing,
+        errors=expressions.errors,
+        counts=counts,
+        protocol={
+            "frames": "all frames of the video",
+            "rounding": "frame means of an expression in per cent, rounded to 2 digits before averaging",
+            "overall": "unweighted mean of referring and reasoning",
+            "absent": "apart, in no other mean",
+            "robustness": robustness,
+            "missing": missing,
+            "prediction_values": encodings,
+        },
+        gt_sha256=ground_truth_sha256(dataset),
+        csv_columns=("video_name", "exp_id", "exp", *MEASURES, "type_id"),
+        further={"ours": {"R_type2": None if np.isnan(r_absent) else r_absent}},
+        layout=Layout(
+            heading=(
+                f"ReVOS {dataset.split}: {counts['scored']} of {counts['expected']} expressions, "
+                f"{counts['missing']} missing ({missing}), {counts['errors']} errors; "
+                f"robustness {robustness}; grey values {encodings_text(encodings)}"
+            ),
+            footnote="overall is the plain mean of referring and reasoning; absent (no target) stands apart",
+        ),
     )
 
 
-def _row(sample: VideoSample, score: Score, problem: str | None = None) -> Row:
-    return Row(
-        video=sample.video,
-        exp_id=sample.exp_id,
-        expression=sample.expression,
-        type_id=sample.type_id,
-        j=_percent(score.j),
-        f=_percent(score.f),
-        jf=_percent((score.j + score.f) / 2),  # of the unrounded J and F, as the benchmark's own row
-        a=_percent(score.a),
-        r=_percent(score.r),
-        problem=problem,
-    )
-
-
-def _percent(share: float) -> float:
-    return float(np.round(100 * np.float64(share), 2))  # NumPy's rounding, as the benchmark's; Python's differs at ties
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "eval.revos",
         __doc__,
@@ -133,27 +156,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--robustness", choices=get_args(Robustness), default="visa", help="A and R on stored values, or on {0, 1}"
     )
-    parser.add_argument("--rle-value", type=int, choices=(255, 1), default=255, help=_RLE_VALUE_HELP)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
-    return command.run(
-        lambda: evaluate(
-            args.gt,
-            args.pred,
-            split=args.split,
-            meta=args.meta,
-            robustness=args.robustness,
-            rle_value=args.rle_value,
-            missing=args.missing,
-            workers=args.workers,
-        ),
-        write=write,
-        table=table,
-        out=args.out,
+    parser.add_argument(
+        "--rle-value",
+        type=int,
+        choices=(255, 1),
+        default=255,
+        help="grey value inside a mask of an RLE file; 1 gives A and R on the scale of Sa2VA's own evaluation",
     )
+    return command.run(evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,90 +1,139 @@
-"""A ``results.json`` read back, whichever evaluator wrote it, and whether two of them may stand in one table."""
+"""The files of an evaluation read back, whichever evaluator wrote them, and the check that two results are comparable.
+
+results = scores_file.read(run / "scores")        # results.json and results.csv, checked against each other
+results = scores_file.read_summary(path)          # results.json alone: no rows
+"""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.results import COLUMNS, OVERALL, REVOS_TYPES, Problem, Results, Row, means
 from veason.datasets.base import load_json
 from veason.errors import DataError
+from veason.files import check_regular
+from veason.tables import Cell
 
 _NOT_PROTOCOL = ("missing", "published", "prediction_values", "layout")
 """Entries of the protocol that say how masks were stored or how few were there, not how they are scored."""
-
 _VALUES, _MISSING = "grey values of the masks", "missing predictions"
 _WHERE_BOTH = {_VALUES, _MISSING}
 """Settings that differ only between two results that both have them: masks that are not all empty, some missing."""
+_KNOWN = ("benchmark", "dataset", "split", "complete", "counts", "protocol", "missing", "errors", "ground_truth_sha256",
+          "versions")  # fmt: skip
+"""Entries of ``results.json`` that are neither groups nor further ones."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a table needs of one evaluation."""
+def read_summary(path: Path, *, remedy: str = "score the run again") -> Results:
+    """Reads a ``results.json``; the results have no rows.
 
-    name: str
-    """The method, as the table calls it."""
-    path: Path
-    dataset: str
-    split: str
-    groups: Mapping[str, Mapping[str, float | None]]
-    """Means in per cent: group (``overall``, ``referring`` …) -> column -> value, None for no expression."""
-    counts: Mapping[str, int]
-    """Expressions expected, missing and scored, and where it was noted, videos."""
-    protocol: Mapping[str, Any]
-    gt_sha256: Mapping[str, str]
-
-    def settings(self) -> dict[str, str]:
-        """All that must be equal for two numbers to be comparable, by name."""
-        rules = {key: value for key, value in self.protocol.items() if key not in _NOT_PROTOCOL}
-        found = {f"protocol: {key}": _text(value) for key, value in rules.items()}
-        if self.protocol.get("robustness") == "visa":  # its R depends on the stored value
-            found[_VALUES] = " and ".join(sorted(set(self.protocol.get("prediction_values", {})) - {"0"}))
-        if self.counts["missing"]:
-            found[_MISSING] = str(self.protocol.get("missing"))
-        found["split"] = self.split
-        return found | {f"data: sha256 of {role}": digest for role, digest in self.gt_sha256.items()}
-
-
-def read(path: Path, name: str) -> Scores:
-    """The scores in a file; a DataError if it is no ``results.json`` or of an evaluation that broke off."""
+    Raises DataError if it is no such file, or of an evaluation with errors. remedy: what the message tells the user.
+    """
     content = load_json(path)
     try:
         if not content["complete"]:
+            first = "".join(f", first {entry['sample']}: {entry['reason']}" for entry in content["errors"][:1])
             raise DataError(
-                f"{path}: {content['counts']['errors']} predictions could not be scored, so its means are not those of "
-                "the data set; put them right and score again"
+                f"{path}: {content['counts']['errors']} predictions could not be scored{first}; its means are not "
+                f"those of the data set: put them right, and {remedy}"
             )
-        return Scores(
-            name=name,
-            path=path,
+        counts = _checked(content["counts"], dict)
+        for key in ("expected", "missing", "scored", *(key for key in ("videos",) if key in counts)):
+            _checked(counts[key], int)
+        groups: dict[str, dict[str, float]] = {}
+        for name, value in content.items():
+            inner = {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {}
+            for place, entry in ({name: value} | inner).items():
+                if isinstance(entry, dict) and {"J", "F"} <= entry.keys():
+                    groups[place] = {column: _percent(mean) for column, mean in entry.items()}
+        levels = {name.partition("/")[0] for name in groups}
+        return Results(
+            benchmark=_checked(content.get("benchmark", content["dataset"]), str),
             dataset=_checked(content["dataset"], str),
             split=_checked(content["split"], str),
-            groups={key: _means(value) for key, value in content.items() if _is_group(value)},
-            counts={key: _checked(content["counts"][key], int) for key in ("expected", "missing", "scored")}
-            | {key: _checked(content["counts"][key], int) for key in ("videos",) if key in content["counts"]},
-            protocol=_checked(content["protocol"], dict),
+            missing_policy=_checked(content["protocol"], dict).get("missing", "zero"),
+            rows=(),
+            groups=groups,
+            missing=tuple(Problem(entry["sample"], entry["reason"]) for entry in content.get("missing", ())),
+            errors=(),
+            counts=counts,
+            protocol=content["protocol"],
             gt_sha256=_checked(content["ground_truth_sha256"], dict),
+            further={name: value for name, value in content.items() if name not in _KNOWN and name not in levels},
+            versions=content.get("versions", {}),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not the results.json of an evaluator here ({error!r}); score the run again"
-        ) from error
+        raise DataError(f"{path}: not the results.json of an evaluator here ({error!r}); {remedy}") from error
 
 
-def _is_group(value: object) -> bool:
-    return isinstance(value, dict) and {"J", "F"} <= value.keys()
+def read(folder: Path, *, remedy: str = "score the run again") -> Results:
+    """Reads the ``results.json`` and ``results.csv`` that an evaluator wrote into `folder`.
+
+    Raises DataError if one of them is missing, is no such file or is of another evaluation than the other, and if the
+    evaluation had errors. remedy: what the message tells the user to do, such as the command that scores the run.
+    """
+    for path in (folder / "results.json", folder / "results.csv"):
+        if not path.exists():
+            raise DataError(f"{path}: no such file: the run is not scored yet; {remedy}")
+        check_regular(path)
+    results = read_summary(folder / "results.json", remedy=remedy)
+    path = folder / "results.csv"
+    problems = {problem.sample: problem.reason for problem in results.missing}
+    rows = []
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        columns = tuple(reader.fieldnames or ())
+        for line in reader:
+            video, exp_id, text = line.pop("video_name"), line.pop("exp_id", ""), line.pop("exp", "")
+            j, f, jf = (float(value) if (value := line.pop(column)) else math.nan for column in COLUMNS)
+            group = line.pop("group", "") or None
+            extra = {name: _number(value) for name, value in line.items()}
+            if "type_id" in extra:
+                group = {type_id: name for name, type_id in REVOS_TYPES.items()}[extra["type_id"]]
+            elif "annotator" in extra:
+                group = f"annotators/{extra['annotator']}"
+            problem = problems.get(f"{video}/{exp_id}") if "exp" in columns else None
+            rows.append(Row(video, exp_id, text, j, f, jf, group, extra, problem))
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise DataError(f"{path}: not the results.csv of an evaluator here ({error!r}); {remedy}") from error
+    found = dataclasses.replace(results, rows=tuple(rows), csv_columns=columns)
+    # The groups that are plain means of their rows tell whether the two files belong together.
+    weighted = {"sequences"} | ({OVERALL} if any(row.group in (*REVOS_TYPES, *found.groups) for row in rows) else set())
+    measures = [column for column in found.columns if column in columns]
+    same = all(
+        math.isclose(a, b, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))
+        for name in found.groups.keys() - weighted
+        for a, b in ((found.groups[name][c], mean) for c, mean in means(found.members(name), measures).items())
+    )
+    if not same or len(rows) != found.counts.get("objects_scored", found.counts["scored"]):
+        raise DataError(f"{folder}: results.csv and results.json are of different evaluations; {remedy}")
+    return found
 
 
-def _means(value: dict[str, Any]) -> dict[str, float | None]:
-    return {column: None if mean is None else _percent(mean) for column, mean in value.items()}
+def _number(text: str) -> Cell:
+    """Parses a cell as `csv` wrote it: an int, a float or, failing these, the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _percent(mean: object) -> float:
-    if type(mean) not in (int, float) or not math.isfinite(mean) or not 0 <= mean <= 100:
+    """Checks a mean of ``results.json``; null is NaN."""
+    if mean is None:
+        return math.nan
+    if not isinstance(mean, int | float) or isinstance(mean, bool) or not 0 <= mean <= 100:  # NaN is not between them
         raise TypeError(f"a mean of {str(mean)[:40]}")
     return float(mean)
 
@@ -95,18 +144,46 @@ def _checked(value: Any, kind: type) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+def settings(results: Results) -> dict[str, str]:
+    """Returns all that must be equal for the numbers of two results to be comparable, by name."""
+    rules = {key: value for key, value in results.protocol.items() if key not in _NOT_PROTOCOL}
+    found = {
+        f"protocol: {key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for key, value in rules.items()
+    }
+    if results.protocol.get("robustness") == "visa":  # its R depends on the stored value
+        found[_VALUES] = " and ".join(sorted(set(results.protocol.get("prediction_values", {})) - {"0"}))
+    if results.counts["missing"]:
+        found[_MISSING] = str(results.protocol.get("missing"))
+    found["split"] = results.split
+    return found | {f"data: sha256 of {role}": digest for role, digest in results.gt_sha256.items()}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The results of one method."""
+
+    name: str
+    """The method, as a table calls it."""
+    path: Path
+    """The file or folder that messages name."""
+    results: Results
 
 
 def check_comparable(scores: Sequence[Scores]) -> None:
-    """DataError that shows the differences, if any two scores of one data set are not of one protocol and one data.
+    """Raises a DataError that shows the differences if any two scores are not of one protocol, one split and one data.
 
     Every pair is compared: two that differ only in how they count missing predictions each agree with a third that
     misses none.
     """
     for one, other in itertools.combinations(scores, 2):
-        differing = _differences(one.settings(), other.settings())
+        first, second = settings(one.results), settings(other.results)
+        pairs = {name: (first.get(name), second.get(name)) for name in {**first, **second}}
+        differing = {
+            name: pair
+            for name, pair in pairs.items()
+            if pair[0] != pair[1] and not (name in _WHERE_BOTH and not all(pair))
+        }
         if differing:
             error = DataError(
                 f"{one.path} and {other.path} are not comparable, so they cannot stand in one table; score them alike, "
@@ -117,18 +194,13 @@ def check_comparable(scores: Sequence[Scores]) -> None:
             raise error
 
 
-def common_settings(scores: Sequence[Scores]) -> dict[str, str]:
-    """What all of some comparable scores have in common, and what only some of them have a value for."""
-    found: dict[str, str] = {}
-    for one in scores:
-        found |= {name: value for name, value in one.settings().items() if value or name not in found}
-    return found
-
-
-def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    pairs = {name: (first.get(name), other.get(name)) for name in {**first, **other}}
-    return {name: (a, b) for name, (a, b) in pairs.items() if a != b and not (name in _WHERE_BOTH and not (a and b))}
-
-
 def _short(value: str | None) -> str:
     return "–" if value is None else value if len(value) <= 40 else f"{value[:39]}…"
+
+
+def common_settings(scores: Sequence[Scores]) -> dict[str, str]:
+    """Returns what all of some comparable scores have in common, and what only some of them have a value for."""
+    found: dict[str, str] = {}
+    for one in scores:
+        found |= {name: value for name, value in settings(one.results).items() if value or name not in found}
+    return found

@@ -19,8 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from eval import metrics, predictions
+from eval.metrics import accuracy, robustness
 from eval.predictions import Predictions
-from eval.robustness import accuracy, robustness
+from eval.results import Missing, Problem
+from eval.survey import Published, check_not_all_alike, print_warnings, survey
 from veason import mask_png, masks
 from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
@@ -149,6 +151,56 @@ class _Frames:
     def mean(self) -> Score:
         columns = np.ascontiguousarray(np.array(self.rows).T)  # (M, T): each mean sums one contiguous row, pairwise
         return Score(*(float(column.mean()) for column in columns), values=tuple(sorted(self.values)))
+
+
+@dataclass(frozen=True)
+class ScoredExpression:
+    """One expression with its score."""
+
+    sample: VideoSample
+    score: Score
+    problem: str | None = None
+    """What of the prediction was missing; the score is zero then."""
+
+
+@dataclass(frozen=True)
+class ScoredExpressions:
+    """The expressions of a data set, scored one by one."""
+
+    scored: tuple[ScoredExpression, ...]
+    """In the order of the data set; without those that are left out, and without those of `errors`."""
+    missing: tuple[Problem, ...]
+    """Expressions with a file missing: they are scored as zero, or left out."""
+    errors: tuple[Problem, ...]
+    """Expressions with a broken prediction or ground truth."""
+
+
+def score_expressions(
+    scorer: Scorer, *, missing: Missing, published: Published | None, workers: int
+) -> ScoredExpressions:
+    """Scores every expression of the scorer's data set.
+
+    published: what the benchmark's script makes of a missing prediction, None where there is no script. Raises
+    DataError as `survey` and `score_all` do; a single broken prediction is one of the errors.
+    """
+    dataset = scorer.dataset
+    found = survey(dataset, scorer.predictions, missing=missing, published=published)
+    outcomes: dict[str, Outcome] = {**found.broken}
+    outcomes |= score_all(scorer, found.present, workers=workers)
+    print_warnings(dataset)
+    check_not_all_alike(outcomes)
+    scored, errors = [], []
+    for sample in dataset:
+        outcome = outcomes.get(sample.key)
+        if isinstance(outcome, Score):
+            scored.append(ScoredExpression(sample, outcome))
+        elif outcome is not None:
+            errors.append(Problem(sample.key, outcome))
+        elif sample.key not in found.left_out:
+            scored.append(ScoredExpression(sample, Score(0.0, 0.0, 0.0, 0.0), found.absences[sample.key]))
+    return ScoredExpressions(
+        tuple(scored), tuple(Problem(key, reason) for key, reason in found.absences.items()), tuple(errors)
+    )
 
 
 def score_all(scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], *, workers: int) -> dict[str, Outcome]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import published, scores_file
+from eval.results import Results
 from eval.scores_file import Scores
 from veason import atomic
 from veason.command import run_command
@@ -86,8 +88,8 @@ class Table:
 def tables(scores: Sequence[Scores]) -> list[Table]:
     """A table for each data set there are scores of; DataError if some of one are not comparable."""
     found = []
-    for dataset in (name for name in NAMES if any(s.dataset == name for s in scores)):
-        those = [s for s in scores if s.dataset == dataset]
+    for dataset in (name for name in NAMES if any(s.results.dataset == name for s in scores)):
+        those = [s for s in scores if s.results.dataset == dataset]
         _check_names(those)
         scores_file.check_comparable(those)
         found.append(_table(dataset, those))
@@ -102,7 +104,7 @@ def _check_names(scores: Sequence[Scores]) -> None:
     for name, alike in by_name.items():
         if len(alike) == 1:
             continue
-        protocols = {str(one.protocol.get("name")) for one in alike}
+        protocols = {str(one.results.protocol.get("name")) for one in alike}
         if len(protocols) == len(alike):
             error = DataError(
                 f"{name!r} has scores of {len(alike)} protocols ({', '.join(sorted(protocols))}), which never stand in "
@@ -110,7 +112,9 @@ def _check_names(scores: Sequence[Scores]) -> None:
             )
             commands = [f"{name}={one.path}" for one in alike]
         else:
-            error = DataError(f"{len(alike)} scores on {alike[0].dataset} are called {name!r}; give each its own name:")
+            error = DataError(
+                f"{len(alike)} scores on {alike[0].results.dataset} are called {name!r}; give each its own name:"
+            )
             commands = [" ".join(shlex.quote(f"{name}-{i}={one.path}") for i, one in enumerate(alike, start=1))]
         for command in commands:
             error.add_note(f"python -m eval.table {command if len(commands) == 1 else shlex.quote(command)}")
@@ -118,7 +122,7 @@ def _check_names(scores: Sequence[Scores]) -> None:
 
 
 def _table(dataset: str, scores: Sequence[Scores]) -> Table:
-    columns, first = COLUMNS[dataset], scores[0]
+    columns, first = COLUMNS[dataset], scores[0].results
     printed, notes = list(published.ROWS.get(dataset, ())), []
     if dataset in published.NOTES:
         notes.append(published.NOTES[dataset])
@@ -129,7 +133,7 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     split = published.SPLITS.get(dataset, first.split)
     if first.split != split:
         notes.append(f"The published rows are of the split {split}, the measured ones of {first.split}.")
-    sizes = {s.path: _other_size(s) for s in scores}
+    sizes = {s.path: _other_size(s.results) for s in scores}
     if any(sizes.values()):
         notes.append("A row marked as a part is over another number of samples than the published split has.")
     theirs = dict.fromkeys(name for row in printed for name in row.values)
@@ -137,9 +141,9 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     lines += [
         Line(
             s.name,
-            {name: s.groups.get(group, {}).get(column) for name, (group, column) in own.items()},
+            {name: _or_none(s.results.mean(group, column)) for name, (group, column) in own.items()},
             measured=True,
-            source=_source(s) + (f"; {sizes[s.path]}" if sizes[s.path] else ""),
+            source=_source(s.results) + (f"; {sizes[s.path]}" if sizes[s.path] else ""),
             part=sizes[s.path] is not None,
         )
         for s in scores
@@ -158,26 +162,30 @@ def _robustness_name(robustness: str | None) -> str:
     return "R" if robustness in (None, "visa") else f"R ({robustness})"
 
 
-def _source(scores: Scores) -> str:
-    counts = scores.counts
-    lost = f", {counts['missing']} missing ({scores.protocol.get('missing')})" if counts["missing"] else ""
+def _source(results: Results) -> str:
+    counts = results.counts
+    lost = f", {counts['missing']} missing ({results.protocol.get('missing')})" if counts["missing"] else ""
     return f"measured: {counts['scored']} of {counts['expected']} expressions{lost}"
 
 
-def _other_size(scores: Scores) -> str | None:
+def _other_size(results: Results) -> str | None:
     """What a result is over, if that is not what the published split has; None if it is, or nobody says."""
-    size = SPLITS.get((scores.dataset, scores.split))
+    size = SPLITS.get((results.dataset, results.split))
     if size is None:
         return None
     pairs = (("videos", "videos", size.videos), ("expected", "expressions", size.expressions))
     other = [
-        f"{scores.counts[key]} {what}, the published split has {there}"
+        f"{results.counts[key]} {what}, the published split has {there}"
         for key, what, there in pairs
         if there is not None
-        and scores.counts.get(key, there) != there
-        and not (key == "expected" and "unit" in scores.protocol)  # of something else than expressions
+        and results.counts.get(key, there) != there
+        and not (key == "expected" and "unit" in results.protocol)  # of something else than expressions
     ]
     return "a part: " + "; ".join(other) if other else None
+
+
+def _or_none(mean: float) -> float | None:
+    return None if math.isnan(mean) else mean
 
 
 def markdown(found: Sequence[Table]) -> str:
@@ -285,10 +293,10 @@ def find_scores(arguments: Sequence[str]) -> list[Scores]:
         files = _files(path)
         if not files:
             raise DataError(f"{path}: holds no results.json, nor does its folder scores; score the run first")
-        found += [scores_file.read(file, name if equals else _name(file)) for file in files]
-    unknown = [s for s in found if s.dataset not in COLUMNS]
+        found += [Scores(name if equals else _name(file), file, scores_file.read_summary(file)) for file in files]
+    unknown = [s for s in found if s.results.dataset not in COLUMNS]
     if unknown:
-        raise DataError(f"{unknown[0].path}: there is no table for the data set {unknown[0].dataset[:80]!r}")
+        raise DataError(f"{unknown[0].path}: there is no table for the data set {unknown[0].results.dataset[:80]!r}")
     return found
 
 

@@ -16,32 +16,26 @@ Ours keeps them in the order of the videos and their referrals, as a stable sort
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from eval import command, data_version, jf, vicas_map
-from eval.results import Missing, Problem
-from eval.scoring import Outcome, Score, Scorer, Track
+from eval import command, jf, vicas_map
+from eval.results import COLUMNS, OVERALL, Missing, Results, ground_truth_sha256, sha256_of_files
+from eval.scoring import Outcome, Score, Scorer, Track, score_expressions
 from eval.vicas_files import TrackFiles, open_tracks
-from veason import atomic, masks
+from veason import masks
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
 from veason.errors import DataError
 from veason.tables import aligned
 from veason.types import Size, VideoSample
-
-CSV_HEADER = (*jf.CSV_HEADER[:-1], "true_tracks", "predicted_tracks", *(f"found_{name}" for name in vicas_map.NAMED))
 
 COMPILE_FROM = 15_000
 """Predicted frames a worker must have to score before reading their tracks by numba pays for loading it."""
@@ -49,7 +43,7 @@ COMPILE_FROM = 15_000
 
 @dataclass(frozen=True)
 class Referral:
-    """What mAP needs of one referral."""
+    """The part of one referral in mAP."""
 
     found: np.ndarray
     """(10, P) bool: `vicas_map.hits`."""
@@ -59,14 +53,20 @@ class Referral:
 
 @dataclass(frozen=True)
 class TrackScorer(Scorer):
-    """Scores the unions of a video's referrals frame by frame and, in the same pass over its files, their tracks."""
+    """Scores the tracks of a video's referrals and, where asked for, their unions frame by frame in the same pass."""
 
+    j_and_f: bool = False
+    """Whether unions are scored, too; without, no mask is decoded but those that come as PNGs."""
     read_compiled: bool = False
     """Whether numba reads the tracks (`veason.masks.use_compiled`)."""
 
+    def frames(self, sample: VideoSample) -> int:
+        return super().frames(sample) if self.j_and_f or not isinstance(self.predictions, TrackFiles) else 0
+
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
         masks.use_compiled(self.read_compiled)
-        outcomes = self._unions(samples)
+        not_computed: dict[str, Outcome] = {sample.key: Score(math.nan, math.nan) for sample in samples}
+        outcomes = super().score(samples) if self.j_and_f else not_computed
         for sample in samples:
             outcome = outcomes[sample.key]
             if isinstance(outcome, str):
@@ -81,68 +81,8 @@ class TrackScorer(Scorer):
             outcomes[sample.key] = dataclasses.replace(outcome, extra=Referral(found, len(true)))
         return outcomes
 
-    def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
-        return super().score(samples)
-
     def _target(self, track: Track, t: int, size: Size) -> np.ndarray:
         return masks.union([one[t] for one in track], size).view(np.uint8)  # column-major, as `TrackFiles` reads
-
-
-class MapScorer(TrackScorer):
-    """Scores the tracks alone: no mask is decoded, but those that come as PNGs."""
-
-    def frames(self, sample: VideoSample) -> int:
-        return 0 if isinstance(self.predictions, TrackFiles) else super().frames(sample)
-
-    def _unions(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
-        return {sample.key: Score(math.nan, math.nan) for sample in samples}
-
-
-@dataclass(frozen=True)
-class VicasResults:
-    """mAP and, where asked for, J and F of the same referrals."""
-
-    version: str
-    jf: jf.JFResults
-    referrals: dict[str, Referral]
-    """By sample key, in the order of the data set."""
-    form: str
-    """What the predictions were, in words."""
-    j_and_f: bool
-    """Whether J and F were computed; the rows of `jf` hold NaN where not."""
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        return self.jf.errors
-
-    def average_precisions(self) -> dict[str, float]:
-        """mAP and AP at the named thresholds, in per cent; NaN where no referral was scored."""
-        if not self.referrals:
-            return dict.fromkeys(("mAP", *vicas_map.NAMED), math.nan)
-        found = np.concatenate([referral.found for referral in self.referrals.values()], axis=1)
-        aps = vicas_map.average_precisions(found, sum(referral.true for referral in self.referrals.values()))
-        return {"mAP": float(np.mean(aps)), **{name: float(aps[i]) for name, i in vicas_map.NAMED.items()}}
-
-    def tracks(self) -> dict[str, int]:
-        return {
-            "true": sum(referral.true for referral in self.referrals.values()),
-            "predicted": sum(referral.found.shape[1] for referral in self.referrals.values()),
-        }
-
-    def summary(self) -> dict[str, Any]:
-        """The content of ``results.json``: the same for the same inputs, whatever the workers."""
-        summary = self.jf.summary()
-        columns = {name: None if math.isnan(ap) else ap for name, ap in self.average_precisions().items()}
-        return summary | {
-            "version": self.version,
-            "overall": columns | summary["overall"],
-            "tracks": self.tracks(),
-            "protocol": summary["protocol"]
-            | {
-                "mAP": "track IoU over all scored frames, thresholds .50:.05:.95, all confidences equal, video order",
-                "JF": "union of a referral's tracks; not the benchmark's own number",
-            },
-        }
 
 
 def evaluate(
@@ -154,8 +94,8 @@ def evaluate(
     missing: Missing = "zero",
     workers: int = 1,
     j_and_f: bool = False,
-) -> VicasResults:
-    """Score `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
+) -> Results:
+    """Scores `pred`, a folder of JSON files a video, a run folder, a folder of PNGs or a file of RLEs.
 
     split: ``v1.0/test``, version and part. A missing referral has no track (``zero``) or is left out of both numbers.
     j_and_f: compute J and F too; without, their rows and means are NaN and None. workers: processes at most; the tracks
@@ -169,61 +109,76 @@ def evaluate(
     frames = sum(len(dataset.gt_frames(sample)) for sample in dataset)
     if isinstance(predicted, TrackFiles) and not j_and_f and (1 < workers < 4 or frames < 4 * COMPILE_FROM):
         workers = min(workers, 1)  # each would parse its annotation files again, which takes as long as scoring them
+    compiled = frames >= COMPILE_FROM * max(1, workers)
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
-        annotations = beside.submit(data_version.of_files, dataset.root, files)
-        results = jf.evaluate(
-            dataset,
-            predicted,
-            protocol=protocol,
+        annotations = beside.submit(sha256_of_files, dataset.root, files)
+        expressions = score_expressions(
+            TrackScorer(dataset, predicted, "jf", j_and_f=j_and_f, read_compiled=compiled),
             missing=missing,
+            published=protocol.published,
             workers=workers,
-            details={"predictions": predicted.form},
-            scorer=functools.partial(
-                TrackScorer if j_and_f else MapScorer, read_compiled=frames >= COMPILE_FROM * max(1, workers)
-            ),
         )
-        hashes = results.gt_sha256 | {"annotations": annotations.result()}
-    results = dataclasses.replace(results, gt_sha256=hashes)
-    if not j_and_f:
-        rows = tuple(dataclasses.replace(row, j=math.nan, f=math.nan) for row in results.rows)  # missing ones, too
-        results = dataclasses.replace(results, rows=rows, encodings={"not looked at": len(rows)})
+        hashes = ground_truth_sha256(dataset) | {"annotations": annotations.result()}
+    results = jf.results_of(
+        expressions,
+        dataset,
+        protocol=protocol,
+        missing=missing,
+        gt_sha256=hashes,
+        details={"predictions": predicted.form},
+        looked_at=j_and_f,
+    )
     referrals = {}
+    for one in expressions.scored:
+        nothing = Referral(vicas_map.hits(np.zeros((0, 0), np.float32)), len(one.sample.anno_ids))
+        referrals[one.sample.key] = one.score.extra if isinstance(one.score.extra, Referral) else nothing
+    return _with_tracks(results, referrals, version=dataset.version, j_and_f=j_and_f)
+
+
+def _with_tracks(results: Results, referrals: Mapping[str, Referral], *, version: str, j_and_f: bool) -> Results:
+    """Adds mAP, AP at the named thresholds and the numbers of tracks to the results on unions; by sample key."""
+    tracks = {
+        "true": sum(referral.true for referral in referrals.values()),
+        "predicted": sum(referral.found.shape[1] for referral in referrals.values()),
+    }
+    precisions = dict.fromkeys(("mAP", *vicas_map.NAMED), math.nan)
+    if referrals:
+        found = np.concatenate([referral.found for referral in referrals.values()], axis=1)
+        aps = vicas_map.average_precisions(found, tracks["true"])
+        precisions = {"mAP": float(np.mean(aps)), **{name: float(aps[i]) for name, i in vicas_map.NAMED.items()}}
+    rows = []
     for row in results.rows:
-        nothing = Referral(vicas_map.hits(np.zeros((0, 0), np.float32)), len(row.sample.anno_ids))
-        referrals[row.sample.key] = row.extra if isinstance(row.extra, Referral) else nothing
-    return VicasResults(dataset.version, results, referrals, form=predicted.form, j_and_f=j_and_f)
-
-
-def csv_text(results: VicasResults) -> str:
-    """A row a referral; J, F in per cent, unrounded; how many predicted tracks were found right at each threshold."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for row in results.jf.rows:
-        referral, sample = results.referrals[row.sample.key], row.sample
-        right = [int(referral.found[level].sum()) for level in vicas_map.NAMED.values()]
-        scores = ("" if math.isnan(score) else score for score in (row.j, row.f, row.jf))
-        counts = (referral.true, referral.found.shape[1], *right)
-        writer.writerow([sample.video, sample.exp_id, sample.expression, *scores, *counts])
-    return text.getvalue()
-
-
-def table(results: VicasResults) -> str:
-    """What the command prints."""
-    tracks, aps = results.tracks(), results.average_precisions()
-    header = ("track mAP", "n", "predicted", "true", *aps)
-    line = ("overall", len(results.referrals), tracks["predicted"], tracks["true"], *aps.values())
-    tracks_text, text = aligned(header, [line]), jf.table(results.jf)
-    if not results.j_and_f:
-        head, _, _ = text.partition("\n\n")  # without the means of J and F
-        return f"{head}\n\n{tracks_text}\n\nJ&F, which is ours and not the benchmark's: --j-and-f"
-    return f"{text}\n\n{tracks_text}\n\nJ&F is of unions and ours; the benchmark's is mAP"
-
-
-def write(results: VicasResults, out: Path) -> None:
-    """Write ``results.csv`` and ``results.json`` below `out`."""
-    atomic.write_bytes(out / "results.csv", csv_text(results).encode("utf-8", "replace"))
-    atomic.write_json(out / "results.json", results.summary())
+        referral = referrals[row.key]
+        right = {f"found_{name}": int(referral.found[level].sum()) for name, level in vicas_map.NAMED.items()}
+        extra = {"true_tracks": referral.true, "predicted_tracks": referral.found.shape[1], **right}
+        rows.append(dataclasses.replace(row, extra=extra))
+    header = ("track mAP", "n", "predicted", "true", *precisions)
+    line = ("overall", len(referrals), tracks["predicted"], tracks["true"], *precisions.values())
+    note = (
+        "J&F is of unions and ours; the benchmark's is mAP"
+        if j_and_f
+        else "J&F, which is ours and not the benchmark's: --j-and-f"
+    )
+    return dataclasses.replace(
+        results,
+        rows=tuple(rows),
+        groups={OVERALL: precisions | results.groups[OVERALL]},
+        protocol={
+            **results.protocol,
+            "mAP": "track IoU over all scored frames, thresholds .50:.05:.95, all confidences equal, video order",
+            "JF": "union of a referral's tracks; not the benchmark's own number",
+        },
+        csv_columns=(
+            *("video_name", "exp_id", "exp", *COLUMNS, "true_tracks", "predicted_tracks"),
+            *(f"found_{name}" for name in vicas_map.NAMED),
+        ),
+        further={**results.further, "version": version, "tracks": tracks},
+        layout=dataclasses.replace(
+            results.layout,
+            footnote=f"{aligned(header, [line])}\n\n{note}",
+            columns=COLUMNS if j_and_f else (),
+        ),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,10 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--j-and-f", action="store_true", help="J and F of unions, too: ours, and some ten times the time of mAP alone"
     )
-    args = parser.parse_args(argv)
-    options = {"split": args.split, "meta": args.meta, "missing": args.missing, "workers": args.workers}
-    options["j_and_f"] = args.j_and_f
-    return command.run(lambda: evaluate(args.gt, args.pred, **options), write=write, table=table, out=args.out)
+    return command.run(evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

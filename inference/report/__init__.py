@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from eval.results import GROUPS
+from eval.results import REVOS_TYPES
 from inference.overlay import PALETTE
 from inference.report import pictures
 
@@ -43,7 +43,7 @@ def render(page: str, *, largest: float = math.inf, **values: Any) -> Iterator[b
         "sides": pictures.sides,
         "in_drawing": pictures.in_drawing,
     }
-    types = {None: "no type", **{type_id: name for name, type_id in GROUPS.items()}}
+    types = {None: "no type", **{type_id: name for name, type_id in REVOS_TYPES.items()}}
     written = 0
 
     def fits(html: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.predictions import open_predictions
-from eval.results import GROUPS
+from eval.results import REVOS_TYPES
 from inference.report import pictures, render
 from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import OVERALL, Outcome, Row, Run, Scores, evaluate, find_sample, open_run
@@ -138,7 +138,7 @@ def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: in
         "repairs": [(REPAIRS.get(name, name), n) for name, n in run.repairs().most_common()],
         "seconds": {stage: float(mean) for stage, mean in run.seconds().items()},
         "facts": facts,
-        "type_names": list(GROUPS) if settings.get("dataset") == "revos" else [],
+        "type_names": list(REVOS_TYPES) if settings.get("dataset") == "revos" else [],
         "count": count,
         "problem_counts": problems,
     }

@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
-import io
-import json
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from eval import answers
+from eval import answers, scores_file
 from eval.predictions import open_predictions
-from eval.results import GROUPS, Problem, Results, Row
+from eval.results import Row
 from inference.report import pictures, render, tables
 from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import Outcome, find_sample, open_run
@@ -157,63 +152,10 @@ def open_scored_runs(paths: Sequence[Path], names: Sequence[str], *, gt: Path, s
             words += ["--split", split]
         if run.settings.get("meta") is not None:
             words += ["--meta", run.settings["meta"]]
-        scored_runs.append(ScoredRun(name, run, _read_results(path / "scores", shlex.join(map(str, words)))))
-    return scored_runs
-
-
-def _read_results(folder: Path, command: str) -> Results:
-    """Reads the results that `eval.results.write` put into `folder`; `command` would write them again."""
-    for path in (folder / "results.json", folder / "results.csv"):
-        if path.exists():
-            check_regular(path)
-    try:
-        document = json.loads((folder / "results.json").read_bytes())
-        table = (folder / "results.csv").read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: no such file: the run is not scored yet; run: {command}") from None
-    except ValueError as error:
-        raise DataError(f"{folder}: not the scores of eval.revos ({error}); run again: {command}") from error
-    try:
-        results = _results(document, table)
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise DataError(f"{folder}: not the scores of eval.revos ({error!r}); run again: {command}") from error
-    if not results.complete:
-        first = results.errors[0]
-        raise DataError(
-            f"{folder}: {len(results.errors)} predictions could not be scored, first {first.sample}: {first.reason}; "
-            f"put them right and run again: {command}"
+        scored_runs.append(
+            ScoredRun(name, run, scores_file.read(path / "scores", remedy=f"run: {shlex.join(map(str, words))}"))
         )
-    for name in (*GROUPS, "overall"):
-        for column, mean in results.group(name).columns().items():
-            a, b = (math.nan if value is None else value for value in (mean, document[name][column]))
-            if not (math.isclose(a, b, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))):
-                raise DataError(
-                    f"{folder}: results.csv and results.json are of different evaluations; run again: {command}"
-                )
-    return results
-
-
-def _results(document: Mapping[str, Any], table: str) -> Results:
-    """Makes the results of ``results.json`` and the text of ``results.csv`` again."""
-    missing = {entry["sample"]: entry["reason"] for entry in document["missing"]}
-    rows = []
-    for line in csv.DictReader(io.StringIO(table, newline="")):
-        scores = {column.lower(): float(line[column]) for column in ("J", "F", "JF", "A", "R")}
-        video, exp_id = line["video_name"], line["exp_id"]
-        problem = missing.get(f"{video}/{exp_id}")
-        rows.append(Row(video, exp_id, line["exp"], type_id=int(line["type_id"]), problem=problem, **scores))
-    protocol = document["protocol"]
-    return Results(
-        split=document["split"],
-        robustness=protocol["robustness"],
-        missing_policy=protocol["missing"],
-        rows=tuple(rows),
-        missing=tuple(Problem(sample, reason) for sample, reason in missing.items()),
-        errors=tuple(Problem(entry["sample"], entry["reason"]) for entry in document["errors"]),
-        expected={name: document["counts"]["by_type"][name]["expected"] for name in GROUPS},
-        encodings=dict(protocol["prediction_values"]),
-        gt_sha256=dict(document["ground_truth_sha256"]),
-    )
+    return scored_runs
 
 
 def check_same(scored_runs: Sequence[ScoredRun], dataset: Dataset) -> None:
@@ -261,14 +203,15 @@ def _short(digest: str | None) -> str:
 
 
 def _protocol(scored_run: ScoredRun) -> str:
-    return f"--robustness {scored_run.results.robustness} --missing {scored_run.results.missing_policy}"
+    results = scored_run.results
+    return f"--robustness {results.protocol.get('robustness')} --missing {results.missing_policy}"
 
 
 def _keys(scored_run: ScoredRun) -> list[str]:
     """Lists the keys of the run's samples in data-set order, and checks that its scores are of its predictions."""
     path = scored_run.run.path
     predicted = [outcome.key for outcome in scored_run.run.outcomes()]
-    scored = [f"{row.video}/{row.exp_id}" for row in scored_run.results.rows]
+    scored = [row.key for row in scored_run.results.rows]
     absent = {problem.sample for problem in scored_run.results.missing} & set(predicted)
     if absent:
         raise DataError(

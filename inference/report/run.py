@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval import jf, mevis, reasonvos, refdavis, refytvos, revos, vicas
+from eval import mevis, reasonvos, refdavis, refytvos, revos, vicas
 from eval.results import Problem
 from veason import datasets
 from veason.atomic import read_journal
@@ -219,10 +219,10 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
     # the benchmark has one split
     "reasonvos": lambda gt, pred, *, split, **options: reasonvos.evaluate(gt, pred, layout="position", **options),
     # the protocol that scores expression by expression
-    "refdavis": refdavis.evaluate_binary,
+    "refdavis": lambda gt, pred, **options: refdavis.evaluate(gt, pred, protocol="binary", **options),
     "refytvos": refytvos.evaluate,
     # the J&F that stands beside the benchmark's own number, which is no mean over expressions
-    "vicas": lambda gt, pred, **options: vicas.evaluate(gt, pred, j_and_f=True, **options).jf,
+    "vicas": lambda gt, pred, **options: vicas.evaluate(gt, pred, j_and_f=True, **options),
 }
 """The evaluators that give J&F, by name of the data set."""
 
@@ -235,24 +235,16 @@ def evaluate(run: Run, *, gt: Path, split: str | None, meta: str | None, missing
             f"{run.path}: runs of {name!r} cannot be scored here, those of {', '.join(EVALUATORS)} can; leave out --gt"
         )
     found = EVALUATORS[name](gt, run.path, split=split, meta=meta, missing=missing, workers=workers)
-    if name == "revos":
-        scored = {name: count["scored"] for name, count in found.counts()["by_type"].items()}
-        scored[OVERALL] = scored["referring"] + scored["reasoning"]
-        groups = {name: (scored[name], found.group(name)) for name in ("referring", "reasoning", OVERALL, "absent")}
-        rows = {f"{row.video}/{row.exp_id}": row for row in found.rows}
-        columns = ("J&F", "J", "F", "A", "R")
-        means = {name: (count, (m.jf, m.j, m.f, m.a, m.r)) for name, (count, m) in groups.items()}
-    else:
-        rows = {row.sample.key: row for row in found.rows}
-        columns, means = ("J&F", "J", "F"), {}
-        for group, members in found.groups().items():
-            mean = jf.means(members)
-            means[group] = (len(members), (mean["JF"], mean["J"], mean["F"]))
+    measures = [column for column in ("JF", "J", "F", "A", "R") if column in found.columns]
+    order = sorted(found.groups, key=lambda group: group == "absent")
     return Scores(
-        rows=rows,
-        columns=columns,
-        means=means,
-        protocol=found.summary()["protocol"],
+        rows={row.key: row for row in found.rows},
+        columns=tuple("J&F" if column == "JF" else column for column in measures),
+        means={
+            group: (len(found.members(group)), tuple(found.mean(group, column) for column in measures))
+            for group in order
+        },
+        protocol=found.protocol,
         missing_policy=found.missing_policy,
         missing=found.missing,
         errors=found.errors,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval import answers
-from eval.results import GROUPS, Results, Row
+from eval.results import REVOS_TYPES, Results, Row
 from inference.report import number, signed
 from inference.report.run import Run
 from veason.tables import aligned
@@ -99,14 +99,14 @@ def measures(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> list
     """Takes the value of each of `MEASURES` for every run; it is NaN where there is none."""
     rows = []
     for i, scored_run in enumerate(scored_runs):
-        overall, found = scored_run.results.group("overall"), answers.means(entry.answers[i] for entry in entries)
+        mean, found = scored_run.results.mean, answers.means(entry.answers[i] for entry in entries)
         values = {
-            "jf": overall.jf,
-            "jf_referring": scored_run.results.group("referring").jf,
-            "jf_reasoning": scored_run.results.group("reasoning").jf,
-            "j": overall.j,
-            "f": overall.f,
-            "r": overall.r,
+            "jf": mean("overall", "JF"),
+            "jf_referring": mean("referring", "JF"),
+            "jf_reasoning": mean("reasoning", "JF"),
+            "j": mean("overall", "J"),
+            "f": mean("overall", "F"),
+            "r": mean("overall", "R"),
             **{name: 100 * share for name, share in vars(found).items()},
         }
         rows.append({name: values[name] for name in MEASURES})
@@ -130,12 +130,12 @@ def best(values: Sequence[float]) -> set[int]:
 def groups(entries: Sequence[Entry]) -> list[Group]:
     """Groups the expressions by type and number of targets; empty groups are left out."""
     found = []
-    for type_name, type_id in GROUPS.items():
+    for type_name, type_id in REVOS_TYPES.items():
         for heading, (low, high) in TARGETS.items():
             members = [e for e in entries if e.sample.type_id == type_id and low <= e.targets <= high]
             if members:
                 runs = range(len(members[0].rows))
-                jf = tuple(  # the mean of J and of F, as `Results.group` takes it
+                jf = tuple(  # the mean of J and of F, as `eval.results.means` takes it
                     float(sum(np.mean([getattr(e.rows[i], name) for e in members]) for name in ("j", "f")) / 2)
                     for i in runs
                 )
@@ -208,7 +208,7 @@ def document(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict
             }
             for group in groups(entries)
         ],
-        "protocol": {"robustness": first.results.robustness, "missing": first.results.missing_policy},
+        "protocol": {"robustness": first.results.protocol.get("robustness"), "missing": first.results.missing_policy},
         "ground_truth_sha256": first.results.gt_sha256,
     }
 

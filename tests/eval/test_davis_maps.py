@@ -11,6 +11,7 @@ import small_roots as small
 
 from eval import refdavis, table
 
+PERFECT = {"J": 100.0, "F": 100.0, "JF": 100.0}
 SQUARE, OTHER, SHIFTED = small.SQUARE, small.OTHER, small.SHIFTED
 TRUE = {"v": [{1: SQUARE, 2: OTHER}] * 4, "w": [{1: SQUARE}] * 3}
 """Two objects in four frames, one in three."""
@@ -29,16 +30,16 @@ def write_maps(folder, videos):
 
 
 def evaluate(root, pred, task, **options):
-    return refdavis.evaluate_maps(root, pred, task=task, **options)
+    return refdavis.evaluate(root, pred, protocol=task, **options)
 
 
 def test_objects_by_number_and_by_match(root, tmp_path):
     """Numbers of `v` exchanged: semi-supervised finds nothing right there, unsupervised all of it."""
     pred = write_maps(tmp_path / "p", TRUE | {"v": [{2: SQUARE, 1: OTHER}] * 4})
-    assert evaluate(root, pred, "unsupervised").means() == (100.0, 100.0, 100.0)
+    assert evaluate(root, pred, "unsupervised").groups["overall"] == PERFECT
     semi = evaluate(root, pred, "semi-supervised")
-    assert semi.means()[0] == pytest.approx(100 / 3)  # of three objects
-    assert semi.sequence_means()[0] == pytest.approx(50)  # of two sequences
+    assert semi.mean("overall", "J") == pytest.approx(100 / 3)  # of three objects
+    assert semi.mean("sequences", "J") == pytest.approx(50)  # of two sequences
 
 
 def test_frames_that_count(root, tmp_path):
@@ -46,10 +47,10 @@ def test_frames_that_count(root, tmp_path):
     pred = write_maps(tmp_path / "p", TRUE | {"w": [{1: SHIFTED}, {1: SQUARE}, {1: SQUARE}]})
     j = (small.SHIFTED_J + 2) / 3
     results = evaluate(root, pred, "unsupervised")
-    assert results.means()[0] == pytest.approx(100 * (2 + j) / 3)
-    assert results.sequence_means()[0] == pytest.approx(100 * (1 + j) / 2)
-    assert results.means()[1] == pytest.approx(100 * (2 + (small.SHIFTED_F + 2) / 3) / 3)
-    assert evaluate(root, pred, "semi-supervised").means() == (100.0, 100.0, 100.0)
+    assert results.mean("overall", "J") == pytest.approx(100 * (2 + j) / 3)
+    assert results.mean("sequences", "J") == pytest.approx(100 * (1 + j) / 2)
+    assert results.mean("overall", "F") == pytest.approx(100 * (2 + (small.SHIFTED_F + 2) / 3) / 3)
+    assert evaluate(root, pred, "semi-supervised").groups["overall"] == PERFECT
 
 
 def test_void_pixels(tmp_path):
@@ -60,9 +61,9 @@ def test_void_pixels(tmp_path):
     said = SQUARE.copy()
     said[0, :4] = True
     pred = write_maps(tmp_path / "p", {"w": [{1: said}] * 3})
-    assert evaluate(root, pred, "unsupervised").means()[0] == 100.0
+    assert evaluate(root, pred, "unsupervised").mean("overall", "J") == 100.0
     inside = int((SQUARE & ~void).sum())
-    assert evaluate(root, pred, "semi-supervised").means()[0] == pytest.approx(100 * inside / (inside + 4))
+    assert evaluate(root, pred, "semi-supervised").mean("overall", "J") == pytest.approx(100 * inside / (inside + 4))
 
 
 def run(root, pred, out, *options):
@@ -89,9 +90,9 @@ def test_missing_and_wrong_maps(root, tmp_path, capsys):
     pred = write_maps(tmp_path / "p", TRUE)
     (pred / "w/00001.png").unlink()
     zero, skip = (evaluate(root, pred, "unsupervised", missing=missing) for missing in ("zero", "skip"))
-    assert zero.means()[0] == pytest.approx(200 / 3)
-    assert skip.means()[0] == 100.0
-    assert (zero.counts()["skipped"], skip.counts()["skipped"]) == (0, 1)
+    assert zero.mean("overall", "J") == pytest.approx(200 / 3)
+    assert skip.mean("overall", "J") == 100.0
+    assert (zero.counts["skipped"], skip.counts["skipped"]) == (0, 1)
     for missing in ("error", "published"):
         assert run(root, pred, tmp_path / "out", "--protocol", "unsupervised", "--missing", missing) == 2
         assert "w/00001.png" in capsys.readouterr().err
@@ -117,4 +118,4 @@ DATA = Path(__file__).parents[3] / "shared/data"
 def test_osvos_on_six_sequences_as_the_official_code_gives(capsys):
     """J 77.29 and F 81.11 as a mean over sequences, from davis2017-evaluation."""
     results = evaluate(DATA / "refdavis", DATA / "refdavis_osvos", "unsupervised", workers=2)
-    assert [round(value, 2) for value in results.sequence_means()[:2]] == [77.29, 81.11]
+    assert [round(results.mean("sequences", column), 2) for column in ("J", "F")] == [77.29, 81.11]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from benchmarks import plain_metrics
-from eval import metrics, robustness
+from eval import metrics
 
 
 @pytest.fixture(autouse=True, scope="module", params=["NumPy", "numba"])
@@ -125,10 +125,10 @@ def check(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
         assert np.count_nonzero(mask[part]) == np.count_nonzero(mask)  # nothing lies outside
     grey, count = pred.astype(np.uint8) * 255, gt.astype(np.uint8) * 2
     for stored in (grey, grey // 255, grey // 127):
-        assert robustness.accuracy(stored[part], count[part], stored.size) == robustness.accuracy(stored, count)
-        assert robustness.accuracy(stored, count) == float(np.mean(stored == count))
-        of_part = robustness.robustness(stored[part], count[part], 70_000)
-        assert of_part == robustness.robustness(stored, count, 70_000)
+        assert metrics.accuracy(stored[part], count[part], stored.size) == metrics.accuracy(stored, count)
+        assert metrics.accuracy(stored, count) == float(np.mean(stored == count))
+        of_part = metrics.robustness(stored[part], count[part], 70_000)
+        assert of_part == metrics.robustness(stored, count, 70_000)
     return expected
 
 
@@ -163,7 +163,6 @@ def test_memory_order_and_type_do_not_matter():
             assert metrics.j_and_f(order(pred).astype(np.uint8) * 255, order(gt)) == expected
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_equal_to_the_plain_definition_on_small_frames(data):
     size = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import small_roots as small
 
 from eval import mevis
-from eval.jf import csv_text, means, table, write
+from eval.results import means
 from veason import mask_lines, mask_png, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -32,7 +33,7 @@ def pred(tmp_path):
 
 
 def check_by_hand(results):
-    assert [row.sample.key for row in results.rows] == list(small.MEVIS_SAID)
+    assert [row.key for row in results.rows] == list(small.MEVIS_SAID)
     assert [row.j for row in results.rows] == pytest.approx([100 * j for j in small.MEVIS_J], abs=1e-12)
     assert [row.f for row in results.rows] == pytest.approx([100 * f for f in small.MEVIS_F], abs=1e-12)
     assert results.summary()["overall"] == pytest.approx(MEANS)
@@ -103,12 +104,12 @@ def test_what_is_missing_is_zero_or_skipped_or_the_end(root, pred, lose):
     zero, skip = mevis.evaluate(root, pred), mevis.evaluate(root, pred, missing="skip")
     kept = [i for i, key in enumerate(small.MEVIS_SAID) if key not in lost]
     assert [problem.sample for problem in zero.missing] == [problem.sample for problem in skip.missing] == lost
-    assert [row.sample.key for row in zero.rows if row.problem] == lost
+    assert [row.key for row in zero.rows if row.problem] == lost
     assert zero.summary()["overall"]["J"] == pytest.approx(100 * sum(small.MEVIS_J[i] for i in kept) / 4)
     assert skip.summary()["overall"]["J"] == pytest.approx(100 * sum(small.MEVIS_J[i] for i in kept) / len(kept))
     counts = {"videos": 2, "expected": 4, "found": len(kept), "missing": len(lost), "errors": 0}
-    assert zero.counts() == {**counts, "skipped": 0, "scored": 4}
-    assert skip.counts() == {**counts, "skipped": len(lost), "scored": len(kept)}
+    assert zero.counts == {**counts, "skipped": 0, "scored": 4}
+    assert skip.counts == {**counts, "skipped": len(lost), "scored": len(kept)}
     with pytest.raises(DataError, match=f"missing for {len(lost)} of 4 expressions") as error:
         mevis.evaluate(root, pred, missing="error")
     assert [note.partition(": ")[0] for note in error.value.__notes__] == lost
@@ -146,7 +147,7 @@ def test_broken_ground_truth_costs_its_expressions_only(root, pred):
     results = mevis.evaluate(root, pred)
     assert [problem.sample for problem in results.errors] == ["v1/1", "v1/2"]
     assert "1 masks for 2 frames" in results.errors[0].reason
-    assert [row.sample.key for row in results.rows] == ["v1/0", "v2/0"]
+    assert [row.key for row in results.rows] == ["v1/0", "v2/0"]
 
 
 def test_overlapping_objects_are_one_target(root, tmp_path):
@@ -185,15 +186,15 @@ def test_files_and_table_state_the_protocol(root, pred):
     assert summary["protocol"]["missing"] == "zero"
     assert summary["protocol"]["prediction_values"] == {"0/255": 4}
     assert set(summary["ground_truth_sha256"]) == {"meta", "masks"}
-    rows = list(csv.DictReader(csv_text(results.rows).splitlines()))
+    rows = list(csv.DictReader(results.to_csv().splitlines()))
     assert float(rows[0]["J"]) == pytest.approx(300 / 7, abs=1e-12)  # unrounded
-    text = table(results)
+    text = results.table()
     assert "expected 4, found 4, missing 0 (--missing zero), skipped 0, errors 0" in text
     assert text.splitlines()[-1].split() == ["overall", "4", "37.28", "40.00", "38.64"]
 
 
 def test_no_row_has_no_mean():
-    assert means([]) == {"J": None, "F": None, "JF": None}
+    assert all(math.isnan(mean) for mean in means([]).values())
 
 
 def test_splits_of_the_server_are_refused(root, pred):
@@ -211,7 +212,8 @@ def test_wrong_options_are_named(root, pred, change, words):
 
 KILLED = """
 import os, signal, sys
-from eval import {module}, mevis
+from eval import mevis, predictions
+from veason import atomic
 calls = 0
 real = {module}.{name}
 def deadly(*args, **kwargs):
@@ -225,14 +227,16 @@ mevis.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("module", "name", "at"), [("predictions", "read_png", 4), ("jf.atomic", "write_json", 1)])
+@pytest.mark.parametrize(("module", "name", "at"), [("predictions", "read_png", 4), ("atomic", "write_bytes", 2)])
 def test_a_killed_evaluation_leaves_nothing_half_done(root, pred, tmp_path, module, name, at):
     """Killed among the frames, and between the two files: the same command again writes what it would have written."""
     arguments = [str(a) for a in ("--gt", root, "--pred", pred, "--out", tmp_path / "out", "--workers", 1)]
-    code = KILLED.format(module=module, name=name, at=at).replace("from eval import jf.atomic", "from eval import jf")
+    code = KILLED.format(module=module, name=name, at=at).replace(
+        "from eval import results.atomic", "from eval import results"
+    )
     assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True).returncode == -9
     assert not (tmp_path / "out/results.json").exists()
     assert mevis.main(arguments) == 0
-    write(mevis.evaluate(root, pred), tmp_path / "whole")
+    mevis.evaluate(root, pred).write(tmp_path / "whole")
     for file in ("results.csv", "results.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -42,11 +42,11 @@ def test_mevis_counts_a_missing_video_and_drops_a_missing_expression(mevis_root,
     pred = small.predict_mevis(tmp_path / "pred")
     lose(pred)
     results = mevis.evaluate(mevis_root, pred, missing="published")
-    assert [row.sample.key for row in results.rows if row.problem] == zeros
+    assert [row.key for row in results.rows if row.problem] == zeros
     scores = dict(zip(small.MEVIS_SAID, small.MEVIS_J, strict=True))
     counted = [0.0 if key in zeros else j for key, j in scores.items() if key not in dropped]
     assert means(results) == pytest.approx(100 * sum(counted) / len(counted))
-    assert results.counts() | {"missing": len(zeros + dropped), "skipped": len(dropped)} == results.counts()
+    assert results.counts | {"missing": len(zeros + dropped), "skipped": len(dropped)} == results.counts
     protocol = results.summary()["protocol"]
     assert protocol["missing"] == "published"
     assert protocol["published"].startswith("a missing video counts as zero")
@@ -61,7 +61,7 @@ def test_mevis_rule_on_a_file_of_rles(mevis_root, tmp_path):
                 rles = [masks.encode(mask) for mask in small.MEVIS_SAID[sample.key]]
                 file.write(json.dumps(mask_lines.record(sample, rles)) + "\n")
     results = mevis.evaluate(mevis_root, tmp_path / "masks.jsonl", missing="published")
-    assert [(row.sample.key, row.problem is None) for row in results.rows] == [("v1/0", True), ("v2/0", False)]
+    assert [(row.key, row.problem is None) for row in results.rows] == [("v1/0", True), ("v2/0", False)]
 
 
 def test_reasonvos_drops_what_is_missing(tmp_path):
@@ -70,7 +70,7 @@ def test_reasonvos_drops_what_is_missing(tmp_path):
     shutil.rmtree(next(iter(sorted(path for path in pred.rglob("*") if path.name == "1" and path.is_dir()))))
     published, skip = (reasonvos.evaluate(root, pred, missing=missing) for missing in ("published", "skip"))
     assert means(published) == means(skip) > means(reasonvos.evaluate(root, pred))
-    assert published.counts()["skipped"] >= 1
+    assert published.counts["skipped"] >= 1
 
 
 def test_revos_counts_zero(world, tmp_path):
@@ -79,20 +79,20 @@ def test_revos_counts_zero(world, tmp_path):
     (pred / "UVO/all/-a_1/0/00000.png").unlink()
     zero, published = (revos.evaluate(world.root, pred, missing=missing) for missing in ("zero", "published"))
     assert published.rows == zero.rows
-    assert published.counts()["skipped"] == 0
+    assert published.counts["skipped"] == 0
 
 
 def test_refdavis_binary_as_mevis_and_unsupervised_breaks_off(tmp_path):
     root = roots.write_refdavis(tmp_path / "gt")
     pred = roots.predict(open_dataset("refdavis", root), tmp_path / "pred", lambda key, t: None)
     shutil.rmtree(pred / "v/5")
-    assert refdavis.evaluate_binary(root, pred, missing="published").counts()["skipped"] == 1
+    assert refdavis.evaluate(root, pred, protocol="binary", missing="published").counts["skipped"] == 1
     shutil.rmtree(pred / "w")
-    results = refdavis.evaluate_binary(root, pred, missing="published")
-    assert results.counts() | {"missing": 5, "skipped": 1, "scored": 11} == results.counts()
+    results = refdavis.evaluate(root, pred, protocol="binary", missing="published")
+    assert results.counts | {"missing": 5, "skipped": 1, "scored": 11} == results.counts
     assert means(results) == pytest.approx(100 * 7 / 11)
     with pytest.raises(DataError, match="the benchmark's script: nothing may be missing"):
-        refdavis.evaluate_unsupervised(root, pred, missing="published")
+        refdavis.evaluate(root, pred, protocol="unsupervised", missing="published")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -53,12 +53,12 @@ def test_reasonvos(tmp_path, decoded):
     assert pngs(root / "Annotations") < set(decoded)
 
 
-@pytest.mark.parametrize("evaluate", [refdavis.evaluate_binary, refdavis.evaluate_unsupervised])
-def test_refdavis(tmp_path, decoded, evaluate):
+@pytest.mark.parametrize("protocol", ["binary", "unsupervised"])
+def test_refdavis(tmp_path, decoded, protocol):
     root = roots.write_refdavis(tmp_path / "gt")
     pred = roots.predict(open_dataset("refdavis", root), tmp_path / "pred", lambda key, t: None)
     decoded.clear()
-    assert evaluate(root, pred).complete
+    assert refdavis.evaluate(root, pred, protocol=protocol).complete
     assert set(decoded) == pngs(root / "valid/Annotations", pred)
 
 
@@ -70,14 +70,14 @@ def test_revos(world, tmp_path, decoded):
     assert len(decoded) == sum(len(sample) for sample in dataset)
 
 
-@pytest.mark.parametrize("evaluate", [refdavis.evaluate_binary, refdavis.evaluate_unsupervised])
-def test_truth_of_grey_levels_is_no_score_of_100_for_nothing(tmp_path, evaluate):
+@pytest.mark.parametrize("protocol", ["binary", "unsupervised"])
+def test_truth_of_grey_levels_is_no_score_of_100_for_nothing(tmp_path, protocol):
     root = roots.write_refdavis(tmp_path / "gt", {"w": [{1: small.SQUARE}]})
     dataset = open_dataset("refdavis", root)
     for sample in dataset:
         small.write_masks(tmp_path / "pred" / sample.key, sample.frames, [small.NOTHING])
     small.write_masks(root / "valid/Annotations/w", ["00000"], [small.SQUARE])  # 0 and 255
-    results = evaluate(root, tmp_path / "pred")
+    results = refdavis.evaluate(root, tmp_path / "pred", protocol=protocol)
     assert not results.complete
     assert all("valid/Annotations/w" in problem.reason for problem in results.errors)
     assert len(results.errors) == 4

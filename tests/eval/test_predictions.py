@@ -9,7 +9,6 @@ import pytest
 
 from eval import predictions, revos
 from eval.predictions import open_predictions
-from eval.results import csv_text
 from veason import mask_lines, mask_png, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -72,7 +71,7 @@ def test_every_form_reads_alike_in_another_process_too(world, stored):
 
 
 def test_every_form_scores_alike(world, stored):
-    texts = [csv_text(revos.evaluate(world.root, path, workers=1 + (i == 3)).rows) for i, path in enumerate(stored)]
+    texts = [revos.evaluate(world.root, path, workers=1 + (i == 3)).to_csv() for i, path in enumerate(stored)]
     assert len(set(texts)) == 1
     assert texts[0].count("\n") == 7
 
@@ -84,7 +83,7 @@ def test_rles_on_the_scale_of_sa2va(world, stored, tmp_path):
     usual = revos.evaluate(world.root, stored[-1])
     assert rles.rows == ones.rows != usual.rows
     assert [(row.j, row.f) for row in rles.rows] == [(row.j, row.f) for row in usual.rows]
-    assert rles.encodings == {"0": 1, "0/1": 5}
+    assert rles.protocol["prediction_values"] == {"0": 1, "0/1": 5}
 
 
 def test_the_layout_says_where_a_sample_lies(world, tmp_path):
@@ -123,7 +122,7 @@ def test_what_is_absent_is_said(world, tmp_path):
             predicted.read(sample, 0)
     results = revos.evaluate(world.root, path)
     assert [problem.sample for problem in results.missing] == ["UVO/all/-a_1/0"]
-    assert results.counts()["scored"] == 6  # as zero
+    assert results.counts["scored"] == 6  # as zero
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_roots as small
 
-from eval import jf, reasonvos
+from eval import reasonvos
 from veason import mask_lines, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -22,7 +22,7 @@ def root(tmp_path):
 
 
 def check_by_hand(results, layout):
-    assert [row.sample.key for row in results.rows] == list(small.REASON_SAID)
+    assert [row.key for row in results.rows] == list(small.REASON_SAID)
     assert [row.j for row in results.rows] == pytest.approx([100 * j for j in small.REASON_J], abs=1e-12)
     assert [row.f for row in results.rows] == pytest.approx([100 * f for f in small.REASON_F], abs=1e-12)
     assert results.summary()["protocol"]["layout"] == layout
@@ -46,7 +46,7 @@ def test_groups_and_means(root, tmp_path):
     assert summary["short"]["F"] == pytest.approx(30)  # v1/0 and v2/0
     assert summary["groups"] == {"overall": 4, "long": 2, "short": 2}
     assert set(summary["ground_truth_sha256"]) == {"meta", "annotations"}
-    assert "4 of 4 expressions" in jf.table(results)
+    assert "4 of 4 expressions" in results.table()
 
 
 def test_rles_go_by_video_and_position(root, tmp_path):
@@ -85,9 +85,9 @@ def test_a_missing_folder_is_zero_here_and_skipped_as_published(root, tmp_path):
     assert [problem.sample for problem in zero.missing] == ["v1/1", "v1/2"]
     assert zero.summary()["overall"]["J"] == pytest.approx(100 * (3 / 7 + 0.0625) / 4)
     assert skip.summary()["overall"]["J"] == pytest.approx(100 * (3 / 7 + 0.0625) / 2)
-    counts = skip.counts()
+    counts = skip.counts
     assert (counts["expected"], counts["found"], counts["skipped"], counts["scored"]) == (4, 2, 2, 2)
-    assert "missing 2 (--missing skip), skipped 2" in jf.table(skip)
+    assert "missing 2 (--missing skip), skipped 2" in skip.table()
 
 
 def test_the_size_of_the_annotation_is_the_one(root, tmp_path, capsys):
@@ -105,7 +105,7 @@ def test_missing_annotations_are_an_error_not_a_skip(root, tmp_path):
     results = reasonvos.evaluate(root, pred, missing="skip")
     assert [problem.sample for problem in results.errors] == ["v1/1", "v1/2"]
     assert not results.complete
-    assert [row.sample.key for row in results.rows] == ["v1/0", "v2/0"]
+    assert [row.key for row in results.rows] == ["v1/0", "v2/0"]
 
 
 @pytest.mark.parametrize("place", [str, small.OBJECT_FOLDERS.get])
@@ -113,17 +113,17 @@ def test_two_workers_write_the_same_bytes(root, tmp_path, place):
     pred = small.predict_reasonvos(tmp_path / "p", place)
     shutil.rmtree(pred / place("v1/1"))
     for workers in (1, 2):
-        jf.write(reasonvos.evaluate(root, pred, workers=workers), tmp_path / f"out{workers}")
+        reasonvos.evaluate(root, pred, workers=workers).write(tmp_path / f"out{workers}")
     for name in ("results.csv", "results.json"):
         one, two = ((tmp_path / f"out{workers}" / name).read_bytes() for workers in (1, 2))
         assert one == two
 
 
-def test_other_annotations_are_another_version(root):
-    dataset = open_dataset("reasonvos", root)
-    before = reasonvos.annotations_sha256(dataset)
+def test_other_annotations_are_another_version(root, tmp_path):
+    pred = small.predict_reasonvos(tmp_path / "p")
+    before = reasonvos.evaluate(root, pred).gt_sha256["annotations"]
     small.write_masks(root / "Annotations/mose_v1_12", ["00006"], [small.SQUARE], value=1)
-    assert reasonvos.annotations_sha256(dataset) != before
+    assert reasonvos.evaluate(root, pred).gt_sha256["annotations"] != before
 
 
 def test_a_run_that_lost_its_masks_and_a_run_on_another_data_set(root, tmp_path, capsys):

@@ -10,9 +10,20 @@ import small_roots as small
 from demo.twins import build_twin
 from demo.writer import build_world
 from eval import refdavis
-from eval.refdavis import evaluate_binary, evaluate_unsupervised
 from veason.datasets import open_dataset
 from veason.errors import DataError
+
+
+def evaluate_binary(root, pred, **options):
+    return refdavis.evaluate(root, pred, protocol="binary", **options)
+
+
+def evaluate_unsupervised(root, pred, **options):
+    return refdavis.evaluate(root, pred, protocol="unsupervised", **options)
+
+
+def perfect(results):
+    return results.groups["overall"] == {"J": 100.0, "F": 100.0, "JF": 100.0}
 
 
 @pytest.fixture
@@ -29,8 +40,8 @@ def pred(root, tmp_path):
 
 def test_mixed_up_objects_cost_binary_and_not_unsupervised(root, pred):
     unsupervised = evaluate_unsupervised(root, pred)
-    assert unsupervised.means() == (100.0, 100.0, 100.0)
-    assert unsupervised.counts()["objects_scored"] == 4 * 3
+    assert perfect(unsupervised)
+    assert unsupervised.counts["objects_scored"] == 4 * 3
     binary = evaluate_binary(root, pred)
     assert binary.summary()["overall"] == pytest.approx({"J": 1000 / 12, "F": 1000 / 12, "JF": 1000 / 12})  # 10 of 12
 
@@ -40,27 +51,27 @@ def test_objects_then_annotators(root, pred):
     small.write_masks(pred / "w/1", ["00000"], [small.SHIFTED])
     results = evaluate_unsupervised(root, pred)
     j = 100 * (2 + small.SHIFTED_J) / 3
-    assert results.annotator_means(1)[0] == pytest.approx(j)
-    assert results.means()[0] == pytest.approx((300 + j) / 4)
-    assert results.means()[1] == pytest.approx((300 + 100 * (2 + small.SHIFTED_F) / 3) / 4)
+    assert results.mean("annotators/1", "J") == pytest.approx(j)
+    assert results.mean("overall", "J") == pytest.approx((300 + j) / 4)
+    assert results.mean("overall", "F") == pytest.approx((300 + 100 * (2 + small.SHIFTED_F) / 3) / 4)
     assert results.summary()["annotators"]["2"] == {"J": 100.0, "F": 100.0, "JF": 100.0}
 
 
 @pytest.mark.parametrize("value", [1, 100, 255])
 def test_any_nonzero_value_is_inside(root, tmp_path, value):
     pred = roots.predict(open_dataset("refdavis", root), tmp_path / "p", lambda key, t: None, value)
-    assert evaluate_unsupervised(root, pred).means() == (100.0, 100.0, 100.0)
+    assert perfect(evaluate_unsupervised(root, pred))
     assert evaluate_binary(root, pred).summary()["overall"]["JF"] == 100.0
 
 
 def test_missing_predictions(root, pred):
     shutil.rmtree(pred / "v/5")  # annotator 1, second object
     zero = evaluate_unsupervised(root, pred)
-    assert zero.annotator_means(1)[0] == pytest.approx(200 / 3)  # one of its three objects is lost
-    assert zero.counts() | {"found": 11, "missing": 1, "skipped": 0, "scored": 12, "runs_scored": 8} == zero.counts()
+    assert zero.mean("annotators/1", "J") == pytest.approx(200 / 3)  # one of its three objects is lost
+    assert zero.counts | {"found": 11, "missing": 1, "skipped": 0, "scored": 12, "runs_scored": 8} == zero.counts
     skip = evaluate_unsupervised(root, pred, missing="skip")
-    assert skip.annotator_means(1)[0] == 100.0  # its run over the video is left out
-    assert skip.counts() | {"skipped": 1, "scored": 10, "runs": 8, "runs_scored": 7, "runs_skipped": 1} == skip.counts()
+    assert skip.mean("annotators/1", "J") == 100.0  # its run over the video is left out
+    assert skip.counts | {"skipped": 1, "scored": 10, "runs": 8, "runs_scored": 7, "runs_skipped": 1} == skip.counts
     assert skip.summary()["skipped"] == ["v/annotator 1"]
     for evaluate in (evaluate_unsupervised, evaluate_binary):
         with pytest.raises(DataError, match=r"missing for 1 of 12 expressions(.|\n)*v/5: no folder v/5"):

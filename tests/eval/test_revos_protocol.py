@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import plain_metrics
-from eval import revos, robustness
-from eval.results import csv_text, table, write
+from eval import metrics, revos
 from eval.scoring import Scorer, score_videos
 from veason.datasets import open_dataset
 from veason.errors import DataError
@@ -29,7 +28,7 @@ def same(mask):
 
 
 def scores(results):
-    return {(row.video, row.exp_id): (row.j, row.f, row.jf, row.a, row.r) for row in results.rows}
+    return {(row.video, row.exp_id): (row.j, row.f, row.jf, row.extra["A"], row.extra["R"]) for row in results.rows}
 
 
 def one_video(world, targets, preds, tmp_path, *, type_id=0, value=255):
@@ -51,8 +50,8 @@ def one_video(world, targets, preds, tmp_path, *, type_id=0, value=255):
 def test_accuracy_compares_raw_values():
     pred = np.array([[255, 255], [0, 0]], np.uint8)
     count = np.array([[1, 0], [0, 2]], np.uint8)
-    assert robustness.accuracy(pred, count) == 1 / 4  # only the lower left is equal
-    assert robustness.accuracy(pred // 255, count) == 2 / 4
+    assert metrics.accuracy(pred, count) == 1 / 4  # only the lower left is equal
+    assert metrics.accuracy(pred // 255, count) == 2 / 4
 
 
 @pytest.mark.parametrize(
@@ -61,14 +60,14 @@ def test_accuracy_compares_raw_values():
 )
 def test_false_positives_wrap_around(value, count, contribution):
     pred, gt = np.full((1, 2), value, np.uint8), np.full((1, 2), count, np.uint8)
-    assert robustness.robustness(pred, gt, 1000) == 1 - 2 * contribution / (1000 + 1e-6)
+    assert metrics.robustness(pred, gt, 1000) == 1 - 2 * contribution / (1000 + 1e-6)
 
 
 def test_robustness_stops_at_zero_and_without_foreground():
     pred, gt = np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8)
-    assert robustness.robustness(pred, gt, 16) == 0.0
-    assert robustness.robustness(pred, gt, 0) == 0.0
-    assert robustness.robustness(gt, gt, 0) == 1.0
+    assert metrics.robustness(pred, gt, 16) == 0.0
+    assert metrics.robustness(pred, gt, 0) == 0.0
+    assert metrics.robustness(gt, gt, 0) == 1.0
 
 
 # whole evaluations
@@ -83,37 +82,37 @@ def test_means_are_rounded_before_they_are_averaged(empty_world, tmp_path):
     results = revos.evaluate(empty_world.root, pred)
     (row,) = results.rows
     assert (row.j, row.f, row.jf) == (33.33, 100.0, 66.67)
-    assert results.group("referring").jf == (33.33 + 100.0) / 2
-    assert row.r == 33.33  # the first frame: nothing false; the others: no foreground, all false
-    assert row.a == 28.65  # (55/64 + 0 + 0) / 3: with 255 no pixel inside counts
+    assert results.mean("referring", "JF") == (33.33 + 100.0) / 2
+    assert row.extra["R"] == 33.33  # the first frame: nothing false; the others: no foreground, all false
+    assert row.extra["A"] == 28.65  # (55/64 + 0 + 0) / 3: with 255 no pixel inside counts
 
 
 def test_overall_is_the_plain_mean_of_two_types(world, tmp_path):
     """Three expressions of type 0 weigh as much as two of type 1."""
     results = revos.evaluate(world.root, world.predict(tmp_path / "p", SHIFT))
-    rows = {t: [row for row in results.rows if row.type_id == t] for t in (0, 1, 2)}
+    rows = {t: [row for row in results.rows if row.extra["type_id"] == t] for t in (0, 1, 2)}
     assert [len(rows[t]) for t in (0, 1, 2)] == [3, 2, 1]
-    for column in ("j", "f", "a", "r"):
-        first, second = (np.mean([getattr(row, column) for row in rows[t]]) for t in (0, 1))
-        assert getattr(results.group("overall"), column) == (first + second) / 2
-    overall = results.group("overall")
-    assert overall.jf == pytest.approx((overall.j + overall.f) / 2)
-    assert results.group("absent").j == rows[2][0].j == 100.0  # a shifted nothing is nothing
+    for column in ("J", "F", "A", "R"):
+        first, second = (np.mean([row.cells()[column] for row in rows[t]]) for t in (0, 1))
+        assert results.mean("overall", column) == (first + second) / 2
+    overall = results.groups["overall"]
+    assert overall["JF"] == pytest.approx((overall["J"] + overall["F"]) / 2)
+    assert results.mean("absent", "J") == rows[2][0].j == 100.0  # a shifted nothing is nothing
 
 
 def test_a_type_without_expressions_is_undefined(empty_world, tmp_path):
     spot = np.ones((4, 5), bool)
     pred = one_video(empty_world, [spot], [spot], tmp_path)
     results = revos.evaluate(empty_world.root, pred)
-    assert results.group("referring").j == 100.0
-    assert math.isnan(results.group("reasoning").j)
-    assert math.isnan(results.group("overall").r)
+    assert results.mean("referring", "J") == 100.0
+    assert math.isnan(results.mean("reasoning", "J"))
+    assert math.isnan(results.mean("overall", "R"))
     assert (
         revos.main(["--gt", str(empty_world.root), "--pred", str(pred), "--out", str(tmp_path), "--workers", "1"]) == 0
     )
     summary = json.loads((tmp_path / "results.json").read_text())
     assert summary["overall"] == dict.fromkeys(("J", "F", "JF", "A", "R"))
-    assert "–" in table(results)
+    assert "–" in results.table()
 
 
 def test_perfect_prediction(world, tmp_path):
@@ -140,19 +139,20 @@ def test_wrong_object(empty_world, tmp_path):
     left[2:6, 2:6], right[12:16, 12:16] = True, True
     pred = one_video(empty_world, [left], [right], tmp_path)
     (binary,) = revos.evaluate(empty_world.root, pred, robustness="binary").rows
-    assert (binary.j, binary.f, binary.a, binary.r) == (0.0, 0.0, 92.0, 0.0)  # 368 of 400 pixels; 16 false of 16
+    found = (binary.j, binary.f, binary.extra["A"], binary.extra["R"])
+    assert found == (0.0, 0.0, 92.0, 0.0)  # 368 of 400 pixels; 16 false of 16
     (visa,) = revos.evaluate(empty_world.root, pred).rows
-    assert (visa.a, visa.r) == (92.0, 0.0)
+    assert (visa.extra["A"], visa.extra["R"]) == (92.0, 0.0)
 
 
 def test_stored_values_change_a_and_r_but_not_j_and_f(world, tmp_path):
     high = revos.evaluate(world.root, world.predict(tmp_path / "255", SHIFT, value=255))
     low = revos.evaluate(world.root, world.predict(tmp_path / "1", SHIFT, value=1))
     assert [(r.j, r.f, r.jf) for r in high.rows] == [(r.j, r.f, r.jf) for r in low.rows]
-    assert high.group("overall").a < low.group("overall").a
-    assert high.group("overall").r != low.group("overall").r
-    assert high.encodings == {"0": 1, "0/255": 5}  # the absent target's masks are empty
-    assert low.encodings == {"0": 1, "0/1": 5}
+    assert high.mean("overall", "A") < low.mean("overall", "A")
+    assert high.mean("overall", "R") != low.mean("overall", "R")
+    assert high.protocol["prediction_values"] == {"0": 1, "0/255": 5}  # the absent target's masks are empty
+    assert low.protocol["prediction_values"] == {"0": 1, "0/1": 5}
     binary = [revos.evaluate(world.root, tmp_path / name, robustness="binary").rows for name in ("255", "1")]
     assert binary[0] == binary[1]
 
@@ -221,8 +221,9 @@ def test_missing_is_zero(world, holed):
     assert "1 of 3 frames" in results.missing[1].reason
     assert "00005.png" in results.missing[1].reason
     assert len(results.rows) == 6
-    assert [(row.j, row.f, row.jf, row.a, row.r) for row in results.rows if row.problem] == [(0.0,) * 5] * 4
-    assert results.counts() | {"by_type": None} == {
+    zeros = [(row.j, row.f, row.jf, row.extra["A"], row.extra["R"]) for row in results.rows if row.problem]
+    assert zeros == [(0.0,) * 5] * 4
+    assert results.counts | {"by_type": None} == {
         "videos": 2,
         "expected": 6,
         "found": 2,
@@ -232,16 +233,16 @@ def test_missing_is_zero(world, holed):
         "scored": 6,
         "by_type": None,
     }
-    assert results.group("referring").j == pytest.approx(100 / 3)
+    assert results.mean("referring", "J") == pytest.approx(100 / 3)
     assert results.complete
 
 
 def test_missing_is_skipped(world, holed):
     results = revos.evaluate(world.root, holed, missing="skip")
     assert [row.exp_id for row in results.rows] == ["0", "10"]
-    assert results.counts()["skipped"] == 4
-    assert results.group("referring").j == 100.0
-    assert results.counts()["by_type"]["reasoning"] == {"expected": 2, "scored": 0}
+    assert results.counts["skipped"] == 4
+    assert results.mean("referring", "J") == 100.0
+    assert results.counts["by_type"]["reasoning"] == {"expected": 2, "scored": 0}
 
 
 def test_missing_is_an_error(world, holed, tmp_path, capsys):
@@ -340,7 +341,7 @@ def test_two_workers_write_the_same_bytes(world, tmp_path):
     break_off(pred / "MOSE/b/1/00001.png")
     shutil.rmtree(pred / "UVO/all/-a_1/2")
     for workers in (1, 2):
-        write(revos.evaluate(world.root, pred, workers=workers), tmp_path / f"out{workers}")
+        revos.evaluate(world.root, pred, workers=workers).write(tmp_path / f"out{workers}")
     for name in ("results.csv", "results.json"):
         one, two = ((tmp_path / f"out{workers}" / name).read_bytes() for workers in (1, 2))
         assert one == two
@@ -366,7 +367,7 @@ def test_a_defect_names_its_video(world, tmp_path, workers):
 
 
 def test_csv_rows_keep_the_order_and_text_of_the_data_set(world, tmp_path):
-    text = csv_text(revos.evaluate(world.root, world.predict(tmp_path / "p", same)).rows)
+    text = revos.evaluate(world.root, world.predict(tmp_path / "p", same)).to_csv()
     assert text.splitlines()[0] == "video_name,exp_id,exp,J,F,JF,A,R,type_id"
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["exp_id"] for row in rows] == ["0", "1", "10", "2", "0", "1"]

@@ -8,10 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from eval import jf, published, revos, table
-from eval.results import write
+from eval import published, revos, table
+from eval.results import Results, Row, means, sample_counts
 from veason.doctor.published import Size
-from veason.types import VideoSample
 
 
 def same(mask):
@@ -28,7 +27,7 @@ def runs(world, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "SPLITS", {})
     for name, say in (("good", same), ("worse", shifted)):
         world.predict(tmp_path / name / "Annotations", say)
-        write(revos.evaluate(world.root, tmp_path / name), tmp_path / name / "scores")
+        revos.evaluate(world.root, tmp_path / name).write(tmp_path / name / "scores")
     return tmp_path
 
 
@@ -80,7 +79,7 @@ def test_latex_is_escaped(runs, capsys):
 
 
 def test_binary_robustness_is_another_column(world, runs, capsys):
-    write(revos.evaluate(world.root, runs / "good", robustness="binary"), runs / "binary")
+    revos.evaluate(world.root, runs / "good", robustness="binary").write(runs / "binary")
     assert run(runs / "binary") == 0
     out = capsys.readouterr().out
     assert "| method | referring J&F | reasoning J&F | overall J&F | R | R (binary) | source |" in out
@@ -113,11 +112,11 @@ def test_what_does_not_belong_together_is_refused(runs, capsys, changes, message
 def test_missing_predictions_are_said_and_two_ways_to_count_them_do_not_mix(world, runs, capsys):
     one, other = (runs / name / "Annotations" / "MOSE" / "b" / "0" / "00000.png" for name in ("good", "worse"))
     one.unlink()
-    write(revos.evaluate(world.root, runs / "good"), runs / "good" / "scores")
+    revos.evaluate(world.root, runs / "good").write(runs / "good" / "scores")
     assert run(runs / "good", runs / "worse") == 0
     assert "measured: 6 of 6 expressions, 1 missing (zero) |" in capsys.readouterr().out
     other.unlink()
-    write(revos.evaluate(world.root, runs / "worse", missing="skip"), runs / "worse" / "scores")
+    revos.evaluate(world.root, runs / "worse", missing="skip").write(runs / "worse" / "scores")
     assert run(runs / "good", runs / "worse") == 2
     assert "missing predictions" in capsys.readouterr().err
 
@@ -146,8 +145,8 @@ def test_names_given_twice_are_refused_with_a_command_that_works(runs, capsys):
 def test_two_protocols_of_one_run_are_refused_with_commands_that_work(tmp_path, capsys):
     """As `eval.refdavis` leaves them: a folder for each protocol below the scores of one run."""
     for name in ("binary", "unsupervised"):
-        protocol = jf.Protocol("Ref-DAVIS17", f"refdavis-{name}", "all")
-        jf.write(dataclasses.replace(results_of("refdavis", [50.0]), protocol=protocol), tmp_path / "run/scores" / name)
+        results = dataclasses.replace(results_of("refdavis", [50.0]), protocol={"name": f"refdavis-{name}"})
+        results.write(tmp_path / "run/scores" / name)
     assert run(f"3B={tmp_path / 'run'}") == 2
     said = capsys.readouterr().err
     assert "refdavis-binary, refdavis-unsupervised" in said
@@ -161,9 +160,9 @@ def test_every_pair_of_rows_is_compared(world, runs, capsys):
     """`zero` and `skip` each agree with a run that misses nothing, and not with each other: refused in any order."""
     for name, missing in (("good", "zero"), ("worse", "skip")):
         shutil.rmtree(runs / name / "Annotations/MOSE/b/0")
-        write(revos.evaluate(world.root, runs / name, missing=missing), runs / name / "scores")
+        revos.evaluate(world.root, runs / name, missing=missing).write(runs / name / "scores")
     world.predict(runs / "whole/Annotations", same)
-    write(revos.evaluate(world.root, runs / "whole"), runs / "whole/scores")
+    revos.evaluate(world.root, runs / "whole").write(runs / "whole/scores")
     assert run(runs / "whole", runs / "good") == 0
     assert run(runs / "whole", runs / "worse") == 0
     capsys.readouterr()
@@ -175,7 +174,7 @@ def test_every_pair_of_rows_is_compared(world, runs, capsys):
 
 def test_the_rules_are_those_of_all_rows(world, runs, capsys):
     shutil.rmtree(runs / "worse/Annotations/MOSE/b/0")
-    write(revos.evaluate(world.root, runs / "worse"), runs / "worse/scores")
+    revos.evaluate(world.root, runs / "worse").write(runs / "worse/scores")
     assert run(runs / "good", runs / "worse") == 0
     assert "missing predictions zero" in capsys.readouterr().out.splitlines()[-1]
 
@@ -217,28 +216,27 @@ def test_a_file_of_something_else_is_named(tmp_path, capsys, content, words):
     assert words in capsys.readouterr().err
 
 
-def results_of(dataset, jf_values):
-    sample = VideoSample(dataset, "v", "0", "x", ("0",), None, (2, 2))
-    return jf.JFResults(
-        protocol=jf.Protocol(dataset, dataset, "all"),
+def results_of(dataset, values):
+    rows = tuple(Row("v", "0", "x", value, value, value) for value in values)
+    return Results(
+        benchmark=dataset,
         dataset=dataset,
         split="s",
         missing_policy="zero",
-        rows=tuple(jf.Row(sample, value, value) for value in jf_values),
+        rows=rows,
+        groups={"overall": means(rows)},
         missing=(),
         errors=(),
-        expected=len(jf_values),
-        videos=1,
-        encodings={"0/255": 1},
+        counts={"videos": 1, **sample_counts(len(rows), (), (), len(rows))},
+        protocol={"name": dataset},
         gt_sha256={"meta": "a" * 64},
-        details={},
     )
 
 
 def test_every_data_set_has_its_own_table(runs, tmp_path, capsys):
     """Means by hand: (50 + 60) / 2 and 70; a method may be in several tables."""
     for dataset, values in (("mevis", [50.0, 60.0]), ("reasonvos", [70.0])):
-        jf.write(results_of(dataset, values), tmp_path / dataset)
+        results_of(dataset, values).write(tmp_path / dataset)
     assert run(f"m={runs / 'good'}", f"m={tmp_path / 'reasonvos'}", f"m={tmp_path / 'mevis'}") == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if line.startswith("### ")] == [

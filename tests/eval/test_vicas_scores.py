@@ -57,9 +57,9 @@ def test_a_union_cannot_find_both_tracks(root, tmp_path):
     results = evaluate(root, pred)
     low, high = 100 * 2 / 3, 100 * (1 / 6 + 1 / 6 * 2 / 3)
     expected = {"mAP": (4 * low + 6 * high) / 10, "AP@50": low, "AP@75": high, "AP@90": high}
-    assert results.average_precisions() == pytest.approx(expected)
-    assert results.jf.summary()["overall"]["JF"] == 100.0  # as a union it is perfect
-    assert results.tracks() == {"true": 6, "predicted": 4}
+    assert {name: results.mean("overall", name) for name in expected} == pytest.approx(expected)
+    assert results.summary()["overall"]["JF"] == 100.0  # as a union it is perfect
+    assert results.further["tracks"] == {"true": 6, "predicted": 4}
 
 
 def test_only_the_frames_of_people_count(root, tmp_path):
@@ -85,19 +85,19 @@ def test_nothing_predicted_is_no_track(root, tmp_path):
     dataset = open_dataset("vicas", root, split="v1.0/test")
     pred = roots.predict(dataset, tmp_path / "p", lambda key, t: NOTHING)
     results = evaluate(root, pred)
-    assert results.tracks() == {"true": 6, "predicted": 0}
-    assert results.average_precisions()["mAP"] == 0.0
-    assert evaluate(root, write(tmp_path / "q", [], [])).tracks() == {"true": 6, "predicted": 0}
+    assert results.further["tracks"] == {"true": 6, "predicted": 0}
+    assert results.mean("overall", "mAP") == 0.0
+    assert evaluate(root, write(tmp_path / "q", [], [])).further["tracks"] == {"true": 6, "predicted": 0}
 
 
 def test_missing_videos_and_referrals(root, tmp_path):
     pred = write(tmp_path / "p", [FIRST], [FIRST, SECOND], numbers=[3])
     zero = evaluate(root, pred)
     assert zero.summary()["overall"] | {"mAP": 50.0, "J": 50.0} == zero.summary()["overall"]
-    assert zero.tracks() == {"true": 6, "predicted": 3}
+    assert zero.further["tracks"] == {"true": 6, "predicted": 3}
     skip = evaluate(root, pred, missing="skip")
     assert skip.summary()["overall"]["mAP"] == 100.0
-    assert (skip.tracks()["true"], skip.summary()["counts"]["skipped"]) == (3, 2)
+    assert (skip.further["tracks"]["true"], skip.summary()["counts"]["skipped"]) == (3, 2)
     write(pred, [FIRST], numbers=[12])  # the second referral lacks
     with pytest.raises(DataError, match="000012/1: pred_lgvis_masks has 1 entries, this referral is number 1"):
         evaluate(root, pred, missing="error")
@@ -127,7 +127,7 @@ def test_a_broken_referral_is_listed_and_the_rest_scored(root, tmp_path, change,
     with pytest.raises(DataError, match=reason):
         raise DataError(problem.reason)
     assert results.summary()["overall"]["mAP"] == 100.0
-    assert results.tracks() == {"true": 5, "predicted": 5}
+    assert results.further["tracks"] == {"true": 5, "predicted": 5}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"video_id": 4, "pred_lgvis_masks": []}', "[" * 100_000])
@@ -198,7 +198,6 @@ def test_each_mask_is_checked_once_however_many_frames(root, tmp_path, monkeypat
 def test_map_alone_is_the_same_map(root, tmp_path, capsys):
     pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
     both, alone = evaluate(root, pred), evaluate(root, pred, j_and_f=False)
-    assert alone.average_precisions() == both.average_precisions()
     assert alone.summary()["overall"] == both.summary()["overall"] | {"J": None, "F": None, "JF": None}
     options = ["--gt", root, "--pred", pred, "--split", "v1.0/test", "--out", tmp_path / "out", "--workers", 1]
     assert vicas.main([str(o) for o in options]) == 0
@@ -228,7 +227,7 @@ def test_the_workers_of_map_alone_find_the_same(root, tmp_path, monkeypatch):
     found.append(evaluate(root, pred, j_and_f=False, workers=4))
     assert len(pools) == 1
     assert found[0].summary() == found[1].summary()
-    assert vicas.csv_text(found[0]) == vicas.csv_text(found[1])
+    assert found[0].to_csv() == found[1].to_csv()
     with pytest.raises(DataError, match="workers must be at least 1, found 0"):
         evaluate(root, pred, j_and_f=False, workers=0)
 
@@ -246,7 +245,7 @@ def test_runs_with_and_without_j_and_f_stand_in_one_table(root, tmp_path, capsys
     """The protocol of mAP is the same."""
     pred = write(tmp_path / "p", [FIRST], [FIRST, SECOND])
     for name in ("alone", "both"):
-        vicas.write(evaluate(root, pred, j_and_f=name == "both"), tmp_path / name)
+        evaluate(root, pred, j_and_f=name == "both").write(tmp_path / name)
     assert table.main([f"{name}={tmp_path / name}" for name in ("alone", "both")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "measured:" in line]
     assert ["100.0 | – |" in rows[0], "100.0 | 100.0 |" in rows[1]] == [True, True]
@@ -265,7 +264,7 @@ def test_compiled_or_not_the_results_are_the_same_to_the_last_digit(root, tmp_pa
             monkeypatch.setattr(module, "COMPILE_FROM", compile_from)
         results = evaluate(root, pred, j_and_f=j_and_f)
         assert (masks._compiled is None) == (compile_from > 0)
-        found.append((results.summary(), vicas.csv_text(results)))
+        found.append((results.summary(), results.to_csv()))
     assert found[0] == found[1]
     assert [problem["sample"] for problem in found[0][0]["errors"]] == ["000012/0"]
 
@@ -274,7 +273,7 @@ def test_compiled_or_not_the_results_are_the_same_to_the_last_digit(root, tmp_pa
 def test_map_is_the_published_scripts_to_the_last_digit(tmp_path, monkeypatch, compile_from):
     monkeypatch.setattr(vicas, "COMPILE_FROM", compile_from)
     bench_vicas.build(tmp_path, videos=5, frames=61)
-    found = evaluate(tmp_path, tmp_path / "pred", j_and_f=False).average_precisions()["mAP"]
+    found = evaluate(tmp_path, tmp_path / "pred", j_and_f=False).mean("overall", "mAP")
     assert found == bench_vicas.plain(tmp_path)
     assert 0 < found < 100
 

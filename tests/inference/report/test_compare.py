@@ -315,7 +315,7 @@ def test_a_run_without_scores_is_told_the_command(base):
     (base / "oracle" / "scores").mkdir()
     (base / "oracle" / "scores" / "results.json").write_text("[]")
     (base / "oracle" / "scores" / "results.csv").write_text("a\n")
-    with pytest.raises(DataError, match=r"not the scores of eval\.revos"):
+    with pytest.raises(DataError, match=r"not the results\.json of an evaluator"):
         make(base)
 
 
@@ -421,7 +421,7 @@ def test_options_are_checked(made, options, runs, names, message):
 
 def entry(number, change, *, video=None, targets=1):
     sample = VideoSample("revos", video or f"v{number}", "0", "it", ("0",), "folder", (4, 4), type_id=0)
-    rows = tuple(Row(sample.video, "0", "it", 0, jf, jf, jf, 0, 0) for jf in (40.0, 40.0 + change))
+    rows = tuple(Row(sample.video, "0", "it", jf, jf, jf) for jf in (40.0, 40.0 + change))
     return Entry(sample, rows, (Quality(targets, True, True, 1.0, 1.0),) * 2, (None, None))
 
 
