@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from veason import masks
+
+# `make test` takes few random examples, `make test-all` many (--hypothesis-profile thorough). A busy machine may be slow.
+CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=CHECKS)
+settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=CHECKS)
+settings.load_profile("fast")
 
 SIZE = (48, 64)
 FRAMES = ("00000", "00005", "00010", "00015")

@@ -8,7 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -99,7 +99,6 @@ def interlaced(samples, depth, colour, *between):
 # Writing
 
 
-@settings(max_examples=60, deadline=None)
 @given(arrays.arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))))
 @pytest.mark.parametrize("bits", [1, 8])
 def test_masks_come_back_as_0_and_255(bits, mask):
@@ -147,7 +146,6 @@ def test_the_bytes_are_opencvs(mask, bits):
 # Reading what is sound
 
 
-@settings(max_examples=60, deadline=None)
 @given(pictures, st.sampled_from([1, 8]))
 @example(np.full((480, 854), 255, np.uint8), 8)
 @example(np.zeros((1080, 1920), np.uint8), 1)
@@ -158,7 +156,6 @@ def test_our_own_masks(mask, bits):
     assert np.array_equal(decoded, mask)
 
 
-@settings(max_examples=60, deadline=None)
 @given(greys, st.integers(0, 9), st.sampled_from(range(5)))
 def test_grey_values_of_every_level_and_strategy(picture, level, strategy):
     options = [cv2.IMWRITE_PNG_COMPRESSION, level, cv2.IMWRITE_PNG_STRATEGY, strategy]
@@ -167,7 +164,6 @@ def test_grey_values_of_every_level_and_strategy(picture, level, strategy):
     assert np.array_equal(decode_indices(data, picture.shape), picture)
 
 
-@settings(max_examples=60, deadline=None)
 @given(greys, st.booleans())
 def test_indices_are_pillows(picture, optimize):
     assert np.array_equal(decode_indices(palette(picture, optimize=optimize), picture.shape), picture)
@@ -181,7 +177,6 @@ def test_indices_are_pillows(picture, optimize):
         assert np.array_equal(decode_grey(data, picture.shape), opencv(data))
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.one_of(greys, pictures), st.data())
 def test_every_filter(picture, data):
     kinds = data.draw(st.lists(st.integers(0, 4), min_size=len(picture), max_size=len(picture)))
@@ -191,7 +186,6 @@ def test_every_filter(picture, data):
     assert np.array_equal(decode_grey(file, picture.shape), picture)
 
 
-@settings(max_examples=60, deadline=None)
 @given(greys, st.sampled_from([1, 2, 4, 8]), st.booleans(), st.data())
 def test_every_depth(picture, depth, stepwise, data):
     samples = picture >> (8 - depth)
@@ -400,7 +394,6 @@ def split(data):
     return parts
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_spliced_chunks_give_what_pillow_reads_or_nothing(data):
     every = [part for file in SOUND.values() for part in split(file)]
@@ -411,7 +404,6 @@ def test_spliced_chunks_give_what_pillow_reads_or_nothing(data):
     agrees(mask_png.SIGNATURE + b"".join(chosen))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_hostile_streams_give_what_zlib_gives_or_nothing(data):
     """A few bytes of a stream are changed, and the check sum of its chunk made right again."""
@@ -421,7 +413,6 @@ def test_hostile_streams_give_what_zlib_gives_or_nothing(data):
     agrees(build((40, 30, 8, 0, 0, 0, 0), bytes(stream)))
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_at_all(content, framed):
     data = build((40, 30, 8, 0, 0, 0, 0), content) if framed else mask_png.SIGNATURE + content

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_reward.options import DataOptions, RewardOptions
@@ -353,7 +353,6 @@ def any_of(section: type) -> st.SearchStrategy:
 
 
 @given(config=any_of(Config))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_yaml_of_any_configuration_reads_back_equal(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(to_yaml(config).encode())

@@ -8,7 +8,7 @@ import index_roots as roots
 import numpy as np
 import pytest
 import small_roots as small
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -248,7 +248,6 @@ def test_a_broken_entry_is_named(davis, change, parts):
 VALUES = st.recursive(st.none() | st.text() | st.integers() | st.floats(), st.lists)
 
 
-@settings(max_examples=200, deadline=None)
 @given(VALUES)
 def test_an_object_number_is_a_number_or_an_error(value):
     try:

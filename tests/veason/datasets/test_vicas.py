@@ -8,7 +8,7 @@ import shutil
 
 import index_roots as roots
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veason import masks
@@ -155,7 +155,6 @@ def test_a_split_file_is_a_list_of_different_ids(root, ids):
         open_test(root)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.sampled_from(["image_size", "object_referrals", "segmentations", "video_id"]),
     value=st.recursive(
