@@ -103,14 +103,16 @@ class WorkerGroup:
         caller without a traceback."""
         self._name, self._alive = worker_class.__name__, True
         self._stuck_after, self._stuck_key = stuck_after, stuck_key
-        host = ray.remote(
-            num_cpus=CPUS,
-            num_gpus=gpu_share if placement.gpu else 0,
-            max_restarts=0,
-            runtime_env={"env_vars": dict(environment)} if environment else None,
-        )(_Host)
+        host: Any = ray.remote(_Host)  # Ray's types know neither all options nor an actor's methods
+        options = {
+            "num_cpus": CPUS,
+            "num_gpus": gpu_share if placement.gpu else 0,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": dict(environment)} if environment else None,
+        }
         self._hosts = [
-            host.options(scheduling_strategy=placement.slot(rank)).remote(user_error) for rank in range(len(placement))
+            host.options(**options, scheduling_strategy=placement.slot(rank)).remote(user_error)
+            for rank in range(len(placement))
         ]
         try:
             places = ray.get([host.where.remote() for host in self._hosts], timeout=START_S)

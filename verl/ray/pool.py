@@ -124,9 +124,8 @@ class WorkerPool(Generic[Item]):
         self.waiting: deque[Task[Item]] = deque()
         """Tasks to be handed out; the owner appends to it."""
         self._build_arguments, self._ahead = build_arguments, ahead
-        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=concurrency)(
-            worker_class
-        )
+        self._actor_class: Any = ray.remote(worker_class)  # Ray's types know neither all options nor an actor's methods
+        self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": concurrency}
         self._strategies = list(strategies)
         self.slots: list[Slot[Item]] = [Slot(number) for number in range(len(self._strategies))]
         for slot in self.slots:
@@ -212,7 +211,8 @@ class WorkerPool(Generic[Item]):
 
     def _start(self, slot: Slot[Item]) -> None:
         slot.tasks, slot.last = {}, None
-        slot.actor = self._actor_class.options(scheduling_strategy=self._strategies[slot.number]).remote()
+        strategy = self._strategies[slot.number]
+        slot.actor = self._actor_class.options(**self._options, scheduling_strategy=strategy).remote()
         slot.up = slot.actor.__ray_ready__.remote()
         slot.built = slot.actor.build.remote(*self._build_arguments)
 
