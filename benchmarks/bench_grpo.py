@@ -48,7 +48,8 @@ from verl.engines import generation, pretrained
 from verl.engines.inputs import process
 from verl.models import loading
 from verl.protocol import Batch, Prompt, Reward
-from verl.utils import device
+from verl.utils import runtime
+from verl.utils.plugins import reads
 from verl.workers.worker import Worker
 
 WARM_UP = 2
@@ -70,11 +71,19 @@ QUESTION = (
 # ---------------------------------------------------------------------------------------------------- the task
 
 
+@dataclass
+class PictureOptions(DataConfig):
+    """The keys that the data set plug-in adds to ``data``."""
+
+    pictures: int = 6
+    side: int = 560
+
+
 class Pictures:
     """As many prompts as wanted, with a few pictures each: a data set plug-in."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self._frames, self._side = config.sampled_frames, config.keyframe_resize
+    def __init__(self, config: PictureOptions) -> None:
+        self._frames, self._side = config.pictures, config.side
 
     def __len__(self) -> int:
         return 1024
@@ -87,7 +96,8 @@ class Pictures:
         return Prompt(uid=str(index), messages=[{"role": "user", "content": content}], images=frames, target=None)
 
 
-def open_pictures(config: DataConfig, *, split: str) -> Pictures:
+@reads(PictureOptions)
+def open_pictures(config: PictureOptions, *, split: str) -> Pictures:
     return Pictures(config)
 
 
@@ -122,8 +132,8 @@ def settings(args: argparse.Namespace, policy: Path, output: Path) -> Config:
             "data.train_files=unused",
             f"data.rollout_batch_size={args.prompts}",
             f"data.max_response_length={args.tokens}",
-            f"data.sampled_frames={args.frames}",
-            f"data.keyframe_resize={args.side}",
+            f"data.pictures={args.frames}",
+            f"data.side={args.side}",
             "data.shuffle=false",
             f"worker.actor.model.model_path={policy}",
             "worker.actor.model.enable_gradient_checkpointing=false",
@@ -214,7 +224,7 @@ def group_of_one() -> Iterator[None]:
     try:
         yield
     finally:
-        device.leave()
+        runtime.leave()
         os.environ.clear()
         os.environ.update(before)
 

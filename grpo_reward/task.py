@@ -34,8 +34,7 @@ from veason.prompt_settings import PromptSettings, differences
 from veason.prompt_settings import read as read_asked
 from veason.safe_text import printable
 from veason.types import Clip, VideoSample
-from verl.protocol import Prompt
-from verl.trainer.data import Outline, PromptError
+from verl.protocol import Outline, Prompt, PromptError
 from verl.utils import plugins
 
 ABSENT = 2

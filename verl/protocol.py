@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from verl.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,47 @@ class Prompt:
     """What the reward needs to judge a reply. Opaque here; must pickle."""
     note: str = field(default="", repr=False)
     """The question and its true answer, for a person who reads the rollouts."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The part of a prompt that is known before a picture is decoded."""
+
+    key: str
+    """Names the prompt among all of its data set, whatever the epoch."""
+    group: str
+    """Name that prompts of the same origin share, such as their video."""
+    kind: str
+    """Prompts of one kind are few or many; validation is drawn to hold each kind as often as the others."""
+    messages: list[dict[str, Any]] = field(repr=False)
+    """Chat messages of the longest prompt that it may become in any epoch."""
+    image_sizes: tuple[tuple[int, int], ...] = field(repr=False)
+    """(height, width) in pixels of that prompt's images."""
+
+
+class PromptError(ConfigError):
+    """Data that the user can put right; a plug-in raises it when it is opened and in `get`."""
+
+
+class PromptDataset(Protocol):
+    """A data set plug-in; `get` may be called from several threads.
+
+    Four more methods may be there, and are used where they are:
+
+    - ``outline(index) -> Outline``: what is known of a prompt before a picture is decoded. With it, over-long prompts
+      are found before the run starts, and validation is drawn evenly and its keys are kept;
+    - ``notes(model_path) -> list[str]``: what a user should be told before the run starts, such as settings that the
+      checkpoint was not trained with;
+    - ``fingerprint() -> dict[str, str]``: of each file that prompts are read from, by its role. A run that is resumed
+      must find the same ones;
+    - ``asked() -> dict``: how a checkpoint of the run wants to be asked; saved and exported with it.
+    """
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, *, epoch: int) -> Prompt:
+        """Prompt number `index`; what is random in it depends on the plug-in's seed, `epoch` and `index` alone."""
+        ...
 
 
 @dataclass(frozen=True)

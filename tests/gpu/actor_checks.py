@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from verl import export
 from verl.engines import pretrained
 from verl.protocol import Batch
-from verl.utils import device
+from verl.utils import runtime
 from verl.workers import checkpoint
 from verl.workers.actor import Actor
 
@@ -101,7 +101,7 @@ def recompute(place: Place) -> Found:
             if place.on_gpu:
                 torch.cuda.reset_peak_memory_stats(place.device)
             norms.append(_update(actor, batch)["grad_norm"])
-            rises.append(device.peak_memory_gib(place.device) - start)
+            rises.append(runtime.peak_memory_gib(place.device) - start)
             del actor
     expect(math.isclose(*norms, rel_tol=0.02), f"gradient norm is {norms[0]:.5g} without and {norms[1]:.5g} with")
     if place.on_gpu and place.size == "mid":

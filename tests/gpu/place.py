@@ -20,7 +20,7 @@ from verl.config import ActorConfig, FSDPConfig, LoraConfig, ModelConfig, OptimC
 from verl.engines import pretrained
 from verl.engines.inputs import PromptInputs, process
 from verl.protocol import Batch, Prompt
-from verl.utils import device
+from verl.utils import runtime
 from verl.workers.actor import Actor
 
 GROUP = 4
@@ -106,7 +106,7 @@ class Place:
         self.size, self.model, self.scratch = size, model, scratch
         self.sizes = SIZES[size]
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.device = device.rank_device()
+        self.device = runtime.rank_device()
         self.edges: list[dict[str, Any]] = []
 
     @property
@@ -129,11 +129,11 @@ class Place:
     @contextmanager
     def group(self) -> Iterator[None]:
         """The process group of all ranks of the check, as a training worker enters it."""
-        device.join(rank=self.rank, world_size=self.world_size, init_method="env://", timeout_s=120)
+        runtime.join(rank=self.rank, world_size=self.world_size, init_method="env://", timeout_s=120)
         try:
             yield
         finally:
-            device.leave()
+            runtime.leave()
 
     def write_policy(self) -> PreTrainedModel:
         """Write the random policy to its folder; the model in bfloat16, its weights drawn on the device."""

@@ -218,7 +218,7 @@ def carry_out(check: Callable[..., Any], size: str, model: Path, scratch: Path) 
     import transformers
     from place import Place
 
-    from verl.utils.device import peak_memory_gib
+    from verl.utils.runtime import peak_memory_gib
 
     place = Place(size=size, model=model, scratch=scratch)
     start = time.perf_counter()

@@ -69,16 +69,16 @@ def test_each_check_passes_on_the_cpu(tiny, check, tmp_path):
 
 @needs_no_gpu
 def test_packed_replies_at_wrong_positions_are_found(tiny, tmp_path, monkeypatch):
-    from verl.models import packed
+    from verl.models import shared_prompts
 
-    collate = packed.collate
+    collate = shared_prompts.collate
 
     def misplaced(prompts, responses, mask, *, model):
         inputs = collate(prompts, responses, mask, model=model)
         inputs["position_ids"] = inputs["position_ids"] * 0  # every token where the first one is
         return inputs
 
-    monkeypatch.setattr(packed, "collate", misplaced)
+    monkeypatch.setattr(shared_prompts, "collate", misplaced)
     found = carry_out(actor_checks.packed, tiny[0], tmp_path)
     assert found["state"] == FAILED
     assert found["why"].startswith("CheckError: float32: packed and plain log-probabilities differ by up to")

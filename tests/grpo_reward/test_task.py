@@ -18,7 +18,7 @@ from veason import frames, ground_truth, masks
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from verl.config import ConfigError, load
-from verl.trainer.data import Schedule, batches, choose
+from verl.trainer.prompts import Schedule, batches, choose
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from verl.config import ActorConfig, FSDPConfig, LoraConfig, ModelConfig, OptimC
 from verl.engines import pretrained
 from verl.engines.inputs import PromptInputs, process
 from verl.protocol import Batch, Prompt
-from verl.utils import device
+from verl.utils import runtime
 from verl.workers.actor import Actor
 
 LENGTHS = (7, 3, 5, 1, 4, 6)
@@ -115,11 +115,11 @@ def group(folder: Path, *, rank: int = 0, world_size: int = 1) -> Iterator[None]
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = folder / f"meeting_{world_size}"
-    device.join(rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout_s=600)
+    runtime.join(rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout_s=600)
     try:
         yield
     finally:
-        device.leave()
+        runtime.leave()
         torch.set_num_threads(threads)
         os.environ.pop("GLOO_SOCKET_IFNAME")
         if interface is not None:

@@ -16,12 +16,11 @@ from verl import config as configuration
 from verl.config import ConfigError
 from verl.engines.inputs import process, prompt_lengths
 from verl.engines.pretrained import load_processor
-from verl.protocol import Reward, Rollout
+from verl.protocol import Outline, Reward, Rollout
 from verl.ray import placement
-from verl.trainer.data import Outline, choose
 from verl.trainer.main import main
 from verl.trainer.metrics import readable
-from verl.trainer.prompts import open_prompts
+from verl.trainer.prompts import choose, open_prompts
 from verl.workers import checkpoint
 
 
@@ -161,7 +160,7 @@ class TestValidation:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("data.name=toy_sentences:open_film", r"data\.name: .*did you mean open_films\?"),
+        ("data.name=toy_sentences:open_film", r"data\.name=toy_sentences:open_film: .*did you mean open_films\?"),
         ("data.train_files=many", r"data\.train_files=many: expected the number of films"),
         ("data.train_files=1", r"data\.rollout_batch_size=4: there are only 3 prompts"),
         ("worker.reward.compute_score=toy_sentences:Fuzzy", r"worker\.reward\.compute_score=.*did you mean Fussy\?"),

@@ -18,8 +18,7 @@ from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.config import ConfigError
 from verl.ray.errors import WorkerLost
-from verl.trainer import run_folder
-from verl.trainer.errors import RunStopped
+from verl.trainer import RunStopped, run_folder
 from verl.trainer.main import main
 from verl.workers.reward.pool import RewardError
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from verl.protocol import Prompt
-from verl.trainer.data import Outline, PromptError
+from verl.protocol import Outline, Prompt, PromptError
 
 
 class Films:

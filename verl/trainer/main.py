@@ -20,7 +20,7 @@ from typing import NoReturn
 from verl import config as configuration
 from verl.config import Config
 from verl.ray.errors import NoRoom, WorkerError, WorkerLost
-from verl.trainer.errors import RunStopped
+from verl.trainer import RunStopped
 
 
 def main(argv: list[str] | None = None) -> None:

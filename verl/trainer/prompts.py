@@ -1,19 +1,25 @@
-"""The prompts of a run, opened, checked and chosen before anything is started: what is wrong with them costs no GPU."""
+"""Opens, checks and chooses the prompts of a run before anything is started, so that a fault in them costs no GPU.
+
+The prompts of a step are a function of (seed, step) alone, so resuming needs no state and decodes nothing. Those of
+validation are drawn by seed, every group once before any twice.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from verl.config import Config, ConfigError
 from verl.engines.inputs import prompt_lengths
 from verl.engines.pretrained import load_processor
-from verl.protocol import Prompt
+from verl.protocol import Outline, Prompt, PromptDataset
 from verl.trainer import run_folder
-from verl.trainer.data import Outline, PromptDataset, choose
 from verl.utils import plugins
 from verl.workers import checkpoint
 
@@ -166,3 +172,75 @@ def _compare(config: Config, held_out: PromptSubset) -> list[str]:
         f"{told}; keep data.val_limit, data.seed, the validation data and the limit on the prompt's length, or accept "
         "that scores do not compare with trainer.accept_changes=[data.val_limit]"
     )
+
+
+def choose(outlines: Sequence[Outline], count: int, *, seed: int) -> list[int]:
+    """Positions of at most `count` of the outlines, ascending: every group once before any twice, and so on.
+
+    Within that, a group gives the kind that is rarest among those already taken. The same outlines and seed give the
+    same choice.
+    """
+    rng = Random(f"{seed}/validation")
+    groups: dict[str, list[int]] = {}
+    for position, outline in enumerate(outlines):
+        groups.setdefault(outline.group, []).append(position)
+    for group in rng.sample(list(groups), len(groups)):  # in this order, however many prompts each has
+        members = groups.pop(group)
+        groups[group] = rng.sample(members, len(members))
+    taken: list[int] = []
+    kinds: Counter[str] = Counter()
+    while groups and len(taken) < count:
+        turn = list(groups)[: count - len(taken)]
+        turn.sort(key=lambda group: len({outlines[i].kind for i in groups[group]}))  # who can choose, chooses last
+        for group in turn:
+            position = min(groups[group], key=lambda i: kinds[outlines[i].kind])  # the first of equals: by the seed
+            groups[group].remove(position)
+            kinds[outlines[position].kind] += 1
+            taken.append(position)
+        groups = {group: left for group, left in groups.items() if left}
+    return sorted(taken)
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of prompts: each epoch a permutation of its own, cut into steps; a last incomplete one is left out."""
+
+    length: int
+    batch_size: int
+    seed: int
+    shuffle: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self.length < self.batch_size:
+            raise ValueError(f"{self.length} prompts are fewer than data.rollout_batch_size {self.batch_size}")
+        return self.length // self.batch_size
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def indices(self, step: int) -> list[int]:
+        """Numbers of the prompts of `step` (from 0)."""
+        order = list(range(self.length))
+        if self.shuffle:
+            Random(f"{self.seed}/{self.epoch(step)}").shuffle(order)
+        start = step % self.steps_per_epoch * self.batch_size
+        return order[start : start + self.batch_size]
+
+
+def batches(dataset: PromptDataset, schedule: Schedule, steps: range, *, threads: int = 4) -> Iterator[list[Prompt]]:
+    """The prompts of each step in turn; the next step's are decoded meanwhile."""
+    with ThreadPoolExecutor(threads, "prompts") as pool:
+
+        def start(step: int) -> list[Future[Prompt]]:
+            epoch = schedule.epoch(step)
+            return [pool.submit(dataset.get, index, epoch=epoch) for index in schedule.indices(step)]
+
+        waiting = start(steps[0]) if steps else []
+        for step in steps:
+            following = start(step + 1) if step + 1 in steps else []
+            yield [future.result() for future in waiting]
+            waiting = following

@@ -20,10 +20,8 @@ from verl.engines import generation
 from verl.protocol import Prompt, Reward, Rollout
 from verl.ray import placement
 from verl.ray.group import WorkerGroup
-from verl.trainer import metrics, run_folder
-from verl.trainer.data import Schedule, batches
-from verl.trainer.errors import RunStopped
-from verl.trainer.prompts import open_prompts
+from verl.trainer import RunStopped, metrics, run_folder
+from verl.trainer.prompts import Schedule, batches, open_prompts
 from verl.utils.tracking import MetricsLog
 from verl.workers import checkpoint
 from verl.workers.reward.pool import RewardPool

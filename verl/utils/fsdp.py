@@ -11,11 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from verl.utils.device import device_type
+from verl.utils.runtime import device_type
 
 
 def make_mesh() -> DeviceMesh:
-    """One axis over all ranks of the process group (see `device.join`), which may be one."""
+    """One axis over all ranks of the process group (see `runtime.join`), which may be one."""
     return init_device_mesh(device_type(), (dist.get_world_size(),), mesh_dim_names=("shard",))
 
 

@@ -22,10 +22,10 @@ from verl import core_algos
 from verl.config import ActorConfig, OptimConfig
 from verl.engines import generation, pretrained
 from verl.engines.inputs import collate
-from verl.models import loading, packed, vision
+from verl.models import loading, shared_prompts
 from verl.protocol import Batch
 from verl.utils import fsdp, micro_batches
-from verl.utils.device import free_cache, rank_device
+from verl.utils.runtime import free_cache, rank_device
 
 SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "engine_gap")
 """Metrics of an update that add up over micro-batches and ranks."""
@@ -229,10 +229,10 @@ class Actor:
             responses, mask = (nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (responses, mask))
         part = part.to(self.device)
         if together:
-            inputs = packed.collate(prompts, responses, mask, model=loading.plain(model))
+            inputs = shared_prompts.collate(prompts, responses, mask, model=loading.plain(model))
             return part, self._run(model, inputs)[0], part["responses"][part["response_mask"].bool()]
-        inputs = collate(vision.without_repeats(prompts), responses, mask, pad_id=self.pad_id)
-        with vision.images_once(loading.vision_tower(model), prompts):
+        inputs = collate(shared_prompts.without_repeats(prompts), responses, mask, pad_id=self.pad_id)
+        with shared_prompts.images_once(loading.vision_tower(model), prompts):
             logits = self._run(model, {**inputs, "logits_to_keep": responses.shape[1] + 1})[:, :-1]
         return part, logits[: len(rows)] if rows else logits, part["responses"]
 
@@ -276,7 +276,7 @@ class Actor:
     def _sharded(self, load: Callable[[bool], nn.Module]) -> nn.Module:
         def prepared(empty: bool) -> nn.Module:
             model = load(empty)
-            self._packs = self.config.share_prompts and packed.use_packing(loading.plain(model))
+            self._packs = self.config.share_prompts and shared_prompts.use_packing(loading.plain(model))
             return model
 
         return fsdp.load_sharded(prepared, self.mesh, layers=loading.layer_classes, compute_dtype=self.compute_dtype)

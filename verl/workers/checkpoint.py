@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from verl.config import ConfigError
-from verl.utils import fsdp, seeding
+from verl.utils import fsdp, runtime
 from verl.workers.actor import Actor
 
 COMPLETE, METADATA = "complete.json", ".metadata"
@@ -154,7 +154,7 @@ def save(folder: str | Path, actor: Actor, progress: dict[str, Any], *, asked: d
     stages: list[Callable[[], object]] = [
         lambda: first and _make_empty(partial),
         lambda: dcp.save(trained_state(actor), checkpoint_id=partial),
-        lambda: _write(partial / f"rng_{dist.get_rank()}.pt", lambda file: torch.save(seeding.get_state(), file)),
+        lambda: _write(partial / f"rng_{dist.get_rank()}.pt", lambda file: torch.save(runtime.get_state(), file)),
         lambda: sums.update(_own_sums(partial)),
         lambda: _finish(partial, folder, facts, _of_all_ranks(sums)),
     ]
@@ -192,7 +192,7 @@ def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
     for group, lr in zip(actor.optimizer.param_groups, actor.scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     if facts["ranks"] == dist.get_world_size():
-        seeding.set_state(torch.load(folder / f"rng_{dist.get_rank()}.pt", weights_only=True))
+        runtime.set_state(torch.load(folder / f"rng_{dist.get_rank()}.pt", weights_only=True))
     return facts["progress"]
 
 

@@ -23,7 +23,7 @@ from verl.engines.generation import samplings
 from verl.engines.inputs import PromptInputs, process
 from verl.engines.pretrained import load_processor
 from verl.protocol import Batch, Prompt, Rollout
-from verl.utils import device, seeding
+from verl.utils import runtime
 from verl.workers import checkpoint
 from verl.workers.actor import Actor, updates_per_step
 
@@ -39,8 +39,8 @@ class Worker:
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         # whoever waits for a rank that hangs gives up later than the driver, which knows how to go on
         limit_s = max(1800.0, 2 * config.trainer.stuck_after)
-        device.join(rank=rank, world_size=ranks, init_method="env://", timeout_s=limit_s)
-        seeding.seed_all(config.data.seed)
+        runtime.join(rank=rank, world_size=ranks, init_method="env://", timeout_s=limit_s)
+        runtime.seed_all(config.data.seed)
         disable_progress_bar()  # one "Loading weights" a rank says nothing
         self.processor = load_processor(model_path)
         actor = config.worker.actor
@@ -80,7 +80,7 @@ class Worker:
 
     def _draw(self, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, step: int) -> tuple[Batch, list[Rollout]]:
         inputs = [self._process(prompt) for prompt in prompts]
-        seeds = [seeding.derive(self.config.data.seed, step, prompt.uid) for prompt in prompts]
+        seeds = [runtime.derive(self.config.data.seed, step, prompt.uid) for prompt in prompts]
         batch = self.engine.generate(inputs, n=n, sampling=sampling, seeds=seeds)
         batch.lists["inputs"] = [item for item in inputs for _ in range(n)]
         return batch, [self._rollout(prompts[row // n], batch, row, row % n) for row in range(len(batch))]
@@ -127,7 +127,7 @@ class Worker:
             done.append(self.actor.update(batch.select(rows) if rows else Batch()))
         told = next((stats for stats in reversed(done) if not stats["empty"]), done[-1])
         sums = {name: sum(stats[name] for stats in done) for name in ("skipped", "empty")}
-        return {**told, **sums, "memory_gib": device.peak_memory_gib(self.actor.device)}
+        return {**told, **sums, "memory_gib": runtime.peak_memory_gib(self.actor.device)}
 
     def save(self, folder: Path, progress: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
         """`asked`: how the policy wants to be asked, as the task says it; kept for whoever exports the checkpoint."""

@@ -3,8 +3,8 @@
 import pytest
 
 from verl.protocol import Reward, Rollout
-from verl.trainer.data import Schedule, batches
 from verl.trainer.metrics import length_metrics, readable, reward_metrics
+from verl.trainer.prompts import Schedule, batches
 
 
 class Numbers:

@@ -8,7 +8,7 @@ import torch
 
 from verl.engines import pretrained
 from verl.engines.inputs import PromptInputs
-from verl.models import loading, packed
+from verl.models import loading, shared_prompts
 
 GROUPS = (3, 1, 2)
 """Replies to two images, to one of another size, and to none."""
@@ -33,7 +33,7 @@ def test_layout_by_hand(folder):
     responses = torch.tensor([[1, 2, 0], [3, 4, 5], [6, 0, 0], [0, 0, 0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]])
     model = pretrained.load_base(folder / "policy", empty=True)
-    inputs = packed.collate([one, one, other, other], responses, mask, model=model)
+    inputs = shared_prompts.collate([one, one, other, other], responses, mask, model=model)
     assert inputs["input_ids"].tolist() == [[10, 11, 12, 1, 12, 3, 4, 20, 21]]
     assert inputs["position_ids"].tolist() == [[[0, 1, 2, 3, 2, 3, 4, 0, 1]]] * 3
     assert inputs["logits_to_keep"].tolist() == [2, 3, 4, 5, 6, 8]
@@ -49,7 +49,7 @@ def test_positions_are_those_of_a_row_of_its_own(folder):
     ids, types = torch.cat([prompt.input_ids, reply]), torch.cat([prompt.mm_token_type_ids, 0 * reply])
     row, _ = model.model.get_rope_index(ids[None], types[None], image_grid_thw=prompt.image_grid_thw)
     replies = reply.expand(2, -1)
-    inputs = packed.collate([prompt] * 2, replies, torch.ones_like(replies), model=model)
+    inputs = shared_prompts.collate([prompt] * 2, replies, torch.ones_like(replies), model=model)
     start = len(prompt) - 1
     assert torch.equal(inputs["position_ids"][..., : start + 4], row[..., : start + 4])
     assert torch.equal(inputs["position_ids"][..., start + 4 :], row[..., start : start + 4])
@@ -57,7 +57,7 @@ def test_positions_are_those_of_a_row_of_its_own(folder):
 
 
 def test_a_stretch_sees_its_prompt_and_itself():
-    layout = packed.Layout.of([(3, 2, 1), (1, 2)])
+    layout = shared_prompts.Layout.of([(3, 2, 1), (1, 2)])
     assert layout.seen_by(2, 3).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert layout.seen_by(2, 1).int().tolist() == [[1, 1, 0], [1, 1, 1]]
     assert layout.seen_by(1, 3).int().tolist() == [[1, 1, 1, 1]]
@@ -120,5 +120,5 @@ def test_rows_of_one_prompt_need_not_be_neighbours(folder):
 def test_other_attention_keeps_rows_apart(folder):
     model = pretrained.load_base(folder / "policy")
     model.set_attn_implementation("eager")
-    assert not packed.use_packing(model)
+    assert not shared_prompts.use_packing(model)
     assert model.config.get_text_config()._attn_implementation == "eager"

@@ -1,9 +1,10 @@
-"""A prompt once, its replies after it: a micro-batch as one sequence, so that text layers see no prompt twice.
+"""What the replies to one prompt have in common goes through the model once: its tokens, by packing, and its images.
 
-Group after group stands the prompt without its last token, then a stretch for each reply: the prompt's last token and
-the reply without its last. Every token of a stretch predicts the next one of its reply; the logits of all stretches are
-those of all reply tokens, one after another, and no others are made. Positions are those of a row of its own: each
-stretch goes on right after the prompt. With a prompt ``p q r`` and replies ``a b`` and ``c d e``::
+Packing makes one sequence of a micro-batch. Group after group stands the prompt without its last token, then a stretch
+for each reply: the prompt's last token and the reply without its last. Every token of a stretch predicts the next one
+of its reply; the logits of all stretches are those of all reply tokens, one after another, and no others are made.
+Positions are those of a row of its own: each stretch goes on right after the prompt. With a prompt ``p q r`` and
+replies ``a b`` and ``c d e``::
 
     tokens     p q | r a | r c d
     positions  0 1 | 2 3 | 2 3 4
@@ -13,11 +14,14 @@ A stretch attends to its prompt and to itself, so a layer attends stretch by str
 lengths differ. What a whole square of attention would cost, T² for T tokens, is paid for each prompt and each stretch's
 rectangle alone; keys and values of the prompt are laid beside each stretch's own, which takes as much memory as in rows
 of their own.
+
+Rows that are not packed can still share their images: the vision tower is shown each prompt's once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -133,3 +137,50 @@ def _attend(
 
 AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def without_repeats(prompts: Sequence[PromptInputs]) -> list[PromptInputs]:
+    """The same prompts, patches only where a prompt stands for the first time; for use within `images_once`."""
+    seen: set[int] = set()
+    found = []
+    for prompt in prompts:
+        again = prompt.pixel_values is not None and id(prompt) in seen
+        found.append(replace(prompt, pixel_values=prompt.pixel_values[:0]) if again else prompt)
+        seen.add(id(prompt))
+    return found
+
+
+@contextmanager
+def images_once(tower: nn.Module, prompts: Sequence[PromptInputs]) -> Iterator[None]:
+    """Within: the model may be given the patches of these prompts `without_repeats`, but the image grids of all.
+
+    The vision tower is shown the grids that it has patches for; what it sees is repeated for the model.
+    """
+    pictured = [prompt for prompt in prompts if prompt.pixel_values is not None]
+    distinct = {id(prompt): prompt for prompt in pictured}
+    if len(distinct) == len(pictured):
+        yield
+        return
+    grids = torch.cat([prompt.image_grid_thw for prompt in distinct.values()])
+    spans, end = {}, 0
+    for key, prompt in distinct.items():
+        start, end = end, end + int(prompt.image_grid_thw.prod(dim=1).sum()) // tower.spatial_merge_size**2
+        spans[key] = torch.arange(start, end)
+    index = torch.cat([spans[id(prompt)] for prompt in pictured])
+
+    def show(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "grid_thw": grids.to(kwargs["grid_thw"].device)}
+
+    def spread(module: nn.Module, args: tuple, output: Any) -> Any:
+        output.pooler_output = output.pooler_output[index.to(output.pooler_output.device)]
+        return output
+
+    hooks = tower.register_forward_pre_hook(show, with_kwargs=True), tower.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,7 +1,0 @@
-"""Why a run ends by itself."""
-
-from __future__ import annotations
-
-
-class RunStopped(RuntimeError):
-    """Going on would be of no use; the message says why, and what may help."""
