@@ -29,7 +29,7 @@ from inference.pipeline import Finished
 from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
 from veason.files import check_regular
-from veason.masks import check_track
+from veason.masks import check_track, track_unions
 from veason.safe_text import printable
 from veason.types import MaskTrack, Prediction, Size, VideoSample
 
@@ -82,7 +82,7 @@ def pack(finished: Finished, *, masks: str) -> Packed:
 def _pictures(track: MaskTrack, bits: mask_png.Bits) -> tuple[bytes, ...]:
     if not track.objects:
         return (mask_png.encode(np.zeros(track.size, bool), bits=bits),) * track.length
-    return tuple(mask_png.encode(mask, bits=bits) for mask in masks.track_unions(track))
+    return tuple(mask_png.encode(mask, bits=bits) for mask in track_unions(track))
 
 
 class RunFolder:
