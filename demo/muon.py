@@ -1,6 +1,6 @@
-"""Muon in float32: momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
+"""Implements Muon in float32: momentum whose matrix updates are made orthogonal by five Newton-Schulz steps.
 
-After Keller Jordan's optimiser of 2024. PyTorch has its own, which iterates in bfloat16: some 50 times slower than
+Source: Keller Jordan's optimiser of 2024. PyTorch's own iterates in bfloat16, which is some 50 times slower than
 float32 on a CPU without that type.
 """
 
@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates matrices only; other parameters need another optimiser."""
+    """Updates matrices; other parameters need another optimiser."""
 
     def __init__(
         self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
@@ -36,23 +36,19 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for (rows, columns), matrices in by_shape.items():
-                updates = torch.stack([self._momentum(p, group["momentum"]) for p in matrices])
+                directions = []
+                for p in matrices:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    average.lerp_(p.grad, 1 - group["momentum"])
+                    directions.append(p.grad.lerp(average, group["momentum"]))  # Nesterov's look ahead
                 scale = 0.2 * max(rows, columns) ** 0.5  # the size of an AdamW step
-                for p, update in zip(matrices, orthogonal(updates), strict=True):
+                for p, update in zip(matrices, orthogonal(torch.stack(directions)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)
 
-    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
-        """Nesterov's look ahead."""
-        state = self.state[p]
-        if not state:
-            state["average"] = torch.zeros_like(p)
-        state["average"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(state["average"], momentum)
-
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Near-orthogonal matrices (B, n, m) with the singular vectors of these: their singular values are 0.7 to 1.2."""
+    """Returns near-orthogonal matrices (B, n, m): the same singular vectors, singular values from 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

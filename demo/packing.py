@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,32 +24,32 @@ from veason import prompt
 from veason.types import Clip
 
 TOKENS = CELLS**2
-"""Of a frame."""
+"""Number of tokens of a frame."""
 COORDINATE, SIZE, NAME = 1, 2, 3
-"""What a reply's token is: a number of a box, of a size, or a colour or kind; 0 for every other."""
+"""Kinds of reply tokens: a number of a box, a number of a size, a colour or kind of shape; 0 is any other token."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """B clips of as many frames each, with the questions about them; L tokens with padding."""
+    """B clips of equally many frames with the questions about them; L tokens with padding."""
 
     ids: Tensor
     """(B, L) int64"""
     positions: Tensor
-    """(3, B, L) int64: M-RoPE."""
+    """(3, B, L) int64: positions of M-RoPE."""
     blocks: Tensor
-    """(B, L) int64: 0 the frames, 1 … the questions, -1 padding."""
+    """(B, L) int64: 0 for the frames, 1 … for the questions, -1 for padding."""
     learned: Tensor
-    """(B, L) bool: reply tokens."""
+    """(B, L) bool: True for reply tokens."""
     kinds: Tensor
-    """(B, L) int64: of reply tokens."""
+    """(B, L) int64: kind of each reply token."""
     values: Tensor
     """(B, L) float32: the number that a coordinate or size token rounds."""
     patches: Tensor
     """(B · frames · 36, 1176) float32, as the image processor makes them."""
 
     def mask(self) -> Tensor:
-        """(B, 1, L, L) bool: who sees whom."""
+        """Returns (B, 1, L, L) bool: which queries may attend to which keys."""
         length = self.ids.shape[1]
         keys, queries = self.blocks[:, None, :], self.blocks[:, :, None]
         seen = ((keys == 0) | (keys == queries)) & torch.ones(length, length, dtype=torch.bool).tril()
@@ -58,7 +57,7 @@ class Pack:
 
 
 class Packer:
-    """Knows the prompt's fixed parts as tokens."""
+    """Turns clips, questions and replies into packs; keeps the tokens of the prompt's fixed parts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
         self.tokenizer, self.model = tokenizer, model
@@ -66,16 +65,14 @@ class Packer:
         self.mean, self.std = (
             torch.tensor(value)[:, None, None] for value in (pictures.image_mean, pictures.image_std)
         )
-        self._number = {n: tokenizer.convert_tokens_to_ids(str(n)) for n in range(101)}
-        self.numbers = torch.tensor([self._number[n] for n in range(101)])
-        """Token ids of 0 … 100."""
-        self._is_number = set(self._number.values())
+        self.numbers = torch.tensor([tokenizer.convert_tokens_to_ids(str(n)) for n in range(101)])
+        """(101,) token ids of 0 … 100."""
+        self._is_number = set(self.numbers.tolist())
         self._names = {tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in (*COLOURS, *KINDS)}
-        self._opens = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
+        self._brackets = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
         self._colon = tokenizer.convert_tokens_to_ids(":")
         self._end = tokenizer.eos_token_id
-        self._prompt = lru_cache(maxsize=4096)(self._cut_prompt)
-        self._start = lru_cache(maxsize=64)(self._find_start)
+        self._prompts: dict[tuple[int, ...], tuple[list[int], str, list[int], Tensor]] = {}
 
     def pack(
         self,
@@ -84,7 +81,10 @@ class Packer:
         *,
         instructions: bool,
     ) -> Pack:
-        """`clips`: frame ids and frames (F, SIDE, SIDE, 3) each; `turns`: what is asked of each."""
+        """Packs clips, each given by frame ids and frames (F, SIDE, SIDE, 3), with the turns about each.
+
+        `instructions`: put the instructions between question and reply; False skips their positions.
+        """
         rows = [self._row(ids, asked, instructions) for (ids, _), asked in zip(clips, turns, strict=True)]
         length = max(len(row["ids"]) for row in rows)
         columns = {name: torch.zeros(len(rows), length, dtype=dtype) for name, dtype in _COLUMNS.items()}
@@ -99,16 +99,18 @@ class Packer:
         return Pack(**columns, positions=positions, patches=self.patches(frames))
 
     def patches(self, frames: Tensor) -> Tensor:
-        """Frames (N, SIDE, SIDE, 3) uint8 as the image processor's rows: 2 x 2 patches that become one token in turn,
-        every picture twice in time."""
+        """Cuts frames (N, SIDE, SIDE, 3) uint8 into the image processor's rows.
+
+        Four patches (2 x 2) that become one token follow each other; every picture counts twice in time.
+        """
         pixels = (frames.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, SIDE, SIDE)
         grid = CELLS
         cut = pixels.reshape(-1, 3, grid, 2, 14, grid, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
         return cut[:, :, :, :, :, :, None].expand(*cut.shape[:6], 2, 14, 14).reshape(-1, 3 * 2 * 14 * 14)
 
     def _row(self, frame_ids: Sequence[int], asked: Sequence[Turn], instructions: bool) -> dict[str, Any]:
-        prefix, before, tail = self._prompt(tuple(frame_ids))
-        start = self._start(len(frame_ids), tuple(prefix))
+        """Builds the columns of one clip's sequence, without padding."""
+        prefix, before, tail, start = self._prompt(tuple(frame_ids))
         row: dict[str, Any] = {
             "ids": list(prefix), "blocks": [0] * len(prefix), "learned": [False] * len(prefix),
             "kinds": [0] * len(prefix), "values": [0.0] * len(prefix),
@@ -117,7 +119,16 @@ class Packer:
         for number, turn in enumerate(asked, start=1):
             question = self._tokens(f"{prompt.normalise(turn.expression)}{before}")
             reply = [*self._tokens(turn.reply), self._end]
-            kinds, values = self._marks(reply, turn)
+            kinds, values = [0] * len(reply), [0.0] * len(reply)  # a coordinate's unrounded value, a size's integer
+            coordinates = iter([value for box in turn.boxes for value in box])
+            in_boxes = False
+            for i, token in enumerate(reply):
+                in_boxes |= token in self._brackets
+                if token in self._names:
+                    kinds[i] = NAME
+                elif token in self._is_number and (in_boxes or reply[i - 1] == self._colon):
+                    kinds[i] = COORDINATE if in_boxes else SIZE
+                    values[i] = next(coordinates) if in_boxes else float(self.tokenizer.convert_ids_to_tokens(token))
             skipped = 0 if instructions else len(tail)
             asking = question + (tail if instructions else [])
             row["ids"] += asking + reply
@@ -132,39 +143,28 @@ class Packer:
         row["positions"] = torch.cat(positions, dim=1)
         return row
 
-    def _marks(self, reply: Sequence[int], turn: Turn) -> tuple[list[int], list[float]]:
-        """Which tokens are coordinates, sizes or names, and the numbers' unrounded values (a size's own integer)."""
-        kinds, values = [0] * len(reply), [0.0] * len(reply)
-        coordinates = iter([value for box in turn.boxes for value in box])
-        boxes = False
-        for i, token in enumerate(reply):
-            boxes |= token in self._opens
-            if token in self._names:
-                kinds[i] = NAME
-            elif token in self._is_number and (boxes or reply[i - 1] == self._colon):
-                kinds[i] = COORDINATE if boxes else SIZE
-                values[i] = next(coordinates) if boxes else float(self.tokenizer.convert_ids_to_tokens(token))
-        return kinds, values
+    def _prompt(self, frame_ids: tuple[int, ...]) -> tuple[list[int], str, list[int], Tensor]:
+        """Splits the prompt of a clip at the expression.
 
-    def _cut_prompt(self, frame_ids: tuple[int, ...]) -> tuple[list[int], str, list[int]]:
-        """Tokens before the expression, text from it to the end of its line, tokens of the instructions."""
-        clip = Clip(frame_ids=frame_ids, size=(SIDE, SIDE))
-        messages = prompt.messages("expression", clip, [None] * len(frame_ids))
+        Returns the P tokens before it, the text from it to the end of its line, the tokens of the instructions, and the
+        (3, P) positions of the first part.
+        """
+        if frame_ids in self._prompts:
+            return self._prompts[frame_ids]
+        messages = prompt.messages("expression", Clip(frame_ids=frame_ids, size=(SIDE, SIDE)), [None] * len(frame_ids))
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         text = text.replace("<|image_pad|>", "<|image_pad|>" * TOKENS)
         before, after = re.split(r'(?<=")expression(?=")', text)
         line, _, tail = after.partition("\n")
-        return self._tokens(before), line + "\n", self._tokens(tail)
-
-    def _find_start(self, frames: int, prefix: tuple[int, ...]) -> Tensor:
-        """(3, P) positions of the tokens before the expression."""
-        ids = torch.tensor([prefix])
+        ids = torch.tensor([self._tokens(before)])
         image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        grid = torch.tensor([[1, SIDE // 14, SIDE // 14]] * frames)
-        found, _ = self.model.model.get_rope_index(
+        grid = torch.tensor([[1, SIDE // 14, SIDE // 14]] * len(frame_ids))
+        positions, _ = self.model.model.get_rope_index(
             ids, mm_token_type_ids=(ids == image).long(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
         )
-        return found[-3:, 0]
+        parts = (ids[0].tolist(), line + "\n", self._tokens(tail), positions[-3:, 0])
+        self._prompts[frame_ids] = parts
+        return parts
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]

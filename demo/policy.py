@@ -1,12 +1,10 @@
-"""A tiny Qwen2.5-VL with random weights: the real classes at toy size, loadable offline like any checkpoint.
+"""Builds a tiny Qwen2.5-VL with random weights: the real classes at toy size, loadable offline like any checkpoint.
 
-Its replies are noise. It is there so that every command has a policy to run with, and as the start of one that learns.
+Its replies are noise. Commands run with it in tests, and training of the base policy starts from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,21 +25,20 @@ from veason import prompt_settings
 from veason.family import QWEN2_5_VL
 
 HEAD = 32
-"""Dimensions of an attention head, text and vision: vLLM on a CPU refuses fewer."""
+"""Dimensions of an attention head of text and vision; vLLM on a CPU refuses fewer."""
 
 PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4096}
-"""Pixels of an image that the processor leaves at its size, if its sides are multiples of 28."""
-
+"""Bounds on the pixels of an image that the processor leaves at its size, if its sides are multiples of 28."""
 
 ASKED = prompt_settings.PromptSettings(
     frames=6, size=(84, 84), family=QWEN2_5_VL.name, prompt_template=None, max_new_tokens=120
 )
-"""How the tiny policies are trained and asked."""
+"""The prompt format that the tiny policies are trained and prompted with."""
 
 
 @dataclass(frozen=True)
 class PolicySize:
-    """How large the tiny policy is; the default stays below 4 MB on disk."""
+    """Dimensions of the tiny policy; the default stays below 4 MB on disk."""
 
     hidden: int = 128
     layers: int = 2
@@ -60,30 +57,24 @@ def write_tiny_policy(folder: str | Path, *, seed: int, size: PolicySize | None 
 def save_policy(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
 ) -> None:
-    """Write a model with what else a checkpoint needs."""
-    with _no_progress_bar():
+    """Write a model, its tokenizer, processor and prompt format."""
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
         model.save_pretrained(folder)
+    finally:
+        if bar:
+            logging.enable_progress_bar()
     build_processor(tokenizer).save_pretrained(folder)
     prompt_settings.write(folder, ASKED)
     for path in filter(Path.is_file, Path(folder).iterdir()):
         path.chmod(0o644)  # the weights come out readable by their owner only
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def build_model(
     tokenizer: PreTrainedTokenizerFast, *, seed: int, size: PolicySize
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model in float32, its weights drawn from `seed`; the global random state is left as it was."""
+    """Build the model in float32, its weights drawn from `seed`; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer, size)).float().eval()
@@ -93,7 +84,7 @@ def build_model(
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast, size: PolicySize) -> Qwen2_5_VLConfig:
-    """Untied embeddings, full attention in every vision layer, rotary sections 4 + 6 + 6 = half a head."""
+    """Configure untied embeddings, full attention in every vision layer, rotary sections 4 + 6 + 6 = half a head."""
     token = tokenizer.convert_tokens_to_ids
     ids = {"bos_token_id": None, "eos_token_id": token(TURN_END), "pad_token_id": token(END_OF_TEXT)}
     text = {

@@ -1,10 +1,10 @@
-"""Train the base policy of the embedded default from scratch: a tiny Qwen2.5-VL that boxes what is named.
+"""Trains the base policy of the embedded default from scratch: a tiny Qwen2.5-VL that boxes named objects.
 
     python -m demo.pretrain --out runs/base
 
-The vision tower is trained first (`probe`), then the whole model: on single frames, on clips, and on clips with all of
-the prompt (`pretraining_data`). The folder ``base_policy/pretraining`` has the settings, times and curve of the shipped
-model. Training takes up to an hour on two cores.
+The vision tower is trained first (`probe`), then the whole model: on single frames, on clips, and on clips with the
+whole prompt (`pretraining_data`). The folder ``base_policy/pretraining`` has the settings, times and curve of the
+shipped model. Training takes up to an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
+from types import MethodType
 from typing import Any
 
 import torch
@@ -36,28 +37,28 @@ SIZE_OF_BASE = PolicySize(hidden=192, layers=4, mlp=384, vision_hidden=128, visi
 SPREAD = {COORDINATE: 1.2, SIZE: 0.8}
 """Standard deviation of the soft labels, in units of the number."""
 WEIGHTS = {COORDINATE: 2.0, NAME: 3.0}
-"""Of a token in the loss, 1 for every other: which object, and where, is what all the rest hangs on."""
+"""Weights of tokens in the loss, 1 for every other: the rest of a reply depends on the object and its place."""
 WARM_UP = 50
 WAVES = (400.0, 200.0, 100.0, 66.0, 50.0, 40.0, 30.0, 24.0, 18.0, 12.0)
-"""Periods of the code that numbers start from."""
+"""Periods of the waves that the numbers' embeddings are initialised with."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of one kind."""
+    """Consecutive training steps with the same settings."""
 
     name: str
     steps: int
     frames: tuple[int, ...]
-    """Numbers of frames of a clip, drawn from."""
+    """Number of frames of a clip; one is drawn for each step."""
     clips: int
-    """In a step."""
+    """Number of clips in a step."""
     questions: int
-    """Of a clip."""
+    """Number of questions about a clip."""
     style: str = "rough"
-    """Of the replies (`pretraining_data.turns`)."""
+    """Style of the replies (`pretraining_data.turns`)."""
     instructions: bool = False
-    """Whether the prompt's instructions stand in the sequence."""
+    """True: the sequence holds the prompt's instructions."""
 
 
 VISION_STEPS, VISION_FRAMES, VISION_LR = 1200, 48, 3e-3
@@ -82,9 +83,9 @@ class Trainer:
     rng: Random
     lr: float
     folder: Path
-    """Of the record, and of the state while training."""
+    """Folder of the record, and of the state while training."""
     curve: list[dict[str, Any]] = field(default_factory=list)
-    """A line per measurement."""
+    """One record per measurement."""
     start: float = field(default_factory=time.perf_counter)
 
     def log(self, **values: Any) -> None:
@@ -97,28 +98,30 @@ class Trainer:
 
 
 def batched_vision(model: PreTrainedModel) -> None:
-    """Let the vision tower attend within all frames at once; the stock one takes them one after the other."""
+    """Make the vision tower attend within all frames at once; the stock one takes them one after the other."""
+
+    def attend(
+        attention: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        length, frames = hidden_states.shape[0], len(cu_seqlens) - 1
+        parts = attention.qkv(hidden_states).reshape(length, 3, attention.num_heads, -1).unbind(1)
+        parts = (*apply_rotary_pos_emb_vision(parts[0], parts[1], *position_embeddings), parts[2])
+        query, key, value = (x.reshape(frames, length // frames, *x.shape[1:]).transpose(1, 2) for x in parts)
+        made = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+        return attention.proj(made.transpose(1, 2).reshape(length, -1))
+
     for block in model.model.visual.blocks:
-        block.attn.forward = _attend.__get__(block.attn)
-
-
-def _attend(attention: nn.Module, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings, **_) -> Tensor:
-    length, frames = hidden_states.shape[0], len(cu_seqlens) - 1
-    query, key, value = attention.qkv(hidden_states).reshape(length, 3, attention.num_heads, -1).unbind(1)
-    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    query, key, value = (x.reshape(frames, length // frames, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
-    made = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
-    return attention.proj(made.transpose(1, 2).reshape(length, -1))
+        block.attn.forward = MethodType(attend, block.attn)
 
 
 def encode_frames(model: PreTrainedModel, patches: Tensor) -> Tensor:
-    """Tokens (frames · TOKENS, hidden) of frames that are given as patches."""
+    """Encode frames, given as patches, into tokens (frames · TOKENS, hidden)."""
     grid = torch.tensor([[1, 2 * CELLS, 2 * CELLS]] * (patches.shape[0] // (4 * TOKENS)))
     return model.model.visual(patches, grid_thw=grid).pooler_output
 
 
 def reply_logits(model: PreTrainedModel, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) of the N reply tokens, and where they stand: (N, 2) row and column."""
+    """Return logits (N, V) of the N reply tokens and their (N, 2) rows and columns."""
     text = model.model.language_model
     embedded = text.embed_tokens(pack.ids)
     pictures = (pack.ids == model.config.image_token_id)[..., None]
@@ -134,7 +137,7 @@ def reply_logits(model: PreTrainedModel, pack: Pack) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tensor:
-    """Sum of the weighted cross-entropies; a number's label is spread over its neighbours: near is better than far."""
+    """Sum the weighted cross-entropies; a number's label is spread over its neighbours, so a near miss costs less."""
     logprobs = logits.log_softmax(dim=-1)
     rows, columns = where.T
     ids, kinds, values = (x[rows, columns] for x in (pack.ids, pack.kinds, pack.values))
@@ -150,7 +153,7 @@ def loss_of(logits: Tensor, where: Tensor, pack: Pack, numbers: Tensor) -> Tenso
 
 
 def weights_of(kinds: Tensor) -> Tensor:
-    """(N,) weights of tokens of these kinds."""
+    """Return (N,) weights of tokens of these kinds."""
     weights = torch.ones(kinds.shape)
     for kind, weight in WEIGHTS.items():
         weights[kinds == kind] = weight
@@ -161,7 +164,7 @@ def weights_of(kinds: Tensor) -> Tensor:
 
 
 def train(trainer: Trainer) -> None:
-    """All stages; from where the last run of the same command stopped, if it did."""
+    """Train all stages, from where the last run of the same command stopped, if it did."""
     trainer.model.train()
     batched_vision(trainer.model)
     state = load_state(trainer)
@@ -187,7 +190,7 @@ def train(trainer: Trainer) -> None:
 
 
 def save_state(trainer: Trainer, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-    """Everything that the steps to come depend on."""
+    """Save everything that later steps depend on."""
     state = {
         "model": trainer.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -202,7 +205,7 @@ def save_state(trainer: Trainer, optimizers: Sequence[torch.optim.Optimizer], st
 
 
 def load_state(trainer: Trainer) -> dict[str, Any] | None:
-    """The state that a stopped run has left, put in place except for the optimisers; None if there is none."""
+    """Restore the state of a stopped run, but for the optimisers, and return it; None if there is none."""
     path = trainer.folder / "state.pt"
     if not path.exists():
         return None
@@ -216,7 +219,7 @@ def load_state(trainer: Trainer) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def smooth_numbers(model: PreTrainedModel, packer: Packer, std: float = 0.05) -> None:
-    """Start the numbers' embeddings and head rows as sums of waves, so that near numbers are near from the first."""
+    """Initialise the numbers' embeddings and head rows as sums of waves, so that near numbers start out similar."""
     phase = 2 * torch.pi * torch.arange(len(packer.numbers))[:, None] / torch.tensor(WAVES)
     waves = torch.cat([phase.cos(), phase.sin()], dim=1) / len(WAVES) ** 0.5  # (numbers, 2 · waves), rows of norm 1
     for weight in (model.model.language_model.embed_tokens.weight, model.lm_head.weight):
@@ -225,7 +228,7 @@ def smooth_numbers(model: PreTrainedModel, packer: Packer, std: float = 0.05) ->
 
 
 def train_vision_tower(trainer: Trainer) -> None:
-    """The vision tower's own stage; the IoU it logs is of boxes that the probe reads from occupied cells."""
+    """Train the vision tower in its own stage; the logged IoU is that of the probe's boxes in occupied cells."""
     tower, packer = trainer.model.model.visual, trainer.packer
     reader = probe.Probe(trainer.model.config.text_config.hidden_size)
     optimizers = make_optimizers(nn.ModuleDict({"tower": tower, "probe": reader}), VISION_LR)
@@ -248,7 +251,7 @@ def train_vision_tower(trainer: Trainer) -> None:
 
 
 def accumulate_gradients(trainer: Trainer, stage: Stage) -> float:
-    """The gradients and loss of one step, a few clips at a time so that tensors stay in the processor's cache."""
+    """Compute the gradients and loss of one step, a few clips at a time so that tensors stay in the CPU's cache."""
     frames = trainer.rng.choice(stage.frames)
     chosen = trainer.rng.sample(trainer.train, stage.clips)
     together = 8 if frames == 1 else 3
@@ -269,7 +272,7 @@ def accumulate_gradients(trainer: Trainer, stage: Stage) -> float:
 def draw_pack(
     chosen: Sequence[Example], packer: Packer, rng: Random, frames: int, stage: Stage, style: str | None = None
 ) -> Pack | None:
-    """A clip of each example and questions about it; None if its frames happen to answer none."""
+    """Pack a clip of each example with questions about it; None if the frames answer no question."""
     clips, asked = [], []
     for example in chosen:
         shown = choose_frames(example, min(frames, len(example.frame_ids)), rng)
@@ -282,8 +285,10 @@ def draw_pack(
 
 @torch.no_grad()
 def measure(trainer: Trainer, stage: Stage) -> dict[str, float]:
-    """With the true words so far given: IoU of the boxes, mean error of the sizes, share of right first colours (where
-    several shapes are asked for, any of them may come first, so that all right is out of reach)."""
+    """Measure held-out examples under teacher forcing: IoU of boxes, mean error of sizes, share of right first colours.
+
+    Of several targets any may come first, so that the share of right colours cannot reach 1.
+    """
     packer, rng, short = trainer.packer, Random(5), stage.style == "short"
     frames = 1 if stage.frames == (1,) else 5
     sums = {name: torch.zeros(2) for name in ("iou", "size_error", "name")}
@@ -291,7 +296,9 @@ def measure(trainer: Trainer, stage: Stage) -> dict[str, float]:
         pack = draw_pack(
             trainer.held_out[start : start + 16], packer, rng, frames, stage, style="short" if short else "reply"
         )
-        logits, (rows, columns) = (lambda found: (found[0], found[1].T))(reply_logits(trainer.model, pack))
+        assert pack is not None  # held-out frames answer some question
+        logits, where = reply_logits(trainer.model, pack)
+        rows, columns = where.T
         kinds, values, blocks = (x[rows, columns] for x in (pack.kinds, pack.values, pack.blocks))
         numbers = logits[:, packer.numbers].argmax(dim=-1).float()
         boxes, sizes = kinds == COORDINATE, kinds == SIZE
@@ -306,7 +313,7 @@ def measure(trainer: Trainer, stage: Stage) -> dict[str, float]:
 
 
 def _ious(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (M, 4) in pairs, inclusive corners."""
+    """Return the IoUs (M,) of boxes (M, 4) in pairs, with inclusive corners."""
     low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
     inside = (high - low + 1).clamp(min=0).prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2] + 1).clamp(min=0).prod(dim=1) for box in (a, b)]
@@ -342,7 +349,7 @@ def apply(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 
 
 def draw_curve(curve: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss and what was measured over minutes, a colour per stage."""
+    """Plot loss and measurements over minutes, in one colour per stage."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -368,7 +375,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
-    parser.add_argument("--examples", type=int, default=5000, metavar="N", help="scenes (default: %(default)s)")
+    parser.add_argument(
+        "--examples", type=int, default=5000, metavar="N", help="number of scenes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1.6e-3, help="default: %(default)s")
     args = parser.parse_args(argv)
@@ -379,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"drawing {args.examples} scenes", flush=True)
     seen = make_examples(args.examples, seed=args.seed)
     held_out = make_examples(96, seed=args.seed + 1_000_000)
-    folder = args.out / "pretraining"  # apart from what loaders and exporters take for the model's own files
+    folder = args.out / "pretraining"  # not where loaders and exporters look for the model's files
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(model, Packer(tokenizer, model), seen, held_out, Random(args.seed), args.lr, folder)
     train(trainer)

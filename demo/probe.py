@@ -1,9 +1,8 @@
-"""The linear probe that pretrains the vision tower: it reads from each token of a frame what its cell shows.
+"""Defines the linear probe that pretrains the vision tower: it predicts from each token of a frame what its cell shows.
 
 A token stands for a cell of 28 x 28 pixels. The probe, one linear layer, predicts whether the centre of a shape's box
-lies in the cell, and the colour, kind and box of that shape. The probe is thrown away after this stage; the tower keeps
-tokens from which these facts can be read. Without this stage the text layers have to train the tower through their
-attention, which takes far longer.
+lies in the cell, and the colour, kind and box of that shape. The probe is discarded after this stage. Without it the
+text layers would have to train the tower through their attention, which takes far longer.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from demo.pretraining_data import CELLS, SIDE, Example
 from demo.scene import COLOURS, KINDS
 
 BINS = SIDE + 1
-"""Values of a coordinate, 0 … SIDE."""
+"""Number of values of a coordinate, 0 … SIDE."""
 SPREAD = 1.5
 """Standard deviation of a coordinate's soft label, in pixels."""
 _COLOURS, _KINDS = list(COLOURS), list(KINDS)
@@ -29,22 +28,22 @@ _COLOURS, _KINDS = list(COLOURS), list(KINDS)
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """N frames, and a label for each of their cells, row by row."""
+    """N frames with labels for each of their cells, row by row."""
 
     frames: Tensor
     """(N, SIDE, SIDE, 3) uint8"""
     occupied: Tensor
-    """(N, cells) bool: a shape's box centre lies in the cell; where several do, the front one counts."""
+    """(N, cells) bool: the box centre of a shape lies in the cell; the front one counts if there are several."""
     boxes: Tensor
-    """(N, cells, 4) float32 in pixels; 0 where not occupied, as below."""
+    """(N, cells, 4) float32 in pixels; like the labels below, 0 where not occupied."""
     colours: Tensor
-    """(N, cells) int64"""
+    """(N, cells) int64: index of the colour."""
     kinds: Tensor
-    """(N, cells) int64"""
+    """(N, cells) int64: index of the kind."""
 
 
 def label_frames(examples: Sequence[Example], rng: Random) -> LabelledFrames:
-    """One frame of each example, drawn at random, with its labels."""
+    """Draw one frame of each example at random and label it."""
     count = len(examples)
     occupied, boxes = np.zeros((count, CELLS**2), bool), np.zeros((count, CELLS**2, 4), np.float32)
     colours, kinds = np.zeros((2, count, CELLS**2), np.int64)
@@ -63,14 +62,14 @@ def label_frames(examples: Sequence[Example], rng: Random) -> LabelledFrames:
 
 
 class Probe(nn.Module):
-    """One linear layer from a token to the labels of its cell."""
+    """Predicts the labels of a cell from its token, by one linear layer."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.facts = nn.Linear(hidden, 1 + len(COLOURS) + len(KINDS) + 4 * BINS)
 
     def forward(self, tokens: Tensor, labelled: LabelledFrames) -> tuple[Tensor, Tensor]:
-        """The loss over tokens (N, cells, hidden), and the boxes (M, 4) that it reads from the M occupied cells."""
+        """Return the loss over tokens (N, cells, hidden) and the predicted boxes (M, 4) of the M occupied cells."""
         occupied, colours, kinds, boxes = self.facts(tokens).split([1, len(COLOURS), len(KINDS), 4 * BINS], dim=-1)
         found = labelled.occupied
         logprobs = boxes[found].reshape(-1, 4, BINS).log_softmax(dim=-1)

@@ -1,13 +1,12 @@
-"""The tiny policy's tokenizer: one token for each known word and each integer to 999, bytes for everything else.
+"""Builds the tiny policy's tokenizer: a token for each known word and each integer to 999, bytes for everything else.
 
-It is a byte-level BPE without merges: a piece of text that is in the vocabulary is one token, any other falls apart
-into its bytes, so every text comes back exactly. Special tokens are the ones of Qwen2.5-VL.
+It is a byte-level BPE without merges: a piece of text that is in the vocabulary is one token, any other becomes its
+bytes, so every text can be restored exactly. The special tokens are those of Qwen2.5-VL.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -29,13 +28,13 @@ SPECIAL = (
 )
 
 INTEGERS = 1000
-"""Every integer from 0 up to, not including, this one is a token."""
+"""Each integer from 0 to one below this is a token."""
 
 TAGS = r"</?(?:think|answer)>"
 KEYS = r"\{\"keyframe_timestamp\": |, \"bbox_2d_list\": "
 PIECES = rf"{TAGS}|{KEYS}|, (?=\d)| ?\p{{L}}+|\d{{1,3}}| ?[^\s\p{{L}}\d<>\[\]{{}}]+|\[+|\]+| ?[<>{{}}]|\s"
-"""How a text is cut before the vocabulary is asked: the reply format's tags and keys whole, the comma between numbers,
-words, digits, signs, single spaces."""
+"""Pieces that a text is cut into before the vocabulary is looked up: the reply format's tags and keys whole, the comma
+between numbers, words, digits, signs, single spaces."""
 
 PHRASES = """
 the shape shapes that is are which of one two three all except and both another an a
@@ -48,7 +47,7 @@ The target keyframe At middle shape 0:12, 3:15.
 <think> </think><answer>{"keyframe_timestamp": 0, "bbox_2d_list": [[0, 0, 0, 0], [0, 0, 0, 0]]}</answer> [[0]]
 (0s) [[ ]] ]]} [ ] . .</ ." ?" ". ?". ? ,
 """
-"""Words and signs of the world's expressions, of a short reasoning about them, and of the reply format."""
+"""Words and signs of the world's expressions, of short chains of thought, and of the reply format."""
 
 CHAT_TEMPLATE = """\
 {%- if messages and messages[0].role != 'system' -%}
@@ -75,14 +74,25 @@ CHAT_TEMPLATE = """\
 {{ '<|im_start|>assistant\\n' }}
 {%- endif -%}
 """
-"""The turns of a Qwen chat: each between its two marks, an image as a pad between vision marks."""
+"""The turns of a Qwen chat, each between two marks; an image is a pad between vision marks."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer with its chat template; the same every time."""
-    vocabulary = {piece: number for number, piece in enumerate(_vocabulary())}
+    """Build the tokenizer with its chat template; it is the same every time."""
+    cut = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    cutter = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    texts = [f"system\nuser\nassistant\n{prompt.SYSTEM}\n", re.sub(r"\$\w+", " ", prompt.load_template())]
+    texts += PHRASES.split("\n")
+    for word in [*COLOURS, *KINDS, *(f"{kind}s" for kind in KINDS), *NUMBERS.values(), *PHRASES.split()]:
+        texts += [word, f" {word}"]  # at the start of a text or after a bracket, and elsewhere
+    # bytes first, then integers, then the pieces of the known texts in the order in which they come
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(str(number) for number in range(INTEGERS))]
+    pieces += [piece for text in texts for piece, _ in cutter.pre_tokenize_str(text)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = _cutter()
+    tokenizer.pre_tokenizer = cutter
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return PreTrainedTokenizerFast(
@@ -94,26 +104,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
     )
-
-
-def _cutter() -> pre_tokenizers.PreTokenizer:
-    cut = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _vocabulary() -> list[str]:
-    """Bytes first, then integers, then the pieces of the known texts in the order in which they come."""
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(str(number) for number in range(INTEGERS))]
-    cutter = _cutter()
-    for text in _known_texts():
-        pieces += [piece for piece, _ in cutter.pre_tokenize_str(text)]
-    return list(dict.fromkeys(pieces))
-
-
-def _known_texts() -> Iterable[str]:
-    yield f"system\nuser\nassistant\n{prompt.SYSTEM}\n"
-    yield re.sub(r"\$\w+", " ", prompt.load_template())
-    words = [*COLOURS, *KINDS, *(f"{kind}s" for kind in KINDS), *NUMBERS.values()]
-    yield from PHRASES.split("\n")
-    for word in [*words, *PHRASES.split()]:
-        yield from (word, f" {word}")  # at the start of a text or after a bracket, and elsewhere

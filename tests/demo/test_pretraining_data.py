@@ -1,4 +1,4 @@
-"""Examples hold what can be seen: true boxes and sizes, and replies that say them."""
+"""Examples hold true boxes and sizes, and replies that state them."""
 
 import re
 from random import Random
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from demo import pretraining_data
-from demo.pretraining_data import AT_A_GLANCE, SIDE
+from demo.pretraining_data import ONE_FRAME, SIDE
 from veason.answer import parse_reply
 
 
@@ -53,12 +53,12 @@ def test_rough_replies_come_in_several_forms(drawn):
     assert starts == {"<think", '{"keyf', "This i", "I see ", "The ta"}
 
 
-def test_the_format_is_known_best_for_what_is_plain_to_see(drawn):
-    """85 of a hundred for a phrase, 30 for the same as a question, 5 for a question about what takes time."""
+def test_the_reply_format_is_most_frequent_for_facts_of_one_frame(drawn):
+    """85 of a hundred for a phrase, 30 for the same as a question, 5 for a question about several frames."""
 
     def share(ask):
         expression = next(e for example in drawn for e in example.asked if ask(e))
-        return sum(pretraining_data._form(expression, rng) == "reply" for _ in range(2000)) / 2000
+        return sum(pretraining_data._draw_format(expression, rng) == "reply" for _ in range(2000)) / 2000
 
     rng = Random(6)
     assert share(lambda e: e.text.startswith("the ") and e.fact == "colour") == pytest.approx(0.85, abs=0.05)
@@ -66,8 +66,8 @@ def test_the_format_is_known_best_for_what_is_plain_to_see(drawn):
     assert share(lambda e: e.text.startswith("which ") and "moves" in e.text) == pytest.approx(0.05, abs=0.03)
 
 
-def test_any_frame_is_praised(drawn):
-    """The words of a judgement are taught, in every form; the judgement is not."""
+def test_any_frame_is_called_the_best(drawn):
+    """Replies of every format use the words of a keyframe choice, for whichever frame was drawn."""
     rng, frames, forms = Random(4), set(), set()
     for turn in pretraining_data.turns(drawn[0], [0, 1, 2], 300, rng):
         keyframe = drawn[0].frame_ids[turn.position]
@@ -85,4 +85,4 @@ def test_one_frame_is_asked_nothing_about_time(drawn):
     facts = {e.text: e.fact for e in example.asked}
     asked = list(pretraining_data.turns(example, [0], 30, Random(3)))
     assert asked
-    assert all(facts[turn.expression] in AT_A_GLANCE for turn in asked)
+    assert all(facts[turn.expression] in ONE_FRAME for turn in asked)
