@@ -9,8 +9,7 @@ from eval import mevis, reasonvos
 from inference import predict
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["png", "rle"])
+@pytest.mark.parametrize("form", ["png", pytest.param("rle", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "evaluator"), [("mevis", mevis), ("reasonvos", reasonvos)])
 def test_what_predict_writes_is_scored_as_it_is(two_videos, tmp_path, name, evaluator, form):
     root, run = build_twin(name, two_videos, tmp_path / name), tmp_path / "run"

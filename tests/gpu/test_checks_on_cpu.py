@@ -21,6 +21,7 @@ import torch
 from outcome import FAILED, HEADER, OK, SKIPPED, Outcome, row
 from processes import Processes
 
+FAST = (actor_checks.build, actor_checks.step, engine_checks.hf)
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 
 # ------------------------------------------------------------------------------------------ the checks themselves
@@ -58,7 +59,11 @@ def tiny(alone, tmp_path_factory):
 
 @needs_no_gpu
 @pytest.mark.parametrize(
-    "check", [*test_checks.ON_ONE, *test_checks.ON_ALL, sam2_checks.sam2], ids=lambda check: check.__name__
+    "check",
+    [
+        pytest.param(check, id=check.__name__, marks=() if check in FAST else pytest.mark.slow)
+        for check in (*test_checks.ON_ONE, *test_checks.ON_ALL, sam2_checks.sam2)
+    ],
 )
 def test_each_check_passes_on_the_cpu(tiny, check, tmp_path):
     folder, found = tiny

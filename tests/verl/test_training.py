@@ -22,7 +22,6 @@ from verl.trainer import RunStopped, run_folder
 from verl.trainer.main import main
 from verl.workers.reward.pool import RewardError
 
-pytestmark = pytest.mark.slow
 HERE = str(Path(__file__).parent)
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +97,7 @@ def test_a_run_writes_what_it_did(whole):
     )
 
 
+@pytest.mark.slow
 def test_two_updates_per_batch(cluster, policy, tmp_path):
     """Off-policy from the second update on: old log-probabilities get a pass of their own, ratios leave 1."""
     cosine = ["worker.actor.global_batch_size=2", "worker.actor.optim.lr_scheduler=cosine"]
@@ -110,17 +110,20 @@ def test_two_updates_per_batch(cluster, policy, tmp_path):
     assert "logprobs" in json.loads((tmp_path / "timings.jsonl").read_text().splitlines()[0])
 
 
+@pytest.mark.slow
 def test_lora_trains_the_adapter_alone(cluster, policy, tmp_path):
     main(settings(policy, tmp_path, "worker.actor.model.lora.rank=4", "trainer.max_steps=2"))
     assert [line["actor/kl"] > 1e-9 for line in lines(tmp_path)] == [False, True]
     assert all(line["engine/gap_max"] < 1e-4 for line in lines(tmp_path))  # folded on the fly
 
 
+@pytest.mark.slow
 def test_validation_changes_nothing_that_is_trained(whole, plain):
     without = [{k: v for k, v in line.items() if not k.startswith("val/")} for line in lines(whole)]
     assert without == lines(plain)
 
 
+@pytest.mark.slow
 def test_killed_in_mid_step_and_resumed_equals_uninterrupted(policy, plain, tmp_path):
     """SIGKILL after the third line is out, that is past the checkpoint of step 2 and somewhere in step 4."""
     arguments = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path)]
@@ -139,6 +142,7 @@ def test_killed_in_mid_step_and_resumed_equals_uninterrupted(policy, plain, tmp_
     assert path.read_bytes() == (plain / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_saved_on_two_ranks_resumed_on_one(cluster, policy, plain, tmp_path):
     main(settings(policy, tmp_path, "trainer.max_steps=2"))
     main(settings(policy, tmp_path, "trainer.n_gpus_per_node=1"))
@@ -154,6 +158,7 @@ def mortal(policy, tmp_path):
     return tmp_path / "mortal"
 
 
+@pytest.mark.slow
 def test_a_lost_rank_restarts_the_run_from_its_last_checkpoint(cluster, mortal, plain, tmp_path, capsys):
     main(settings(mortal, tmp_path / "run", "worker.rollout.name=toy_task:MortalEngine"))
     assert (mortal / "died").exists()
@@ -161,6 +166,7 @@ def test_a_lost_rank_restarts_the_run_from_its_last_checkpoint(cluster, mortal, 
     assert lines(tmp_path / "run") == lines(plain)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_restarts_the_run_as_one_that_died(cluster, mortal, plain, tmp_path, capsys):
     took_s = (plain / "metrics.jsonl").stat().st_mtime - (plain / ".lock").stat().st_mtime  # how busy the machine is
     limit = 30 + round(took_s)
@@ -174,12 +180,14 @@ def test_a_rank_that_hangs_restarts_the_run_as_one_that_died(cluster, mortal, pl
     assert [path.name for path in (tmp_path / "run").glob("config*.yaml")] == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_without_restarts_a_lost_rank_is_the_end(cluster, mortal, tmp_path):
     more = ["worker.rollout.name=toy_task:MortalEngine", "trainer.max_restarts=0"]
     with pytest.raises(WorkerLost, match="in generate"):
         main(settings(mortal, tmp_path / "run", *more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_reward_worker_that_dies_or_hangs_is_replaced(cluster, policy, plain, tmp_path, fault):
     options = [
@@ -200,6 +208,7 @@ def test_a_reward_that_raises_stops_the_run_and_names_the_prompt(cluster, policy
     assert "the tracker tripped" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop_the_run(cluster, policy, plain, tmp_path):
     once = ["worker.reward.options.fault=nan", "worker.reward.options.target=3"]
     main(settings(policy, tmp_path / "once", *once, f"worker.reward.options.marker={tmp_path / 'once_marker'}"))
@@ -210,6 +219,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_too_many_stop_the_run(cluster,
         main(settings(policy, tmp_path / "often", *once, "trainer.max_bad_steps=0"))
 
 
+@pytest.mark.slow
 def test_groups_without_spread_can_be_left_out(cluster, policy, tmp_path):
     """With greedy-like sampling all replies of a group are equal: nothing is left to train on, and nothing breaks."""
     more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_steps=1"]
@@ -220,6 +230,7 @@ def test_groups_without_spread_can_be_left_out(cluster, policy, tmp_path):
     assert line["engine/gap_max"] > 0  # of the replies, though none was learned from
 
 
+@pytest.mark.slow
 def test_steps_with_nothing_to_learn_from_are_logged_and_too_many_stop_the_run(cluster, policy, tmp_path):
     more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_empty_steps=1"]
     with pytest.raises(RunStopped, match=r"2 steps in a row had nothing to learn from \(trainer.max_empty_steps\)"):
@@ -228,12 +239,14 @@ def test_steps_with_nothing_to_learn_from_are_logged_and_too_many_stop_the_run(c
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_000001"]
 
 
+@pytest.mark.slow
 def test_an_engine_is_not_taken_to_agree_where_nothing_was_looked_at(cluster, policy, tmp_path):
     more = ["worker.rollout.temperature=1e-4", "algorithm.drop_equal_groups=true", "trainer.max_steps=1"]
     with pytest.raises(RunStopped, match="from the actor's on average"):
         main(settings(policy, tmp_path, *more, "worker.rollout.name=toy_task:LyingEngine"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest(cluster, policy, tmp_path, capsys):
     run = tmp_path / "run"
     main(settings(policy, run, "trainer.max_steps=2"))
@@ -245,7 +258,7 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest(cluster, polic
     more = ["trainer.save_freq=1", "trainer.keep_last=1", "trainer.rollouts_kept=1", "trainer.val_freq=4"]
     lr = ["worker.actor.optim.lr=5e-4", "trainer.accept_changes=[worker.actor.optim.lr]"]
     main(settings(policy, run, *more, *lr))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "resumed with a change: worker.actor.optim.lr was 0.001, is 0.0005\n" in told
     assert "resumed with a change: trainer.save_freq was 2, is 1\n" in told
     assert [line["actor/lr"] for line in lines(run)] == [1e-3, 1e-3, 5e-4, 5e-4]
@@ -261,6 +274,7 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest(cluster, polic
     assert "nothing is left to do: 4 steps are done of 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_from_another_ones_checkpoint_can_be_requeued(cluster, policy, plain, tmp_path, capsys):
     start = [f"trainer.resume={plain / 'step_000002'}", "trainer.save_freq=1"]
     main(settings(policy, tmp_path, *start, "trainer.max_steps=3"))
@@ -269,6 +283,7 @@ def test_a_run_from_another_ones_checkpoint_can_be_requeued(cluster, policy, pla
     assert lines(tmp_path) == lines(plain)[2:]
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_writes_to_is_refused_in_one_line(policy, tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path)]
@@ -282,6 +297,7 @@ def test_a_folder_that_another_run_writes_to_is_refused_in_one_line(policy, tmp_
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_workers_too(policy, tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     arguments = [sys.executable, "-m", "verl.trainer.main", *settings(policy, tmp_path, "trainer.max_steps=500")]
@@ -320,6 +336,7 @@ def descendants(pid):
     return {child: titles.get(child, "") for child in below - {pid}}
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_intact(cluster, policy, tmp_path):
     folder = tmp_path / "small_disk"
     folder.mkdir()
@@ -337,7 +354,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(cluster, policy, tmp_path
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("tracker", ["grabcut", "sam2"])
+@pytest.mark.parametrize("tracker", ["grabcut", pytest.param("sam2", marks=pytest.mark.slow)])
 def test_three_steps_on_the_synthetic_world(cluster, world, tmp_path, tracker):
     """The ReVOS task, the four-term reward and its tracker, as the embedded default is configured."""
     more = []
