@@ -78,7 +78,7 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def until(true, seconds=60):
+def until(true, seconds=600):
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, "waited in vain"
@@ -104,7 +104,7 @@ def test_workers_end_with_the_command(work, tmp_path, command, number, status):
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     until(lambda: not any(map(alive, below)))
     assert process.returncode == status, said
     assert "Traceback" not in said
@@ -124,7 +124,7 @@ def test_a_killed_conversion_goes_on(work, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         process = start(arguments)
-        said, errors = process.communicate(timeout=120)
+        said, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         assert "0 missing, 0 broken" in said
     lines = [json.loads(line) for line in (tmp_path / "rle" / mask_lines.FILE).read_text().splitlines()]
@@ -144,11 +144,11 @@ def test_two_conversions_into_one_folder(work, tmp_path, form):
     first = start(arguments)
     until(lambda: (out / "convert.json").exists())
     second = start(arguments)
-    _, refused = second.communicate(timeout=120)
+    _, refused = second.communicate(timeout=600)
     assert second.returncode == 2
     assert refused.count("\n") == 1
     assert "another process is writing here" in refused
-    said, errors = first.communicate(timeout=120)
+    said, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
     assert f"{4 * EXPRESSIONS} samples converted" in said
     if form == "rle":
@@ -161,7 +161,7 @@ def test_two_archives_of_one_name(work, tmp_path, capsys):
     until(lambda: (tmp_path / ".s.zip.partial").exists())
     assert submit.main([*arguments[1:], "--workers", "1"]) == 2
     assert ".s.zip.partial: another process is writing here" in capsys.readouterr().err
-    said, errors = first.communicate(timeout=120)
+    said, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
     assert "missing 0, doubled 0, extra 0, wrong 0" in said
     assert [path.name for path in tmp_path.iterdir()] == ["s.zip"]

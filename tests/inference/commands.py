@@ -14,7 +14,7 @@ def command(module: str, *arguments: object) -> list[str]:
 
 def run(module: str, *arguments: object, code: int = 0) -> str:
     """Standard output of a command that must end with `code`; standard error instead where that is not 0."""
-    done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(module, *arguments), capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 

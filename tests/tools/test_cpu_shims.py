@@ -14,7 +14,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 def python(*arguments, shims=""):
     """Run a fresh interpreter that finds the hook of this tree, whether or not one is installed."""
     environment = {**os.environ, "PYTHONPATH": str(TOOLS / "cpu_shims"), "VEASON_CPU_SHIMS": shims}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=600)
 
 
 def run(code, shims=""):

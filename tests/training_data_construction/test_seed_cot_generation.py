@@ -238,7 +238,7 @@ def test_a_second_run_into_the_same_output_is_refused(make_job):
 
     def script(asked):
         if not caught:
-            caught.append(job.start(url, "--no-resume").communicate(timeout=120)[1])
+            caught.append(job.start(url, "--no-resume").communicate(timeout=600)[1])
         return Act()
 
     with ChatServer(script).serve() as url:
@@ -348,7 +348,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(make_job):
     assert len(keys) == len(set(keys)) == 60
 
 
-def wait_for(condition, process: subprocess.Popen, *, seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen, *, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
@@ -384,7 +384,7 @@ def test_a_stop_waits_for_the_answers_on_their_way(make_job, number):
         process = job.start(url, "--concurrency", 4)
         wait_for(lambda: len(server.asked) >= 6, process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "stopping: waiting for the answers" in errors
     assert "the same command goes on" in errors
@@ -402,7 +402,7 @@ def test_a_second_stop_leaves_at_once(make_job):
         process.send_signal(signal.SIGINT)
         assert "stopping" in process.stderr.readline() + process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in errors
 

@@ -84,11 +84,11 @@ def submit(script: Path, *words: object, environment: dict[str, str]) -> subproc
     copy = Path(environment["SLURM_SUBMIT_DIR"]) / "slurm_script"  # as SLURM does
     shutil.copy(script, copy)
     done = subprocess.run(
-        ["bash", copy, *map(str, words)], env=environment, capture_output=True, text=True, timeout=580, check=False
+        ["bash", copy, *map(str, words)], env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     folder, running = environment["RAY_FOLDER"], psutil.process_iter(["cmdline"])
     left = [process for process in running if folder in " ".join(process.info["cmdline"] or ())]
-    gone, alive = psutil.wait_procs(left, timeout=30)
+    gone, alive = psutil.wait_procs(left, timeout=300)
     assert not alive, f"still there: {alive}, gone: {gone}"
     shutil.rmtree(folder, ignore_errors=True)
     return done

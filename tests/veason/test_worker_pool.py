@@ -69,7 +69,7 @@ def running(pid):
         return False
 
 
-def until(true, seconds=60):
+def until(true, seconds=600):
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, "waited in vain"
@@ -100,7 +100,7 @@ def test_workers_end_with_their_parent(tmp_path, number, status, whole_group):
         os.killpg(parent.pid, number)
     else:
         parent.send_signal(number)
-    _, said = parent.communicate(timeout=60)
+    _, said = parent.communicate(timeout=600)
     until(lambda: not any(map(running, workers)))
     assert parent.returncode == status
     assert "Traceback" not in said

@@ -39,7 +39,7 @@ def on_two_nodes(policy, folder, *arguments):
     chosen = settings(policy, folder, "trainer.nnodes=2", "trainer.n_gpus_per_node=1", *more)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(Path(HERE) / "two_nodes.py"), head, fate, *chosen]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def test_two_nodes_of_a_cluster_that_was_there_before(policy, plain, tmp_path):

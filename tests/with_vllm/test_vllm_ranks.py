@@ -71,7 +71,7 @@ def stale_over_both(rank, folder):
 
 @pytest.mark.parametrize("scenario", [side_by_side, over_both])
 def test_engine_and_actor_agree_after_every_sync(scenario, folder):
-    first, second = on_two_ranks(scenario, folder, timeout_s=400)
+    first, second = on_two_ranks(scenario, folder, timeout_s=1200)
     assert first["stale"] == second["stale"] == [{}, {}]
     assert max(first["gaps"] + second["gaps"]) < 1e-4
     assert [len(replies) for replies in first["words"]] == [6, 6]
@@ -80,6 +80,6 @@ def test_engine_and_actor_agree_after_every_sync(scenario, folder):
 
 
 def test_a_stale_shard_is_named(folder):
-    first, second = on_two_ranks(stale_over_both, folder, timeout_s=400)
+    first, second = on_two_ranks(stale_over_both, folder, timeout_s=1200)
     assert first.keys() == {"model.language_model.layers.0.mlp.down_proj.weight"}
     assert second.keys() == {*first, "model.language_model.layers.1.self_attn.k_proj.weight"}

@@ -31,7 +31,7 @@ OPTIONS = (
     *("--generation-config", "vllm", "--limit-mm-per-prompt", '{"video": 0}'),
     *("--enforce-eager", "--skip-mm-profiling", "--no-enable-chunked-prefill"),
 )
-PATIENCE_S = 400
+PATIENCE_S = 1200
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=600)
 
 
 def wait(process: subprocess.Popen, url: str, log: Path) -> None:

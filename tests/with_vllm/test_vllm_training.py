@@ -48,7 +48,7 @@ def train(policy, folder, *more, ranks):
         *more,
     ]
     command = [sys.executable, "-m", "verl.trainer.main", *settings]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500, cwd=TESTS.parent)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, cwd=TESTS.parent)
 
 
 def steps(folder):
