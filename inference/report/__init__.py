@@ -1,6 +1,7 @@
-"""HTML pages about runs: one run with a card per expression (`__main__`), or runs side by side (`compare`).
+"""HTML pages about runs: one run with a card per expression (`__main__`), or several runs of the same expressions
+(`compare`): side by side, or as the steps of one training.
 
-Both pages are made of one Jinja2 template, ``page.html.j2``. Expressions, replies, problems and settings are text that
+All pages are made of one Jinja2 template, ``page.html.j2``. Expressions, replies, problems and settings are text that
 anybody may have written. The template escapes every value (autoescape) and marks none as safe; such text stands only in
 element content and in quoted attributes, never in a script or a style, and the content security policy of a page allows
 no script but its own. A page is a single file that needs no network.
@@ -24,9 +25,9 @@ from inference.report import pictures
 def render(page: str, *, largest: float = math.inf, **values: Any) -> Iterator[bytes]:
     """Renders a page piece by piece, so that a page of any number of cards needs the memory of one card.
 
-    page: ``run`` or ``comparison``. values: what the template names. ``cards`` is an iterator, from which a card is
-    taken when the page has reached it. The first card of a comparison that would make the page larger than `largest`
-    bytes is left out with those behind it, and the page says so.
+    page: ``run``, ``comparison`` or ``steps``. values: the names that the template uses. ``cards`` is an iterator, from
+    which a card is taken when the page has reached it. The first card of a page of several runs that would make it
+    larger than `largest` bytes is left out with those behind it, and the page says so.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inference.report", "."),
@@ -56,11 +57,11 @@ def render(page: str, *, largest: float = math.inf, **values: Any) -> Iterator[b
         yield encoded
 
 
-def number(value: str | int | float | None) -> str:
+def number(value: str | int | float | None, digits: int = 2) -> str:
     """Writes a cell of a table: floats with two digits, as the evaluators print them, and a dash for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def signed(value: float) -> str:

@@ -22,10 +22,10 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.predictions import open_predictions
-from eval.results import REVOS_TYPES
+from eval.results import OVERALL, REVOS_TYPES, Results, Row
 from inference.report import pictures, render
 from inference.report.pictures import FrameStyles, Picture
-from inference.report.run import OVERALL, Outcome, Row, Run, Scores, evaluate, find_sample, open_run
+from inference.report.run import Outcome, Run, evaluator, find_sample, known_frames, open_run
 from veason import atomic, datasets
 from veason.answer import REPAIRS
 from veason.command import run_command
@@ -65,12 +65,12 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError("--frames-per-card, --workers and --limit must be at least 1")
     runs = [open_run(path) for path in args.runs]
     dataset = runs[0].open_data(args.gt, split=args.split, image_root=args.image_root)
-    scores: list[Scores | None] = [None] * len(runs)
+    scores: list[Results | None] = [None] * len(runs)
     if args.gt:
         scores = [
-            evaluate(
-                run,
-                gt=args.gt,
+            evaluator(run, remedy="leave out --gt").evaluate(
+                args.gt,
+                run.path,
                 split=args.split or run.settings.get("split"),
                 meta=run.meta,
                 missing=args.missing,
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: int | None) -> dict[str, Any]:
+def summarise(runs: Sequence[Run], scores: Sequence[Results | None], *, cards: int | None) -> dict[str, Any]:
     """Gathers what the template shows above the cards, which are of the first run: its first `cards`, or all."""
     run, found = runs[0], scores[0]
     settings, problems = run.settings, run.problems()
@@ -107,6 +107,7 @@ def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: in
 
     table = None
     if found is not None:
+        measures = [column for column in ("JF", "J", "F", "A", "R") if column in found.columns]
         words = {
             name.replace("_", " "): ", ".join(f"{k} in {n}" for k, n in value.items())
             if isinstance(value, dict)
@@ -114,8 +115,11 @@ def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: in
             for name, value in found.protocol.items()
         }
         table = {
-            "header": ("", "n", *found.columns),
-            "rows": [(name, n, *means) for name, (n, means) in found.means.items()],
+            "header": ("", "n", *("J&F" if column == "JF" else column for column in measures)),
+            "rows": [
+                (group, len(found.members(group)), *(found.mean(group, column) for column in measures))
+                for group in sorted(found.groups, key=lambda group: group == "absent")
+            ],
             "protocol": "; ".join(f"{name}: {value}" for name, value in words.items()),
         }
 
@@ -144,23 +148,20 @@ def summarise(runs: Sequence[Run], scores: Sequence[Scores | None], *, cards: in
     }
 
 
-def _compare(runs: Sequence[Run], scores: Sequence[Scores | None]) -> tuple[list[str], list[list[Any]]]:
+def _compare(runs: Sequence[Run], scores: Sequence[Results | None]) -> tuple[list[str], list[list[Any]]]:
     """Makes the (header, rows) of the table of runs: J&F of the groups with a target, and R of all if there is one."""
     columns = []
     if scores[0] is not None:
-        columns = [(name, "J&F") for name in scores[0].means if name != "absent"]
+        columns = [(group, "JF") for group in scores[0].groups if group != "absent"]
         columns += [(OVERALL, "R")] if "R" in scores[0].columns else []
     header = ["run", "expressions", "without a problem", "seconds each"]
-    header += [f"{column} {group}" for group, column in columns]
-    rows = []
+    header += [f"{'J&F' if column == 'JF' else column} {group}" for group, column in columns]
+    rows: list[list[Any]] = []
     for run, found in zip(runs, scores, strict=True):
         problems, seconds = run.problems(), run.seconds()
         row = [run.path.resolve().name, problems.total(), problems[None]]
         row.append(float(sum(seconds.values())) if seconds else None)
-        for group, column in columns:
-            known = found is not None and group in found.means and column in found.columns
-            row.append(found.means[group][1][found.columns.index(column)] if known else None)  # of another benchmark
-        rows.append(row)
+        rows.append([*row, *(None if found is None else found.mean(*place) for place in columns)])
     return header, rows
 
 
@@ -186,9 +187,10 @@ class Card:
 
 
 def make_cards(
-    run: Run, dataset: datasets.Dataset, scores: Scores | None, *, total: int, frames_per_card: int
+    run: Run, dataset: datasets.Dataset, scores: Results | None, *, total: int, frames_per_card: int
 ) -> Iterator[Card]:
     """Makes the first `total` cards of a run one at a time; no pixels are held between two of them."""
+    rows = {row.key: row for row in scores.rows} if scores else {}
     predictions = open_predictions(run.path)
     samples = {sample.key: sample for sample in dataset}
     lost = {p.sample: p.reason for p in (*scores.missing, *scores.errors)} if scores else {}
@@ -200,15 +202,19 @@ def make_cards(
         if sample.key in lost:
             notes.append(f"Not scored as predicted: {lost[sample.key]}")
         tracks = pictures.read_or_note(lambda s=sample: dataset.object_rles(s), notes) if scores else None
+        known = frozenset() if tracks is None else known_frames(dataset, sample, tracks)
         shown = pictures.sample_frames(len(sample), frames_per_card, keyframe=outcome.keyframe)
-        drawn = [pictures.picture(predictions, sample, t, styles=styles, tracks=tracks, notes=notes) for t in shown]
+        drawn = [
+            pictures.picture(predictions, sample, t, styles=styles, tracks=tracks if t in known else None, notes=notes)
+            for t in shown
+        ]
         keyframe = outcome.keyframe
         drawing = pictures.fit(sample.size, pictures.DRAWING)
         yield Card(
             number=number,
             sample=sample,
             outcome=outcome,
-            row=scores.rows.get(sample.key) if scores else None,
+            row=rows.get(sample.key),
             keyframe=None if keyframe is None else Picture(keyframe, styles.css_class(keyframe), drawing),
             true_boxes=pictures.true_boxes(tracks, keyframe),
             frames=tuple(drawn),

@@ -7,9 +7,10 @@ and draws masks and boxes over it as SVG, which stays sharp at any size and cost
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import cv2
 import numpy as np
@@ -150,6 +151,60 @@ def sides(box: Box, size: Size) -> list[tuple[str, float]]:
     x1, x2 = (min(max(x, -9), width + 9) for x in (box[0] - 0.5, box[2] + 0.5))
     y1, y2 = (min(max(y, -9), height + 9) for y in (box[1] - 0.5, box[3] + 0.5))
     return [("x", x1), ("y", y1), ("width", max(0, x2 - x1)), ("height", max(0, y2 - y1))]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over training steps, in the pixels of a drawing of `Chart.SIZE`."""
+
+    SIZE: ClassVar[Size] = (230, 480)
+    """(height, width)"""
+    MARGINS: ClassVar[tuple[int, int, int, int]] = (12, 14, 26, 44)
+    """Pixels above, right, below and left of the curves."""
+    heading: str
+    lines: tuple[tuple[str, tuple[tuple[float, float, str], ...]], ...]
+    """Each curve as (name, points), each point as (x, y, label)."""
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+
+    @classmethod
+    def of(cls, heading: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, digits: int = 2) -> Chart | None:
+        """Draws curves of (step, value), by name; None if no value is a number. `digits`: of the labels of points."""
+        kept = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
+        points = [point for curve in kept.values() for point in curve]
+        if not points:
+            return None
+        (height, width), (top, right, bottom, left) = cls.SIZE, cls.MARGINS
+        x_ticks, y_ticks = ticks([x for x, _ in points], whole=True), ticks([y for _, y in points])
+        low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
+        low_y, high_y = y_ticks[0], y_ticks[-1]
+
+        def place(x: float, y: float) -> tuple[float, float]:
+            across = (x - low_x) / (high_x - low_x) if high_x > low_x else 0.5
+            up = (y - low_y) / (high_y - low_y)
+            return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
+
+        return cls(
+            heading,
+            lines=tuple(
+                (name, tuple((*place(x, y), f"step {x}: {y:.{digits}f}") for x, y in curve))
+                for name, curve in kept.items()
+                if curve
+            ),
+            x_ticks=tuple((place(x, low_y)[0], f"{x:g}") for x in x_ticks if low_x <= x <= high_x),
+            y_ticks=tuple((place(low_x, y)[1], f"{y:g}") for y in y_ticks),
+        )
+
+
+def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
+    """Chooses 3 to 7 round numbers that are evenly spaced and enclose all of `values`; `whole`: whole numbers."""
+    low, high = min(values), max(values)
+    span = high - low or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
+    step = max(1.0, step) if whole else step
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 class FrameStyles:

@@ -1,29 +1,31 @@
 """Reads a run folder back: its settings, its outcome for each expression, its seconds by stage, and its scores.
 
-The scores are those of the benchmark's own evaluator, brought into one form that the report shows.
+The scores are those of the benchmark's own evaluator.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from eval import mevis, reasonvos, refdavis, refytvos, revos, vicas
-from eval.results import Problem
+from eval import mevis, reasonvos, refdavis, refytvos, revos, scores_file, vicas
+from eval.results import OVERALL, Results
 from veason import datasets
 from veason.atomic import read_journal
 from veason.datasets.base import Dataset, check_name
 from veason.errors import DataError
 from veason.files import foreign_content, load_json, read_head
+from veason.ground_truth import Tracks
 from veason.types import Box, VideoSample
 
 _LARGEST = 1e12
 """A number beyond any pixel or second."""
-OVERALL = "overall"
-"""The group of all expressions that have a target."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Run:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Reads the outcomes in the order of the data set; of an unfinished run those that it has so far."""
-        for number, record in enumerate(_read_lines(self.path / "predictions.jsonl"), start=1):
+        for number, record in enumerate(read_lines(self.path / "predictions.jsonl"), start=1):
             yield _outcome(record, f"{self.path / 'predictions.jsonl'}:{number}")
 
     def problems(self) -> Counter[str | None]:
@@ -76,7 +78,7 @@ class Run:
         path = self.path / "timings.jsonl"
         sums: Counter[str] = Counter()
         lines = 0
-        for lines, record in enumerate(_read_lines(path) if path.is_file() else (), start=1):
+        for lines, record in enumerate(read_lines(path) if path.is_file() else (), start=1):
             stages = record.get("seconds")
             if not isinstance(stages, dict) or not all(_is_number(value) for value in stages.values()):
                 raise DataError(f"{path}:{lines}: seconds must map stages to numbers, found {str(stages)[:80]}")
@@ -136,14 +138,15 @@ def find_sample(samples: Mapping[str, VideoSample], outcome: Outcome, *, run: Pa
     return sample
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, remedy: str = "predict again into a new folder") -> Iterator[dict[str, Any]]:
+    """Reads the records of a file of JSON lines; a DataError for any other file ends with `remedy`."""
     found = foreign_content(read_head(path) or b"\n")  # an empty file has no lines
     if found:
         raise DataError(f"{path}: not lines of a run but {found}")
     try:
         yield from read_journal(path)
     except ValueError as error:
-        raise DataError(f"{error}; predict again into a new folder") from error
+        raise DataError(f"{error}; {remedy}") from error
 
 
 def _outcome(record: dict[str, Any], where: str) -> Outcome:
@@ -186,66 +189,62 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < _LARGEST  # false for NaN
 
 
-class Row(Protocol):
-    """The scores of one expression, in per cent."""
-
-    @property
-    def j(self) -> float: ...
-    @property
-    def f(self) -> float: ...
-    @property
-    def jf(self) -> float: ...
-
-
 @dataclass(frozen=True)
-class Scores:
-    """The part of an evaluation that a report shows."""
+class Evaluator:
+    """The evaluator of a benchmark that gives J&F for each expression."""
 
-    rows: Mapping[str, Row]
-    """By key of the sample."""
-    columns: tuple[str, ...]
-    """Of `means`: ``J&F``, ``J``, ``F`` and what else the benchmark has."""
-    means: Mapping[str, tuple[int, tuple[float | None, ...]]]
-    """Group of expressions -> how many were scored, and their means in per cent; `OVERALL` is one of them."""
-    protocol: Mapping[str, Any]
-    missing_policy: str
-    missing: tuple[Problem, ...]
-    errors: tuple[Problem, ...]
+    evaluate: Callable[..., Results]
+    options: tuple[str, ...] = ()
+    """Further words of the command ``python -m eval.NAME`` that gives the same."""
+    folder: str = "scores"
+    """The folder in a run into which the command, asked as here, writes its files."""
 
 
-EVALUATORS: dict[str, Callable[..., Any]] = {
-    "revos": revos.evaluate,
-    "mevis": mevis.evaluate,
+EVALUATORS = {
+    "revos": Evaluator(revos.evaluate),
+    "mevis": Evaluator(mevis.evaluate),
     # the benchmark has one split
-    "reasonvos": lambda gt, pred, *, split, **options: reasonvos.evaluate(gt, pred, layout="position", **options),
+    "reasonvos": Evaluator(
+        lambda gt, pred, *, split, **options: reasonvos.evaluate(gt, pred, layout="position", **options)
+    ),
     # the protocol that scores expression by expression
-    "refdavis": lambda gt, pred, **options: refdavis.evaluate(gt, pred, protocol="binary", **options),
-    "refytvos": refytvos.evaluate,
+    "refdavis": Evaluator(
+        functools.partial(refdavis.evaluate, protocol="binary"), ("--protocol", "binary"), "scores/binary"
+    ),
+    "refytvos": Evaluator(refytvos.evaluate),
     # the J&F that stands beside the benchmark's own number, which is no mean over expressions
-    "vicas": lambda gt, pred, **options: vicas.evaluate(gt, pred, j_and_f=True, **options),
+    "vicas": Evaluator(functools.partial(vicas.evaluate, j_and_f=True), ("--j-and-f",)),
 }
-"""The evaluators that give J&F, by name of the data set."""
+"""By name of the data set."""
 
 
-def evaluate(run: Run, *, gt: Path, split: str | None, meta: str | None, missing: str, workers: int) -> Scores:
-    """Scores a run on `split` of the data set below `gt`; a data set without an evaluator of J&F is a DataError."""
+def evaluator(run: Run, *, remedy: str) -> Evaluator:
+    """Finds the evaluator for a run; a data set that has none is a DataError, which ends with `remedy`."""
     name = run.settings.get("dataset")
     if name not in EVALUATORS:
         raise DataError(
-            f"{run.path}: runs of {name!r} cannot be scored here, those of {', '.join(EVALUATORS)} can; leave out --gt"
+            f"{run.path}: runs of {name!r} cannot be scored here, those of {', '.join(EVALUATORS)} can; {remedy}"
         )
-    found = EVALUATORS[name](gt, run.path, split=split, meta=meta, missing=missing, workers=workers)
-    measures = [column for column in ("JF", "J", "F", "A", "R") if column in found.columns]
-    order = sorted(found.groups, key=lambda group: group == "absent")
-    return Scores(
-        rows={row.key: row for row in found.rows},
-        columns=tuple("J&F" if column == "JF" else column for column in measures),
-        means={
-            group: (len(found.members(group)), tuple(found.mean(group, column) for column in measures))
-            for group in order
-        },
-        protocol=found.protocol,
-        missing_policy=found.missing_policy,
-        missing=found.missing,
-        errors=found.errors,
-    )
+    return EVALUATORS[name]
+
+
+def read_scores(run: Run, *, gt: Path) -> Results:
+    """Reads the scores that the evaluator wrote into the run's folder; an error names the command to run."""
+    found = evaluator(run, remedy="compare their numbers with python -m eval.table")
+    dataset, split = run.settings["dataset"], run.settings.get("split")
+    words = ["python", "-m", f"eval.{dataset}", "--gt", gt, "--pred", run.path, "--out", run.path / "scores"]
+    if dataset != "reasonvos":  # which has one split
+        words += ["--split", split]
+    if run.settings.get("meta") is not None:
+        words += ["--meta", run.settings["meta"]]
+    remedy = f"run: {shlex.join(map(str, [*words, *found.options]))}"
+    results = scores_file.read(run.path / found.folder, remedy=remedy)
+    if math.isnan(results.mean(OVERALL, "JF")) and all(math.isnan(row.jf) for row in results.rows):
+        raise DataError(f"{run.path / found.folder}: holds no J and F; {remedy}")
+    return results
+
+
+def known_frames(dataset: Dataset, sample: VideoSample, tracks: Tracks) -> frozenset[int]:
+    """Finds the frames whose ground truth is known: those that are scored, and those in which an object has a mask."""
+    masked = (t for rles in tracks for t, rle in enumerate(rles) if rle is not None)
+    return frozenset((*dataset.gt_frames(sample), *masked))

@@ -5,37 +5,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval import answers
-from eval.results import REVOS_TYPES, Results, Row
-from inference.report import number, signed
+from eval.results import OVERALL, REVOS_TYPES, Results, Row, means
+from inference.report import number, pictures, signed
 from inference.report.run import Run
 from veason.tables import aligned
 from veason.types import VideoSample
 
-MEASURES = {
-    "jf": "J&F",
-    "jf_referring": "J&F referring",
-    "jf_reasoning": "J&F reasoning",
-    "j": "J",
-    "f": "F",
-    "r": "R",
+ANSWER_MEASURES = {
     "usable": "usable",
     "well_formed": "well-formed",
     "keyframe_ratio": "keyframe ratio",
     "box_iou": "box IoU",
 }
-"""The names of the measures and the headings of their columns, in order."""
-MEASURES_NOTE = (
-    "In per cent; J&F, J, F and R are overall, the plain mean of referring and reasoning. Usable: of the expressions "
-    "with a target, those answered with a shown keyframe and a box. Well-formed: think block, answer block, nothing "
-    "else. Keyframe ratio: area of the target in the chosen frame over its largest in a shown frame. Box IoU: of the "
-    "matched boxes on that frame, over the larger number of boxes. Both count 0 without a usable answer, and leave out "
-    "expressions without a target. Small numbers are differences to the first run; the best of a column is bold."
+"""The measures of replies before any tracking (`eval.answers.Means`), with the headings of their columns."""
+MOST_GROUPS = 4
+"""Groups of a benchmark that have a column of their own, at most."""
+ANSWERS_NOTE = (
+    "Usable: of the expressions with a target, those answered with a shown keyframe and a box. Well-formed: think "
+    "block, answer block, nothing else. Keyframe ratio: area of the target in the chosen frame over its largest in a "
+    "shown frame. Box IoU: of the matched boxes on that frame, over the larger number of boxes. Both count 0 without a "
+    "usable answer, and leave out expressions without a target and keyframes without ground truth. Small numbers are "
+    "differences to the first run; the best of a column is bold."
 )
 TARGETS = {"one target": (1, 1), "several targets": (2, math.inf), "no target": (0, 0)}
 """The headings of groups, each with the least and greatest number of objects in it."""
@@ -54,6 +50,8 @@ class ScoredRun:
     name: str
     run: Run
     results: Results
+    step: int | None = None
+    """The training step after which its checkpoint was saved; None where the runs are not steps of one training."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,14 @@ class Entry:
     rows: tuple[Row, ...]
     """Scores, in per cent."""
     answers: tuple[answers.Quality, ...]
+    """The keyframe ratio and the box IoU are NaN on a keyframe without ground truth."""
     problems: tuple[str | None, ...]
     """The code of what was wrong with the reply."""
+
+    @property
+    def group(self) -> str:
+        """The part of the data set that has its own means; ``all`` where the benchmark has no parts."""
+        return self.rows[0].group or "all"
 
     @property
     def targets(self) -> int:
@@ -80,7 +84,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Expressions of one type and number of targets; the tuples are parallel to the runs."""
+    """Expressions of one part of the data set and number of targets; the tuples are parallel to the runs."""
 
     type: str
     targets: str
@@ -92,25 +96,37 @@ class Group:
 
     @property
     def name(self) -> str:
+        if self.type == "all":
+            return self.targets
         return self.type if (self.type, self.targets) == ("absent", "no target") else f"{self.type}, {self.targets}"
 
 
+def headings(results: Results) -> dict[str, str]:
+    """Lists the measures of a comparison in order, with the headings of their columns: the evaluator's, then ours."""
+    parts = [name for name in results.groups if name not in (OVERALL, "absent")]
+    named = {f"jf_{name}": f"J&F {name}" for name in (parts if len(parts) <= MOST_GROUPS else ())}
+    scores = {"jf": "J&F", **named, "j": "J", "f": "F"}
+    scores |= {column.lower(): column for column in ("R", "mAP") if column in results.columns}
+    return scores | ANSWER_MEASURES
+
+
 def measures(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> list[dict[str, float]]:
-    """Takes the value of each of `MEASURES` for every run; it is NaN where there is none."""
+    """Takes the value of each of `headings` for every run; it is NaN where there is none."""
     rows = []
     for i, scored_run in enumerate(scored_runs):
-        mean, found = scored_run.results.mean, answers.means(entry.answers[i] for entry in entries)
-        values = {
-            "jf": mean("overall", "JF"),
-            "jf_referring": mean("referring", "JF"),
-            "jf_reasoning": mean("reasoning", "JF"),
-            "j": mean("overall", "J"),
-            "f": mean("overall", "F"),
-            "r": mean("overall", "R"),
-            **{name: 100 * share for name, share in vars(found).items()},
-        }
-        rows.append({name: values[name] for name in MEASURES})
+        mean, shares = scored_run.results.mean, answer_means(entry.answers[i] for entry in entries)
+        values = {column.lower(): mean(OVERALL, column) for column in ("J", "F", "R", "mAP")}
+        values |= {f"jf_{name}": mean(name, "JF") for name in scored_run.results.groups}
+        values |= {"jf": mean(OVERALL, "JF"), **{name: 100 * share for name, share in vars(shares).items()}}
+        rows.append({name: values[name] for name in headings(scored_runs[0].results)})
     return rows
+
+
+def answer_means(qualities: Iterable[answers.Quality]) -> answers.Means:
+    """Takes the means of `answers.means`; keyframes without ground truth are left out of those about them."""
+    every = list(qualities)
+    known = answers.means(quality for quality in every if not math.isnan(quality.box_iou))
+    return replace(answers.means(every), keyframe_ratio=known.keyframe_ratio, box_iou=known.box_iou)
 
 
 def differences(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
@@ -128,19 +144,17 @@ def best(values: Sequence[float]) -> set[int]:
 
 
 def groups(entries: Sequence[Entry]) -> list[Group]:
-    """Groups the expressions by type and number of targets; empty groups are left out."""
+    """Groups the expressions by part of the data set and number of targets; empty groups are left out."""
+    order = [*REVOS_TYPES, *sorted({entry.group for entry in entries} - REVOS_TYPES.keys())]
     found = []
-    for type_name, type_id in REVOS_TYPES.items():
+    for name in order:
         for heading, (low, high) in TARGETS.items():
-            members = [e for e in entries if e.sample.type_id == type_id and low <= e.targets <= high]
+            members = [entry for entry in entries if entry.group == name and low <= entry.targets <= high]
             if members:
                 runs = range(len(members[0].rows))
-                jf = tuple(  # the mean of J and of F, as `eval.results.means` takes it
-                    float(sum(np.mean([getattr(e.rows[i], name) for e in members]) for name in ("j", "f")) / 2)
-                    for i in runs
-                )
-                overlap = tuple(100 * answers.means(e.answers[i] for e in members).box_iou for i in runs)
-                found.append(Group(type_name, heading, len(members), jf, overlap))
+                jf = tuple(means([entry.rows[i] for entry in members])["JF"] for i in runs)
+                overlap = tuple(100 * answer_means(entry.answers[i] for entry in members).box_iou for i in runs)
+                found.append(Group(name, heading, len(members), jf, overlap))
     return found
 
 
@@ -165,10 +179,11 @@ def against_first(entries: Sequence[Entry], run: int) -> dict[str, int]:
     return {"higher": signs[1], "lower": signs[-1], "equal": signs[0]}
 
 
-def text(names: Sequence[str], rows: Sequence[dict[str, float]], count: int) -> str:
+def text(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> str:
     """Writes the table that the command prints: values, then differences to the first run."""
-    values = [(name, count, *row.values()) for name, row in zip(names, rows, strict=True)]
-    header = ("", "n", *MEASURES.values())
+    names, rows = [scored_run.name for scored_run in scored_runs], measures(scored_runs, entries)
+    values = [(name, len(entries), *row.values()) for name, row in zip(names, rows, strict=True)]
+    header = ("", "n", *headings(scored_runs[0].results).values())
     changes = [
         (f"{name} - {names[0]}", "", *(signed(value) for value in row.values()))
         for name, row in zip(names[1:], differences(rows)[1:], strict=True)
@@ -177,12 +192,12 @@ def text(names: Sequence[str], rows: Sequence[dict[str, float]], count: int) -> 
 
 
 def document(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict[str, Any]:
-    """Makes the content of ``comparison.json``, but for the examples; None stands for NaN."""
+    """Makes the content of the JSON file, but for the examples; None stands for NaN."""
     rows = measures(scored_runs, entries)
     failures = problems(entries)
     first = scored_runs[0]
     return {
-        "benchmark": "ReVOS",
+        "benchmark": first.results.benchmark,
         "split": first.results.split,
         "unit": "per cent",
         "expressions": len(entries),
@@ -191,6 +206,7 @@ def document(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict
             {
                 "name": scored_run.name,
                 "path": str(scored_run.run.path),
+                **({} if scored_run.step is None else {"step": scored_run.step}),
                 **{name: _json(value) for name, value in row.items()},
                 "differences": {name: _json(value) for name, value in change.items()},
                 "jf_against_first": against_first(entries, i),
@@ -208,7 +224,7 @@ def document(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict
             }
             for group in groups(entries)
         ],
-        "protocol": {"robustness": first.results.protocol.get("robustness"), "missing": first.results.missing_policy},
+        "protocol": first.results.protocol,
         "ground_truth_sha256": first.results.gt_sha256,
     }
 
@@ -237,24 +253,28 @@ def cells(values: Sequence[float]) -> list[Cell]:
 
 def page_tables(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> dict[str, Any]:
     """Makes the rows of the page's tables, as the template names them."""
-    names = [scored_run.name for scored_run in scored_runs]
+    names, results = [scored_run.name for scored_run in scored_runs], scored_runs[0].results
     rows, found = measures(scored_runs, entries), groups(entries)
-    columns = [cells([row[name] for row in rows]) for name in MEASURES]
-    headings = (("J&F by type and targets", "jf"), ("Box IoU by type and targets", "box_iou"))
+    columns = [cells([row[name] for row in rows]) for name in headings(results)]
+    by = "by type and targets" if any(group.type != "all" for group in found) else "by number of targets"
     settings: list[Mapping[str, Any]] = [scored_run.run.settings for scored_run in scored_runs]
     differing = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)
         if any(values.get(name) != settings[0].get(name) for values in settings)
     ]
+    scored = "J&F, J, F and R" if "R" in results.columns else "J&F, J and F"
+    weighting = (
+        "overall, the plain mean of referring and reasoning" if results.dataset == "revos" else "over all expressions"
+    )
     return {
         "names": names,
-        "headings": list(MEASURES.values()),
+        "headings": list(headings(results).values()),
         "run_rows": [(name, len(entries), *(column[i] for column in columns)) for i, name in enumerate(names)],
-        "measures_note": MEASURES_NOTE,
+        "measures_note": f"In per cent; {scored} are {weighting}. {ANSWERS_NOTE}",
         "groups": [
-            (heading, [(group.name, group.count, *cells(getattr(group, key))) for group in found])
-            for heading, key in headings
+            (f"{heading} {by}", [(group.name, group.count, *cells(getattr(group, key))) for group in found])
+            for heading, key in (("J&F", "jf"), ("Box IoU", "box_iou"))
         ],
         "problem_rows": [
             (problem, *(Cell(str(n), f"{100 * n / len(entries):.1f} %") for n in counts))
@@ -266,6 +286,32 @@ def page_tables(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> d
         ],
         "examples_note": EXAMPLES_NOTE,
     }
+
+
+def step_charts(
+    scored_runs: Sequence[ScoredRun], entries: Sequence[Entry], training: Mapping[str, Sequence[tuple[int, float]]]
+) -> list[pictures.Chart]:
+    """Draws the measures of the runs by step and, where they are given, the curves of the training's metrics."""
+    rows, names = measures(scored_runs, entries), headings(scored_runs[0].results)
+
+    def scores(wanted: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+        steps = [scored_run.step or 0 for scored_run in scored_runs]
+        return {names[key]: [(step, row[key]) for step, row in zip(steps, rows, strict=True)] for key in wanted}
+
+    terms = [name for name in training if name.startswith("reward/")]
+    terms = [name for name in terms if name not in ("reward/total", "reward/without_problem")]
+    charts = [
+        pictures.Chart.of("J&F, in per cent", scores(key for key in names if key.startswith("jf"))),
+        pictures.Chart.of("Replies, in per cent", scores(ANSWER_MEASURES)),
+    ]
+    for heading, chosen in (
+        ("Training: reward", ("reward/total", "val/reward/total")),
+        ("Training: terms of the reward", terms),
+        ("Training: tokens of a reply", ("length/response",)),
+        ("Training: KL to the reference", ("actor/kl",)),
+    ):
+        charts.append(pictures.Chart.of(heading, {name: training[name] for name in chosen if name in training}))
+    return [chart for chart in charts if chart is not None]
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,10 @@ def base(made, tmp_path):
     return shutil.copytree(made, tmp_path / "made")
 
 
-def make(base, *options, runs=("hostile", "replay", "oracle"), names=NAMES):
+def make(base, *options, runs=("hostile", "replay", "oracle"), names=NAMES, page="comparison"):
     arguments = [*(base / run for run in runs), "--gt", base / "world", "--out", base / "out", *options]
     compare.main([*map(str, arguments), *(["--names", *names] if names else [])])
-    return Page((base / "out" / "comparison.html").read_bytes().decode())
+    return Page((base / "out" / f"{page}.html").read_bytes().decode())
 
 
 class Page(HTMLParser):
@@ -315,7 +315,7 @@ def test_a_run_without_scores_is_told_the_command(base):
     (base / "oracle" / "scores").mkdir()
     (base / "oracle" / "scores" / "results.json").write_text("[]")
     (base / "oracle" / "scores" / "results.csv").write_text("a\n")
-    with pytest.raises(DataError, match=r"not the results\.json of an evaluator"):
+    with pytest.raises(DataError, match=r"not the results\.json of an evaluator here"):
         make(base)
 
 
@@ -346,25 +346,25 @@ def test_runs_of_other_data_are_refused(base):
         make(base)
 
 
-def test_a_run_of_another_benchmark_is_told_what_can_be_done_with_it(base):
+def test_a_run_of_another_benchmark_is_refused(base):
     edit(base / "oracle" / "run.json", lambda run: run["settings"].update(dataset="mevis"))
-    shutil.rmtree(base / "oracle" / "scores")
-    with pytest.raises(DataError, match=r"oracle: a run of 'mevis', .*inference\.report RUN RUN --gt ROOT") as error:
+    with pytest.raises(DataError, match=r"oracle: the run is of the dataset 'mevis', not 'revos'; compare runs of one"):
         make(base)
-    assert "eval.revos" not in str(error.value)
+    edit(base / "oracle" / "run.json", lambda run: run["settings"].update(dataset="sav"))
+    with pytest.raises(DataError, match=r"oracle: runs of 'sav' cannot be scored here, .*python -m eval\.table"):
+        make(base, runs=("oracle", "oracle"), names=("a", "b"))
 
 
 def test_runs_of_another_split_are_refused(base):
-    with pytest.raises(DataError, match="the run is of the split 'valid', not 'train'"):
+    with pytest.raises(DataError, match="hostile: the run is of the split 'valid', not 'train'"):
         make(base, "--split", "train")
 
 
 def test_runs_scored_otherwise_are_refused(base):
     score(base / "world", base / "oracle", "--robustness", "binary")
-    with pytest.raises(
-        DataError, match=r"oracle: scored with --robustness binary --missing zero, .*hostile with --robustness visa"
-    ):
+    with pytest.raises(DataError, match=r"hostile and .*oracle are not comparable, .*; score them alike") as error:
         make(base)
+    assert "protocol: robustness: visa (base), binary (GRPO)" in error.value.__notes__
 
 
 def test_runs_over_other_samples_are_refused(base):
@@ -419,9 +419,137 @@ def test_options_are_checked(made, options, runs, names, message):
         make(made, *options, runs=runs, names=names)
 
 
+METRICS = (
+    {"step": 2, "reward/total": 0.75},
+    {
+        "step": 1,
+        "reward/total": 0.25,
+        "reward/format": 0.5,
+        "val/reward/total": 0.5,
+        "length/response": 40,
+        "actor/kl": None,
+    },
+    {"step": 2, "reward/total": 1.25, "reward/<b>mine": 0.5, "note": "text"},  # of a run that was resumed
+)
+
+
+def write_metrics(folder, *records):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture
+def stepped(base):
+    """`base` with run.json files that name checkpoints after 100, 0 and 50 steps."""
+    for name, step in (("oracle", 100), ("hostile", 0), ("replay", 50)):
+        edit(base / name / "run.json", lambda run, s=step: run["settings"].update(model=f"models/step_{s:06d}"))
+    return base
+
+
+def test_steps_stand_in_their_order_whatever_the_order_of_the_runs(stepped, capsys):
+    page = make(stepped, "--steps", runs=("oracle", "hostile", "replay"), names=(), page="steps")
+    document = json.loads((stepped / "out" / "steps.json").read_text())
+    assert [run["step"] for run in document["runs"]] == [0, 50, 100]
+    assert [run["path"].rpartition("/")[2] for run in document["runs"]] == ["hostile", "replay", "oracle"]
+    assert page.texts["h4"] == [f"step {run['step']}{jf}" for jfs in changes(document) for run, jf in jfs]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("step 100 - step 0") for line in lines)
+
+
+def changes(document):
+    """Of each example the runs with their J&F as its card shows it: the number and, after the first, the change."""
+    for example in document["examples"]:
+        first = example["jf"][0]
+        told = [
+            f"{jf:.2f}" + (f" {jf - first:+.2f}".replace("-", "−") if i else "") for i, jf in enumerate(example["jf"])
+        ]
+        yield zip(document["runs"], told, strict=True)
+
+
+def test_steps_are_drawn_as_curves_beside_the_metrics_of_the_training(stepped, tmp_path):
+    training = write_metrics(tmp_path / "grpo <i>", *METRICS)
+    page = make(stepped, "--steps", "--training", training, names=(), page="steps")
+    assert page.stack == []
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "i"})
+    headings = [
+        attrs["aria-label"] for tag, attrs in page.tags if attrs.get("aria-label", "").endswith("training step")
+    ]
+    assert headings == [
+        "J&F, in per cent by training step",
+        "Replies, in per cent by training step",
+        "Training: reward by training step",
+        "Training: terms of the reward by training step",
+        "Training: tokens of a reply by training step",
+    ]
+    assert "reward/total, step 2: 1.25" in page.source  # the later line of a step counts
+    assert "step 2: 0.75" not in page.source
+    assert "<b>mine" not in page.source
+    assert "reward/&lt;b&gt;mine" in page.source
+    assert "<title>grpo &lt;i&gt;: step 0 to step 100</title>" in page.source
+
+
+def test_a_chart_puts_points_where_they_belong():
+    chart = pictures.Chart.of("it", {"a": [(0, 10.0), (10, 20.0)], "empty": [(5, float("nan"))]})
+    (height, width), (top, right, bottom, left) = chart.SIZE, chart.MARGINS
+    ((name, points),) = chart.lines
+    assert (name, points[0][2]) == ("a", "step 0: 10.00")
+    assert points[0][:2] == pytest.approx((left, height - bottom))
+    assert points[1][:2] == pytest.approx((width - right, top))
+    assert [text for _, text in chart.y_ticks] == ["10", "12", "14", "16", "18", "20"]
+    assert pictures.Chart.of("it", {"a": [(5, float("nan"))]}) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "whole", "wanted"),
+    [
+        ([3.0], False, [3, 4]),
+        ([0.0, 1.0], False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ([-0.3, 0.9], False, [-0.5, 0, 0.5, 1]),
+        ([7], True, [6, 8]),
+        ([0, 1], True, [0, 1]),
+        ([0, 625], True, [0, 200, 400, 600, 800]),
+    ],
+)
+def test_ticks_are_round_and_enclose_the_values(values, whole, wanted):
+    assert pictures.ticks(values, whole=whole) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps",), r"hostile: neither the model .* nor the folder names a step, such as step_000120; give --steps"),
+        (("--steps", 1, 2), "--steps has 2 steps for 3 runs"),
+        (("--steps", 1, 2, 1), "the same step among 1, 2, 1; give different --steps"),
+        (("--training", "x"), "--training goes with --steps"),
+        (("--steps", 1, 2, 3, "--training", "x"), r"x/metrics\.jsonl: no such file; --training takes the run folder"),
+    ],
+)
+def test_options_about_steps_are_checked(made, options, message):
+    with pytest.raises(DataError, match=message):
+        make(made, *options, names=())
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [({"step": "1"}, "expected a step, a whole number, found '1'"), ({}, "expected a step"), ("no", "copy it again")],
+)
+def test_metrics_that_are_none_are_refused(made, tmp_path, record, message):
+    training = write_metrics(tmp_path / "grpo", {"step": 1}, record)
+    with pytest.raises(DataError, match=message):
+        make(made, "--steps", 1, 2, 3, "--training", training, names=())
+
+
+def test_a_keyframe_without_ground_truth_is_in_no_mean_about_keyframes():
+    known, unknown = Quality(1, True, True, 0.5, 0.25), Quality(1, True, True, float("nan"), float("nan"))
+    found = tables.answer_means([known, unknown, Quality(1, False, False, 0.0, 0.0)])
+    assert (found.usable, found.well_formed) == (2 / 3, 2 / 3)
+    assert (found.keyframe_ratio, found.box_iou) == (0.25, 0.125)
+
+
 def entry(number, change, *, video=None, targets=1):
     sample = VideoSample("revos", video or f"v{number}", "0", "it", ("0",), "folder", (4, 4), type_id=0)
-    rows = tuple(Row(sample.video, "0", "it", jf, jf, jf) for jf in (40.0, 40.0 + change))
+    rows = tuple(Row(sample.video, "0", "it", jf, jf, jf, "referring") for jf in (40.0, 40.0 + change))
     return Entry(sample, rows, (Quality(targets, True, True, 1.0, 1.0),) * 2, (None, None))
 
 
@@ -457,5 +585,5 @@ def test_the_best_is_the_best_as_printed():
 
 
 def test_further_frames_are_spread_evenly():
-    assert compare.further_frames(12) == (2, 6, 10)
-    assert compare.further_frames(2) == (0, 1)
+    assert compare.further_frames(12, 3) == (2, 6, 10)
+    assert compare.further_frames(2, 3) == (0, 1)
