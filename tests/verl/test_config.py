@@ -1,7 +1,9 @@
 """Loading, typing and checking the configuration; the shipped YAML files and scripts."""
 
 import dataclasses
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from grpo_reward.options import DataOptions, RewardOptions
 from verl import config as configuration
 from verl.config import Config, ConfigError, RolloutConfig, check, flatten, load, to_yaml
 from verl.config.__main__ import main
+from verl.utils import plugins
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "training_scripts"
@@ -234,6 +237,97 @@ class TestErrors:
             load([f"config={tmp_path / 'nowhere.yaml'}"])
         with pytest.raises(ConfigError, match="given 2 times"):
             load(["config=a", "config=b"])
+
+    @pytest.mark.parametrize("text", ["${oc.env:HOME}", "a/${data.seed}", "${", "???"])
+    @pytest.mark.parametrize(
+        "key", ["data.train_files", "trainer.max_steps", "trainer.logger", "worker.reward.options.x"]
+    )
+    def test_nothing_is_filled_in_from_the_environment_or_from_other_keys(self, tmp_path, key, text):
+        with pytest.raises(ConfigError, match=re.escape(key)) as caught:
+            load([*NEEDED, f"{key}={text}"])
+        assert os.environ["HOME"] not in str(caught.value)
+        section, _, name = key.rpartition(".")
+        tree = {name: text}
+        for part in reversed(section.split(".")):
+            tree = {part: tree}
+        with pytest.raises(ConfigError, match=re.escape(key)):
+            from_yaml(tmp_path, json.dumps(tree), *NEEDED)
+
+
+@dataclasses.dataclass
+class Colours(configuration.DataConfig):
+    """The record of a data set plug-in of another task."""
+
+    colours: int = 3
+    """Colours on a picture."""
+    palette: str = configuration.names_file()
+    shade: float = configuration.number(0.5, least=0, most=1)
+
+
+@plugins.reads(Colours)
+def open_colours(config, *, split): ...
+
+
+@plugins.reads(configuration.Config)
+def open_nothing(config, *, split): ...
+
+
+COLOURS = f"data.name={__name__}:open_colours"
+
+
+class TestPlugins:
+    def test_a_plug_in_brings_the_keys_that_only_it_reads(self, tmp_path):
+        config = from_yaml(tmp_path, "data: {colours: 5, seed: 3}", "data.palette=p", COLOURS)
+        assert config.data == Colours(name=COLOURS[10:], colours=5, palette="p", seed=3)
+        assert from_yaml(tmp_path, to_yaml(config)) == config
+        assert flatten(configuration.defaults(config))["data.colours"] == 3
+
+    def test_its_values_are_typed_and_bounded_as_others_are(self):
+        with pytest.raises(ConfigError, match=r"data\.colours: expected a whole number, got 'many'"):
+            load([COLOURS, "data.colours=many"])
+        with pytest.raises(ConfigError) as caught:
+            check(load([*NEEDED, COLOURS, "data.colours=0", "data.shade=2"]))
+        assert str(caught.value) == "data.colours=0: must be more than 0\ndata.shade=2.0: must be 1 at most"
+
+    def test_a_key_of_no_plug_in_is_refused_with_the_nearest_of_the_chosen_one(self):
+        with pytest.raises(ConfigError, match=r"unknown key 'data\.colors'; the nearest is 'data\.colours'"):
+            load([COLOURS, "data.colors=1"])
+
+    def test_a_key_of_another_plug_in_is_left_out_and_named(self, caplog, tmp_path):
+        config = from_yaml(tmp_path, SEED_YAML, COLOURS)
+        assert not hasattr(config.data, "sampled_frames")
+        (record,) = caplog.records
+        assert record.getMessage().startswith("data.sampled_frames, data.keyframe_resize: left out, for the plug-ins")
+
+    def test_which_plug_in_is_chosen_is_known_before_its_keys_are_read(self, tmp_path):
+        text = "data: {sampled_frames: 4, name: video_seg_keyframe_sft_base_mod}"
+        assert from_yaml(tmp_path, text).data == DataOptions(name=NEEDED[0][10:], sampled_frames=4)
+        assert from_yaml(tmp_path, text, COLOURS).data == Colours(name=COLOURS[10:])  # the later name wins
+
+    def test_a_plug_in_that_is_not_there_or_has_another_record_is_one_line(self):
+        with pytest.raises(
+            ConfigError, match=r"^data\.name=d: no plug-in of verl\.datasets is called 'd'.*there are: "
+        ):
+            load(["data.name=d"])
+        with pytest.raises(ConfigError, match=r"are a Config, which does not extend DataConfig$"):
+            load([f"data.name={__name__}:open_nothing"])
+
+
+class TestUnread:
+    @pytest.mark.parametrize(
+        ("arguments", "keys"),
+        [
+            (["worker.rollout.tensor_parallel_size=2"], ["worker.rollout.tensor_parallel_size"]),
+            (["worker.rollout.gpu_memory_utilization=0.25"], []),  # its default
+            (["worker.rollout.name=vllm", "worker.rollout.tensor_parallel_size=2"], []),
+            (["worker.rollout.name=vllm", "worker.rollout.batch_size=4"], ["worker.rollout.batch_size"]),
+            (["worker.actor.use_kl_loss=false", "worker.actor.kl_loss_coef=1"], ["worker.actor.kl_loss_coef"]),
+            (["worker.actor.model.lora.alpha=1"], ["worker.actor.model.lora.alpha"]),
+            (["worker.actor.model.lora.alpha=1", "worker.actor.model.lora.rank=1"], []),
+        ],
+    )
+    def test_what_the_chosen_parts_never_read_is_named(self, arguments, keys):
+        assert list(configuration.unread(load([*NEEDED, *arguments]))) == keys
 
 
 class TestCheck:

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from verl.config.records import Config, DataConfig, RewardConfig, WorkerConfig
 from verl.utils import plugins
 
-PLUGINS: dict[str, tuple[str, type]] = {
+PLUGINS: dict[str, tuple[str, type[DataConfig | RewardConfig]]] = {
     "data.name": (plugins.DATASETS, DataConfig),
     "worker.reward.compute_score": (plugins.REWARDS, RewardConfig),
 }
@@ -108,7 +108,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
 
 def describe() -> str:
     """Every key with its default and what its record says about it; keys of registered plug-ins under their names."""
-    shown: dict[str, Mapping[str, Leaf]] = {"": leaves(Config())}
+    shown = {"": leaves(Config())}
     for (key, name), found in _registered().items():
         shown[f"\nWith {key}={name} also:"] = {each: leaf for each, leaf in found.items() if each not in shown[""]}
     lines: list[str] = []
@@ -138,8 +138,7 @@ def _registered() -> dict[tuple[str, str], dict[str, Leaf]]:
     found = {}
     for key, (group, section) in PLUGINS.items():
         for name in plugins.names(group):
-            record = plugins.record_of(name, section, group=group)
-            found[key, name] = leaves(record(), f"{key.rpartition('.')[0]}.")
+            found[key, name] = leaves(plugins.record_of(name, section, group=group)(), f"{key.rpartition('.')[0]}.")
     return found
 
 
@@ -217,10 +216,9 @@ def _find_records(names: Mapping[str, Any]) -> dict[str, type]:
     for key, (group, section) in PLUGINS.items():
         name = names.get(key)
         try:
-            named = isinstance(name, str) and name
-            found[key] = plugins.record_of(name, section, group=group) if named else section
+            found[key] = plugins.record_of(name, section, group=group) if isinstance(name, str) and name else section
         except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from error
+            raise ConfigError(f"{key}={_cut(str(name))}: {error}") from error
     return found
 
 
@@ -232,7 +230,7 @@ def _owner(key: str, known: Mapping[str, Leaf]) -> str | None:
 
 
 class _Unfit(ValueError):
-    """A value is not of its field's type; the text says what would be."""
+    """A value is not of its field's type, or a text is no YAML; the message says what was wanted."""
 
 
 def _as_meant(value: Any, kind: Any) -> Any:
@@ -246,7 +244,7 @@ def _as_meant(value: Any, kind: Any) -> Any:
         if value.strip().startswith("[") or origin is dict:
             try:
                 value = _parse(value)
-            except _NoYaml:
+            except _Unfit:
                 raise _Unfit(WANTED[origin]) from None
         else:
             value = [part.strip() for part in value.split(",")] if value else []
@@ -308,7 +306,7 @@ def _read(path: Path) -> dict[str, Any]:
         tree = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config={_cut(str(path), limit=500)}: {error.strerror}") from error
-    except (UnicodeDecodeError, _NoYaml) as error:
+    except (UnicodeDecodeError, _Unfit) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: expected sections such as 'data:', found {type(tree).__name__}")
@@ -324,18 +322,14 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-class _NoYaml(ValueError):
-    """A text is no YAML."""
-
-
 def _parse(text: str) -> Any:
-    """What YAML makes of `text`; `_NoYaml` if it makes nothing of it."""
+    """What YAML makes of `text`; `_Unfit` if it makes nothing of it."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise _NoYaml("nested too deeply") from None
+        raise _Unfit("nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter: a 30th of February, a list as a key twice
-        raise _NoYaml(_cut(str(error), limit=500)) from error
+        raise _Unfit(_cut(str(error), limit=500)) from error
 
 
 def _cut(text: str, *, limit: int = 120) -> str:

@@ -10,47 +10,57 @@ configuration only where the keys that differ may change, see ``trainer.accept_c
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from verl import config as configuration
-from verl.config import Config
+from verl.config import Config, ConfigError
 from verl.ray.errors import NoRoom, WorkerError, WorkerLost
 from verl.trainer import RunStopped
+from verl.utils import logs, plugins, tracking
+
+log = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the configuration and its parts, print it, and train. ConfigError for what the user can put right."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(f"{__doc__}\n{configuration.describe()}")
         return
+    logs.configure()
     config = configuration.load(argv)
     configuration.check(config)
-    _check_parts(config)
+    unread = [f"{key} (because {why})" for key, why in configuration.unread(config).items()]
+    if unread:
+        log.warning("set, but not read by the parts of this run: %s", ", ".join(unread))
+    check_parts(config)
     print(configuration.to_yaml(config), flush=True)
     run(config)
 
 
-def _check_parts(config: Config) -> None:
-    """ConfigError for a part that is missing or cannot work with its settings: before anything is started or written.
-    What the data sets have to say comes with their opening, which is before anything is started, too."""
+def check_parts(config: Config) -> None:
+    """ConfigError for a part that is missing or cannot work with its settings, before anything is started or written.
+    Data sets are checked when they are opened, which is before anything is started, too."""
     from verl.engines import GROUP as ENGINES
     from verl.engines import check_installed, pretrained
     from verl.engines.generation import samplings
-    from verl.utils import plugins, tracking
     from verl.workers.reward.base import check_reward
 
     tracking.check(config.trainer.logger)
+    engine = config.worker.rollout.name
     check_installed(config.worker.rollout)
     try:
-        if config.worker.rollout.name not in ("hf", "vllm"):
-            plugins.find(config.worker.rollout.name, group=ENGINES)
+        if engine not in ("hf", "vllm"):
+            plugins.find(engine, group=ENGINES)
     except ValueError as error:
-        raise configuration.ConfigError(f"worker.rollout.name: {error}") from error
+        raise ConfigError(f"worker.rollout.name: {error}") from error
     check_reward(config.worker.reward)
     pretrained.check(config.worker.actor.model.model_path)
     samplings(config)  # raises where the checkpoint recommends what the engines cannot do
@@ -62,55 +72,41 @@ def run(config: Config) -> None:
     ConfigError where another run writes into the folder, or the checkpoints there are no past of this run.
     """
     from verl.trainer import run_folder
+    from verl.trainer.ray_trainer import RayTrainer
     from verl.workers import checkpoint
 
-    with run_folder.locked(Path(config.trainer.save_checkpoint_path)):
-        checkpoint.tidy(config.trainer.save_checkpoint_path)  # first: it may give a checkpoint back its name
+    folder = Path(config.trainer.save_checkpoint_path)
+    with run_folder.locked(folder):
+        checkpoint.tidy(folder)  # first: it may give a checkpoint back its name
         past = run_folder.read_past(config, run_folder.find_past(config))
         for line in run_folder.check_config(config, past) if past else []:
-            print(f"resumed with a change: {line}", flush=True)
-        _run(config)
-
-
-def _run(config: Config) -> None:
-    lost: WorkerLost | None = None
-    for attempt in range(config.trainer.max_restarts + 1):
-        try:
-            _train(config, apart=lost is None)
-            return
-        except WorkerLost as error:
-            if attempt == config.trainer.max_restarts:
-                raise
-            print(f"restart {attempt + 1} of {config.trainer.max_restarts}: {error}", file=sys.stderr, flush=True)
-            lost, config = error, _from_last_checkpoint(config)
-        except NoRoom as error:
-            if lost is None:
-                raise
-            raise NoRoom(f"{error}\nIt was wanted because {lost}") from error
-
-
-def _train(config: Config, *, apart: bool) -> None:
-    """One attempt."""
-    from verl.trainer.ray_trainer import RayTrainer
-
-    trainer = RayTrainer(config, apart=apart)
-    try:
-        trainer.fit()
-    finally:
-        trainer.close()
-
-
-def _from_last_checkpoint(config: Config) -> Config:
-    """Going on from what the run has saved, or, if nothing, from where it began."""
-    from verl.workers import checkpoint
-
-    resume = "auto" if checkpoint.latest(config.trainer.save_checkpoint_path) else config.trainer.resume
-    return replace(config, trainer=replace(config.trainer, resume=resume))
+            log.info("resumed with a change: %s", line)
+        lost: WorkerLost | None = None
+        for attempt in range(config.trainer.max_restarts + 1):
+            try:
+                trainer = RayTrainer(config, apart=lost is None)
+                try:
+                    trainer.fit()
+                finally:
+                    trainer.close()
+                return
+            except WorkerLost as error:
+                if attempt == config.trainer.max_restarts:
+                    raise
+                log.warning("restart %d of %d: %s", attempt + 1, config.trainer.max_restarts, error)
+                lost = error
+                if checkpoint.latest(folder):  # go on from there, not from where the run began
+                    config = replace(config, trainer=replace(config.trainer, resume="auto"))
+            except NoRoom as error:
+                if lost is None:
+                    raise
+                raise NoRoom(f"{error}\nIt was wanted because {lost}") from error
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 """Errors of the file system that a user can put right."""
 UNSAVED = "verl.workers.checkpoint.CheckpointError: "
+"""How the last line of a rank's traceback begins where a checkpoint could not be saved."""
 
 
 def command() -> int:
@@ -119,31 +115,28 @@ def command() -> int:
     SIGTERM and Ctrl-C end the workers, too; the same command then goes on from the last checkpoint.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-    on = "the same command goes on from the last checkpoint"
+    again = "the same command goes on from the last checkpoint"
     try:
         main()
-    except (configuration.ConfigError, NoRoom, RunStopped) as error:
-        return _told(str(error))
+        return 0
+    except (ConfigError, NoRoom, RunStopped) as error:
+        message = str(error)
     except WorkerLost as error:
-        return _told(f"{error}\ntrainer.max_restarts is used up; {on}")
+        message = f"{error}\ntrainer.max_restarts is used up; {again}"
     except WorkerError as error:
         last = error.text.rstrip().splitlines()[-1]
         if not last.startswith(UNSAVED):
             raise
-        return _told(last.removeprefix(UNSAVED))
+        message = last.removeprefix(UNSAVED)
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _told(f"{error.filename or 'the disk'}: {error.strerror}; {on}")
+        message = f"{error.filename or 'the disk'}: {error.strerror}; {again}"
     except KeyboardInterrupt:
-        _end(f"stopped; {on}", signal.SIGINT)
+        _end(f"stopped; {again}", signal.SIGINT)
     except SystemExit:  # the handler above
-        _end(f"stopped by SIGTERM; {on}", signal.SIGTERM)
-    return 0
-
-
-def _told(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+        _end(f"stopped by SIGTERM; {again}", signal.SIGTERM)
+    sys.stderr.write(f"error: {message}\n")
     return 2
 
 
@@ -151,7 +144,7 @@ def _end(message: str, number: signal.Signals) -> NoReturn:
     """End the workers and this process. At once, since what is left in mid-call may abort in its own destructors."""
     import ray
 
-    print(message, file=sys.stderr)
+    sys.stderr.write(f"{message}\n")
     ray.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
