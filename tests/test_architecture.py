@@ -1,6 +1,7 @@
 """Who may import whom, read from the source."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_only_trackers_of_veason_import_torch():
         if {name.split(".")[0] for name in imports(path)} & heavy
     }
     assert {name.split("/")[0] for name in users} == {"trackers"}
+
+
+TASK_WORDS = re.compile(
+    r"(?<![a-z])(videos?|frames?|keyframes?|sam ?2|trackers?|segment(?:s|ed|ation)?|bbox(?:es)?|revos"
+    r"|spatial|consistency)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words of the task, its data, its tools and its reward terms; a mask may be one of attention, clipping that of PPO."""
+
+ALLOWED_WORDS = {
+    "verl/__init__.py": ["video"],  # says that it knows none
+    "verl/engines/generation.py": ["video"],  # Qwen's token, which no reply may hold
+    "verl/engines/vllm.py": ["video"],  # a setting of vLLM
+    "verl/models/loading.py": ["spatial"],  # transformers' names in a vision tower
+    "verl/models/shared_prompts.py": ["spatial"],
+    "verl/ray/group.py": ["frame", "frames"],  # of a traceback
+}
+
+
+def test_verl_is_ignorant_of_the_task():
+    found = {
+        str(path.relative_to(ROOT)): sorted({word.lower() for word in TASK_WORDS.findall(path.read_text())})
+        for path in (ROOT / "verl").rglob("*")
+        if path.suffix in {".py", ".yaml", ".txt", ".j2"}
+    }
+    assert {path: words for path, words in found.items() if not set(words) <= set(ALLOWED_WORDS.get(path, []))} == {}
+    unused = {path: set(words) - set(found.get(path, [])) for path, words in ALLOWED_WORDS.items()}
+    assert not any(unused.values()), unused
 
 
 ENGINES = sorted(path.stem for path in (ROOT / "verl" / "engines").glob("*.py") if path.stem != "__init__")
