@@ -27,7 +27,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from benchmarks.bench_sam2 import DriftingFrames, quiet
 from inference import options
 from veason.tables import aligned
-from veason.trackers.sam2 import FEATURE_BUDGET, Sam2Tracker, _build
+from veason.trackers.sam2 import FEATURE_BUDGET, Sam2Tracker, build_predictor
 
 GIB = 1 << 30
 SHOWN, CELLS, WORDS, REPLY = 8, 20, 300, 1024
@@ -169,7 +169,7 @@ class Tracking:
 
 
 def tracking(frames: int, objects: Sequence[int]) -> Tracking:
-    predictor = _build(HIERA_LARGE, torch.device("cpu"))
+    predictor = build_predictor(HIERA_LARGE, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pt"
         torch.save({"model": predictor.state_dict()}, checkpoint)

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there, journals that survive being cut off, and locks on both.
+"""Writes files that are either whole or not there, journals that survive being cut off, and takes locks on both.
 
-Whoever writes a journal or a folder of results holds its lock, so that a second process is refused with a clear line
-instead of mixing its lines into the first one's.
+A process that writes a journal or a folder of results holds its lock, so that a second one is refused with a clear
+error instead of mixing its lines into the first one's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from veason.errors import DataError
 
@@ -106,7 +106,7 @@ class Lock:
 
 
 def take_lock(handle: int, path: Path, *, wait: bool = False) -> None:
-    """Lock an open file for this process alone, at once unless it may `wait`; DataError if that cannot be."""
+    """Lock an open file for this process alone, at once unless it may `wait`; DataError if it cannot be locked."""
     if os.environ.get(NO_LOCKS) == "1":
         return
     try:
@@ -159,8 +159,8 @@ class Journal:
         self.close()
 
 
-def _end_of_lines(file: Any) -> int:
-    """Where the last whole line of an open file ends, found from the file's end."""
+def _end_of_lines(file: BinaryIO) -> int:
+    """The place where the last whole line of an open file ends, searched from the file's end."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - _TAIL)

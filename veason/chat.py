@@ -44,7 +44,7 @@ MAX_WAIT = 600.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds of back-off before the first retry, and at most."""
 
-_RETRIED = {None, 408, 409, 425, 429}  # and 5xx; None is an error without a number in a body with HTTP 200
+_RETRIED = {408, 409, 425, 429}  # and 5xx, and an error without a number in a body with HTTP 200
 _FATAL = {
     401: "the server does not accept the key; set {key}",
     402: "the server asks for payment; top up the account and run the same command again",
@@ -172,7 +172,7 @@ class Chat:
                     return Completion(self.public(error), "content_filter", 0, 0, "")
                 self._check_hopeless(error)
                 kind, detail, wait = error.kind, self.public(error), error.wait
-                if error.status not in _RETRIED and error.status < 500:
+                if error.status is not None and error.status not in _RETRIED and error.status < 500:
                     self.problems[kind] += 1
                     raise GaveUp(f"{kind}: {detail}") from None
             except (TimeoutError, httpx.TimeoutException, openai.APITimeoutError):

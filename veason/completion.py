@@ -1,8 +1,8 @@
-"""What a chat server sends back, read with no trust: the answer and what it cost, or an error in the server's words.
+"""Reads the response of a chat server, trusting nothing: the answer and its cost, or an error in the server's words.
 
 Servers differ in where they put things: an error may come with HTTP 200, as ``error``, ``detail`` or ``message``; the
 model's thinking may stand in the content, in a field beside it, or in parts of its own; the whole may be an event
-stream that nobody asked for. All of that is read here, and nowhere else.
+stream that was not asked for. All of that is read here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from veason.safe_text import printable
 
@@ -25,9 +25,9 @@ class ServerError(Exception):
     def __init__(self, words: str, *, http_status: int, codes: frozenset[str], names: frozenset[str]) -> None:
         super().__init__(words)
         self.http_status = http_status
-        """Of the response: 200 where the error came in the body of a good one."""
+        """The response's status: 200 where the error came in the body of a good one."""
         self.codes = codes
-        """What the server calls the error: its code, type and param, in lower case."""
+        """The server's names for the error: its code and type, in lower case."""
         self.names = names
         """Fields of the request that the server complains about."""
         self.wait: float | None = None
@@ -42,13 +42,13 @@ class ServerError(Exception):
 
     @property
     def kind(self) -> str:
-        """What to count and call it: ``HTTP 500``, ``HTTP 200 with error 404``."""
+        """The name under which the error is counted: ``HTTP 500``, ``HTTP 200 with error 404``."""
         if self.http_status != 200:
             return f"HTTP {self.http_status}"
         return f"HTTP 200 with error {self.status}" if self.status else "HTTP 200 with an error"
 
     def refuses(self, name: str) -> bool:
-        """Whether this says that the field `name` of the request is not supported, whatever its value."""
+        """True if the error says that the field `name` of the request is not supported, whatever its value."""
         words = f"{self} {' '.join(self.codes)}"
         about = name in self.names if self.names else re.search(rf"\b{re.escape(name)}\b", words)
         return bool(about) and _REFUSES.search(words) is not None
@@ -63,7 +63,7 @@ _REFUSES = re.compile(
 
 @dataclass(frozen=True)
 class Completion:
-    """The text of one answer, and what it cost."""
+    """The text of one answer, and its cost in tokens."""
 
     text: str
     """To the letter, but for lone surrogates; empty where the server gave none."""
@@ -79,7 +79,7 @@ class Completion:
 
     @property
     def whole(self) -> str:
-        """What the model said in one piece, as if no server had taken its thinking out.
+        """The model's text in one piece, as if no server had taken its thinking out.
 
         Where all of it stands in the reasoning field, that is the model's text as it was; where a content without a
         think block stands beside it, the thinking goes before the content in its tags.
@@ -105,8 +105,17 @@ def read_completion(body: bytes) -> Completion:
             document = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise Malformed(f"the reply is not JSON ({printable(error, limit=80)})") from None
-    choice = _first_choice(document, body)
-    message = choice["message"]
+    choices = document.get("choices") if isinstance(document, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        if isinstance(document, dict | list) and _sentence(document):
+            raise _error(200, document, b"")
+        raise _no_content(body)
+    if choice.get("error") and not message.get("content"):
+        raise _error(200, choice, body)
+    if not message.keys() & {"content", "reasoning_content", "reasoning", "refusal"}:
+        raise _no_content(body)
     text, thoughts = _text_of(message.get("content"))
     field = next((name for name in ("reasoning_content", "reasoning") if _is_text(message.get(name))), None)
     refusal = message.get("refusal")
@@ -125,7 +134,7 @@ def read_completion(body: bytes) -> Completion:
 
 
 def read_error(status: int, body: bytes) -> ServerError:
-    """The server's own words in the body of an error, wherever they stand; of a body without any, its beginning."""
+    """The error in a response's body, in the server's own words; the beginning of a body that has none."""
     if body[:200].lstrip().startswith(b"<"):
         return _web_page(body, status)
     text = body.decode("utf-8", "replace")
@@ -150,9 +159,10 @@ def _error(status: int, document: Any, body: bytes) -> ServerError:
     inner = holder["error"] if isinstance(holder.get("error"), dict) else holder
     words = _sentence(document)
     metadata = inner.get("metadata")
-    if isinstance(metadata, dict) and _is_text(metadata.get("raw")):  # of the service behind a gateway
+    if isinstance(metadata, dict) and _is_text(metadata.get("raw")):  # the words of the service behind a gateway
         words = f"{words}: {metadata['raw'].strip()}"
-    details = holder.get("detail") if isinstance(holder.get("detail"), list) else []
+    detail = holder.get("detail")
+    details = detail if isinstance(detail, list) else []
     places = [entry["loc"] for entry in details if isinstance(entry, dict) and isinstance(entry.get("loc"), list)]
     names = {str(place[-1]) for place in places if place} | (
         {inner["param"]} if _is_text(inner.get("param")) else set()
@@ -168,7 +178,7 @@ def _error(status: int, document: Any, body: bytes) -> ServerError:
 
 
 def _sentence(value: Any, depth: int = 5) -> str:
-    """The first text in one of the places where servers put their words; a field's place before it."""
+    """The first text in one of `_PLACES`, with the field that it is about before it."""
     if isinstance(value, str):
         return value.strip()
     if depth and isinstance(value, list):
@@ -188,20 +198,9 @@ def _web_page(body: bytes, status: int = 200) -> ServerError:
     )
 
 
-def _first_choice(document: Any, body: bytes) -> dict[str, Any]:
-    choices = document.get("choices") if isinstance(document, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
-        message = choice["message"]
-        if choice.get("error") and not message.get("content"):
-            raise _error(200, choice, body)
-        if any(name in message for name in ("content", "reasoning_content", "reasoning", "refusal")):
-            return choice
-    elif isinstance(document, dict | list) and (error := _error(200, document, b"")) and _sentence(document):
-        raise error
-    raise Malformed(
-        f"the reply has no choices[0].message.content (it begins {printable(body[:200].decode('utf-8', 'replace'))!r})"
-    )
+def _no_content(body: bytes) -> Malformed:
+    begins = printable(body[:200].decode("utf-8", "replace"))
+    return Malformed(f"the reply has no choices[0].message.content (it begins {begins!r})")
 
 
 def _text_of(content: Any) -> tuple[str, str]:
@@ -238,16 +237,18 @@ def _joined(body: bytes) -> dict[str, Any]:
             continue
         usage, model = piece.get("usage") or usage, piece.get("model") or model
         choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta") if isinstance(choice.get("delta"), dict) else {}
-        for name in text:
-            text[name] += delta[name] if isinstance(delta.get(name), str) else ""
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            text = {
+                name: said + (delta[name] if isinstance(delta.get(name), str) else "") for name, said in text.items()
+            }
         finish_reason = choice.get("finish_reason") or finish_reason
     if finish_reason is None:
         raise Malformed("the reply's stream ends before the answer does")
     return {"choices": [{"message": text, "finish_reason": finish_reason}], "usage": usage, "model": model}
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
 
 

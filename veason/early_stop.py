@@ -1,10 +1,10 @@
-"""Whether a run's replies are unfit for one and the same reason from the first on: then more of them bring nothing."""
+"""Notices a run whose replies are all unfit for one and the same reason from the first on: more of them are in vain."""
 
 from __future__ import annotations
 
 
 class EarlyStop:
-    """Counts the first replies of a run by what makes them unfit.
+    """Counts the first replies of a run by the reason that makes them unfit.
 
     A fit reply, or one that is unfit for another reason, shows that server and model can do better: from then on
     nothing is counted any more.
@@ -17,7 +17,7 @@ class EarlyStop:
         self._over = False
 
     def add(self, reason: str | None) -> bool:
-        """Count one reply, by what makes it unfit (None if it is fit); True once all of the first ones were alike."""
+        """Count one reply by the reason that makes it unfit, None if it is fit; True once all first ones were alike."""
         self._over = self._over or reason is None or self._reason not in (None, reason)
         if self._over:
             return False

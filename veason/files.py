@@ -1,4 +1,4 @@
-"""Files that a user names: regular, present, and what they are said to be; and whether they have changed since."""
+"""Checks of files that a user names: present, regular and of the expected kind; and fingerprints that show a change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from veason.errors import DataError
 
 HEAD = 64 << 10
-"""Bytes of a file that its fingerprint is taken of."""
+"""Bytes at the beginning of a file that its fingerprint covers."""
 
 
 def check_regular(path: Path, *, hint: str = "is the path right?") -> os.stat_result:
@@ -33,7 +34,7 @@ def check_regular(path: Path, *, hint: str = "is the path right?") -> os.stat_re
 
 
 def foreign_content(head: bytes) -> str | None:
-    """What the first bytes of a file show it to be, with the remedy, if that is no data of ours at all."""
+    """The kind of file that the first bytes show, with the remedy, if it cannot be one of ours; otherwise None."""
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "empty; fetch the file again"
@@ -56,8 +57,8 @@ def read_head(path: Path, size: int = 512) -> bytes:
         return file.read(size)
 
 
-class RepeatedKey(dict):
-    """A JSON object in which a key stood twice; the reader that knows what it is reading names the entry."""
+class RepeatedKey(dict[str, Any]):
+    """A JSON object in which `key` stood twice; the reader that knows what it is reading names the entry."""
 
     key: str
 
@@ -81,19 +82,20 @@ def load_json(path: Path, *, hint: str = "is the path right?") -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON's (key, value) pairs, a `RepeatedKey` where a key stands twice."""
     record = dict(pairs)
     if len(record) == len(pairs):
         return record
-    seen: set[str] = set()
     repeated = RepeatedKey(record)
-    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    keys = Counter(key for key, _ in pairs)
+    repeated.key = next(key for key, _ in pairs if keys[key] > 1)
     return repeated
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size, time of change and a hash of the first `HEAD` bytes of a file, to be compared for equality later.
 
-    A file that was replaced by an older one has changed, too, so times are never compared by order.
+    Times are never compared by order: a file that was replaced by an older one has changed, too.
     """
     status = check_regular(path)
     with open(path, "rb") as file:

@@ -1,10 +1,10 @@
-"""Masks as PNG files: the writer of ours, and the one reader of everybody's, predictions and ground truth alike.
+"""Writes masks as PNG files, and reads them: one reader for predictions and ground truth, ours and other people's.
 
 The reader trusts no file. The header comes first, so that nothing is unpacked for a picture of another size; every
 chunk's CRC, the stream's Adler-32 and its exact length are checked; no more is ever inflated than the picture has.
 Pixels are then those of OpenCV (`decode_grey`) or Pillow (`decode_indices`), or a `PngError` says what is wrong.
 
-How it is fast: a mask is long runs of one value, which zlib-ng packs and unpacks many times as fast as the zlib that
+It is fast because a mask is long runs of one value, which zlib-ng packs and unpacks many times as fast as the zlib that
 OpenCV and Pillow are built with, into the same bytes. Without zlib-ng Python's own zlib does the same, slower.
 """
 
@@ -22,7 +22,7 @@ from veason.types import Size
 try:
     from zlib_ng import zlib_ng as zlib
 except ImportError:
-    import zlib
+    import zlib  # type: ignore[no-redef] # the same functions, slower
 
 Bits = Literal[1, 8]
 
@@ -33,19 +33,19 @@ _CHANNELS = {GREY: 1, COLOUR: 3, PALETTE: 1, GREY_ALPHA: 2, COLOUR_ALPHA: 4}
 _DEPTHS = {GREY: (1, 2, 4, 8, 16), COLOUR: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), COLOUR_ALPHA: (8, 16)}
 _IHDR = Struct(">IIBBBBB")
 _PLAIN = frozenset((b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"sBIT", b"hIST"))
-"""Chunks that change no grey value in OpenCV's reading."""
+"""Chunks that do not change a grey value in OpenCV's reading."""
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row, first column, step down, step right of the passes of an interlaced picture."""
 _IDAT_BYTES = 8192
-"""How much of a stream libpng puts into one chunk."""
+"""Bytes of a stream that libpng puts into one chunk."""
 
 
 class PngError(ValueError):
-    """What is wrong with a PNG, in words that follow the file's name."""
+    """A fault of a PNG file; the message is to follow the file's name."""
 
 
 class Header(NamedTuple):
-    """What the first chunk of a PNG says."""
+    """The size and kind of a PNG, from its first chunk."""
 
     size: Size
     depth: int
@@ -74,11 +74,10 @@ def encode(mask: np.ndarray, *, bits: Bits = 8) -> bytes:
     stream = pack(">H", start) + packer.compress(rows) + packer.flush() + pack(">I", zlib.adler32(rows))
     parts = [stream[at : at + _IDAT_BYTES] for at in range(0, len(stream), _IDAT_BYTES)]
     chunks = [(b"IHDR", _IHDR.pack(width, height, bits, GREY, 0, 0, 0)), *((b"IDAT", part) for part in parts)]
-    return SIGNATURE + b"".join(_chunk(kind, content) for kind, content in (*chunks, (b"IEND", b"")))
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return pack(">I", len(content)) + kind + content + pack(">I", zlib.crc32(kind + content))
+    return SIGNATURE + b"".join(
+        pack(">I", len(content)) + kind + content + pack(">I", zlib.crc32(kind + content))
+        for kind, content in (*chunks, (b"IEND", b""))
+    )
 
 
 def header(data: bytes) -> Header:
@@ -135,7 +134,8 @@ def _decode(data: bytes, size: Size) -> tuple[Header, np.ndarray | None, bool]:
     All of the file is checked in any case; samples are None where a pixel has more than 8 bits.
     """
     chunks = _chunks(data)
-    head, stream, plain, palette = _header(data, next(chunks, (b"", b""))[1]), [], True, False
+    head, plain, palette = _header(data, next(chunks, (b"", b""))[1]), True, False
+    stream: list[bytes] = []
     if head.size != size:
         raise PngError(f"the PNG is {head.size[0]}x{head.size[1]}, expected {size[0]}x{size[1]} (height x width)")
     before = b"IHDR"
@@ -157,7 +157,7 @@ def _decode(data: bytes, size: Size) -> tuple[Header, np.ndarray | None, bool]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of each chunk up to the end of the picture; bytes behind that are nobody's."""
+    """(kind, content) of each chunk up to the end of the picture; bytes behind that are ignored."""
     if not data.startswith(SIGNATURE):
         raise PngError("not a PNG file" if data else "the file is empty (0 bytes)")
     at, length = len(SIGNATURE), len(data)
@@ -192,7 +192,15 @@ def _samples(head: Header, stream: bytes) -> np.ndarray | None:
     parts = [(y, x, dy, dx, -((y - height) // dy), -((x - width) // dx)) for y, x, dy, dx in passes]
     parts = [part for part in parts if part[4] > 0 and part[5] > 0]
     lengths = [rows * (1 + (columns * bits + 7) // 8) for *_, rows, columns in parts]
-    raw = _inflate(stream, sum(lengths))
+    decoder = zlib.decompressobj()
+    try:
+        raw = decoder.decompress(stream, sum(lengths) + 1)
+    except zlib.error as error:  # type: ignore[misc] # a class, which the stub of zlib-ng takes for an instance
+        raise PngError(f"the PNG is damaged: its pixels cannot be unpacked ({error})") from error
+    if len(raw) > sum(lengths):
+        raise PngError("the PNG is damaged: it has more pixels than its header says")
+    if len(raw) < sum(lengths) or not decoder.eof:
+        raise PngError("the PNG is damaged: it has fewer pixels than its header says")
     picture = np.empty(head.size, np.uint8) if head.interlaced and bits <= 8 else None
     at = 0
     for (y, x, dy, dx, height, width), length in zip(parts, lengths, strict=True):
@@ -202,35 +210,16 @@ def _samples(head: Header, stream: bytes) -> np.ndarray | None:
             raise PngError(f"the PNG is damaged: a row has the filter {rows[:, 0].max()}")
         if bits > 8:
             continue
-        part = _unpacked((_compiled_unfilter or unfilter)(rows), bits, width)
+        part = (_compiled_unfilter or unfilter)(rows)
+        if bits == 1:
+            part = np.unpackbits(part, axis=1, count=width)
+        elif bits < 8:
+            shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+            part = (part[:, :, None] >> shifts & (1 << bits) - 1).reshape(height, -1)[:, :width]
         if picture is None:
             return part
         picture[y::dy, x::dx] = part
     return picture
-
-
-def _inflate(stream: bytes, length: int) -> bytes:
-    """The `length` bytes of a zlib stream; PngError if it has more or fewer, or a wrong check sum."""
-    decoder = zlib.decompressobj()
-    try:
-        raw = decoder.decompress(stream, length + 1)
-    except zlib.error as error:
-        raise PngError(f"the PNG is damaged: its pixels cannot be unpacked ({error})") from error
-    if len(raw) > length:
-        raise PngError("the PNG is damaged: it has more pixels than its header says")
-    if len(raw) < length or not decoder.eof:
-        raise PngError("the PNG is damaged: it has fewer pixels than its header says")
-    return raw
-
-
-def _unpacked(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """(H, width) samples of `bits` bits from rows of bytes."""
-    if bits == 8:
-        return packed
-    if bits == 1:
-        return np.unpackbits(packed, axis=1, count=width)
-    shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
-    return (packed[:, :, None] >> shifts & (1 << bits) - 1).reshape(len(packed), -1)[:, :width]
 
 
 # Filters of the PNG standard, for pixels of one byte or less

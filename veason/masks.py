@@ -1,4 +1,4 @@
-"""Masks and their run-length encodings: RLE <-> mask, area and box without decoding, union, IoU.
+"""Computes with masks and their run-length encodings: RLE <-> mask, area and box without decoding, union, IoU.
 
 Every RLE that comes from a file goes through `check` once; the rest trusts it (pycocotools itself neither checks the
 number of pixels nor the end of the string). Some writers end a run and go on with a run of no length; pycocotools takes
@@ -9,7 +9,6 @@ such a run for a pixel in a box and for the end of the mask in a union, so `chec
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
@@ -46,7 +45,7 @@ def area(rle: Rle | None) -> int:
 
 def box(rle: Rle | None) -> Box | None:
     """Tightest box around the pixels inside, straight from the runs; None if there are none."""
-    if area(rle) == 0:
+    if rle is None or area(rle) == 0:
         return None
     height, ends = rle["size"][0], np.cumsum(runs(rle["counts"]))
     first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run inside, column by column
@@ -58,18 +57,20 @@ def box(rle: Rle | None) -> Box | None:
 
 def merge(rles: Sequence[Rle | None]) -> Rle | None:
     """RLE of the union, without decoding; None if every one is None."""
-    present = [rle for rle in rles if rle is not None]
-    return functools.reduce(_merge_two, present) if present else None
-
-
-def _merge_two(a: Rle, b: Rle) -> Rle:
-    height, width = a["size"]
-    if len(a["counts"]) + len(b["counts"]) <= height * width:  # pycocotools has room for as many runs as pixels
-        counts = coco.merge([a, b])["counts"].decode("ascii")
-        if runs(counts).sum() == height * width:  # it ends where two runs of no length meet
-            return Rle(size=[height, width], counts=counts)
-    joined = [_joined(runs(rle["counts"]), rle["size"]) for rle in (a, b)]
-    return Rle(size=[height, width], counts=coco.merge(joined)["counts"].decode("ascii"))
+    merged: Rle | None = None
+    for rle in rles:
+        if merged is None or rle is None:
+            merged = merged or rle
+            continue
+        height, width = rle["size"]
+        counts = None
+        if len(merged["counts"]) + len(rle["counts"]) <= height * width:  # pycocotools has room for a run per pixel
+            counts = coco.merge([merged, rle])["counts"].decode("ascii")
+        if counts is None or runs(counts).sum() != height * width:  # it ends where two runs of no length meet
+            joined = [_joined(runs(one["counts"]), one["size"]) for one in (merged, rle)]
+            counts = coco.merge(joined)["counts"].decode("ascii")
+        merged = Rle(size=[height, width], counts=counts)
+    return merged
 
 
 def _joined(counts: np.ndarray, size: Sequence[int]) -> Rle:
@@ -102,22 +103,24 @@ Tracks = Sequence[Sequence[Rle | None]]
 
 
 def shared_areas(a: Tracks, b: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of the A tracks, of the B tracks and of what each pair has in common, all frames together.
+    """Pixels of the A tracks, of the B tracks and of the overlap of each pair, all frames together.
 
     (A,), (B,) and (A, B) int64, straight from the runs of checked masks. ValueError if the tracks differ in length.
     """
     if len({len(track) for track in (*a, *b)}) > 1:
         raise ValueError(f"tracks of {sorted({len(track) for track in (*a, *b)})} frames have no overlap")
-    if _compiled is not None and (read := [_run_ends(tracks) for tracks in (a, b)]) and None not in read:
-        (ends_a, bounds_a, areas_a), (ends_b, bounds_b, areas_b) = read
-        return areas_a, areas_b, _compiled.shared(ends_a, bounds_a, len(a), ends_b, bounds_b, len(b))
-    areas = [np.array([sum(map(area, track)) for track in tracks], np.int64) for tracks in (a, b)]
-    shared = [[sum(map(_area_of_both, one, other)) for other in b] for one in a]
-    return *areas, np.array(shared, np.int64).reshape(len(a), len(b))
-
-
-def _area_of_both(a: Rle | None, b: Rle | None) -> int:
-    return 0 if a is None or b is None else int(coco.area(coco.merge([a, b], intersect=True)))
+    if _compiled is not None:
+        first, second = _run_ends(a), _run_ends(b)
+        if first is not None and second is not None:
+            (ends_a, bounds_a, areas_a), (ends_b, bounds_b, areas_b) = first, second
+            return areas_a, areas_b, _compiled.shared(ends_a, bounds_a, len(a), ends_b, bounds_b, len(b))
+    areas_a, areas_b = (np.array([sum(map(area, track)) for track in tracks], np.int64) for tracks in (a, b))
+    shared = np.zeros((len(a), len(b)), np.int64)
+    for i, one in enumerate(a):
+        for j, other in enumerate(b):
+            pairs = [pair for pair in zip(one, other, strict=True) if None not in pair]
+            shared[i, j] = sum(int(coco.area(coco.merge(list(pair), intersect=True))) for pair in pairs)
+    return areas_a, areas_b, shared
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,7 +134,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check(rle: object, size: Size, where: str) -> Rle:
-    """`rle` if it is a valid compressed RLE of `size`; a ValueError that opens with `where` if not.
+    """`rle` if it is a valid compressed RLE of `size`; otherwise a ValueError that opens with `where`.
 
     Runs of no length between two others are taken out, which leaves the pixels as they are.
     """
@@ -155,9 +158,11 @@ def check(rle: object, size: Size, where: str) -> Rle:
 
 def check_track(rles: Sequence[object], size: Size, where: str) -> tuple[Rle | None, ...]:
     """A mask or None for each frame, each through `check`; the ValueError opens with `where` and the frame."""
-    present = [rle for rle in rles if rle is not None]
-    if all(_looks_right(rle, size) for rle in present) and _cover([rle["counts"] for rle in present], size):
-        return tuple(None if rle is None else Rle(size=list(size), counts=rle["counts"]) for rle in rles)
+    # All at once where they are sound, which is fast; one by one only to mend or to name a mask.
+    counts = [rle.get("counts") if isinstance(rle, dict) and rle.get("size") == list(size) else None for rle in rles]
+    strings = [one for one in counts if isinstance(one, str)]
+    if len(strings) == sum(rle is not None for rle in rles) and _cover(strings, size):
+        return tuple(None if one is None else Rle(size=list(size), counts=one) for one in counts)
     return tuple(None if rle is None else check(rle, size, f"{where}, frame {t}") for t, rle in enumerate(rles))
 
 
@@ -165,13 +170,11 @@ _AT_ONCE = 1 << 22
 """Characters in the table of a track's strings, at most: 200 MB while they are read."""
 
 
-def _looks_right(rle: object, size: Size) -> bool:
-    return isinstance(rle, dict) and rle.get("size") == list(size) and isinstance(rle.get("counts"), str)
-
-
 def _cover(counts: Sequence[str], size: Size) -> bool:
-    """Whether every string can be read and covers `size`, and only a first run is without length. False too for what is
-    too much at one time."""
+    """True if every string can be read and covers `size`, and only a first run is without length.
+
+    False, too, for more characters than are read at one time.
+    """
     if not counts:
         return True
     if _compiled is not None:

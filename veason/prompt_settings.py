@@ -1,7 +1,7 @@
-"""How a checkpoint wants to be asked: ``veason.json`` beside its weights, written by SFT and by export.
+"""The prompt settings that a checkpoint was trained with: ``veason.json`` beside its weights, from SFT and export.
 
-A policy that learned on 4 frames of 84 pixels answers nothing useful when it is shown 8 of 560. The record says what it
-was trained with, so that inference and GRPO can take it, or say what differs.
+A policy that learned on 4 frames of 84 pixels answers nothing useful when it is shown 8 of 560. So inference and GRPO
+take their settings from this record, or print what differs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NAME = "veason.json"
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The settings of a question that a checkpoint was trained with."""
+    """The settings of a prompt, as a checkpoint was trained with them; DataError for a value that cannot be one."""
 
     frames: int
-    """Frames shown of a video, nominally: a shorter video, and the grid of training, show fewer."""
+    """Frames shown of a video, nominally: of a shorter video, and by the grid of training, fewer are shown."""
     size: Size
     """Model (height, width) in pixels."""
     family: str
@@ -33,12 +33,23 @@ class PromptSettings:
     prompt_template: str | None
     """Text of the prompt template; None: the one that comes with this project."""
     max_new_tokens: int
-    """Room for a reply, in tokens."""
+    """The longest reply, in tokens."""
 
     def __post_init__(self) -> None:
-        problem = _problem(self)
-        if problem:
-            raise DataError(problem)
+        families = [family.name for family in BY_MODEL_TYPE.values()]
+        for name in ("frames", "max_new_tokens"):
+            if not _positive(getattr(self, name)):
+                raise DataError(f"{name} must be a positive whole number, found {getattr(self, name)!r}")
+        if not (isinstance(self.size, tuple) and len(self.size) == 2 and all(map(_positive, self.size))):
+            raise DataError(f"size must be [height, width] in pixels, found {self.size!r}")
+        if self.family not in families:
+            raise DataError(f"family must be one of {', '.join(families)}, found {self.family!r}")
+        if not isinstance(self.prompt_template, str | None):
+            raise DataError(f"prompt_template must be text or null, found {self.prompt_template!r}")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def read(folder: str | Path) -> PromptSettings | None:
@@ -61,21 +72,21 @@ def read(folder: str | Path) -> PromptSettings | None:
         raise DataError(f"{path}: {error}; correct or remove it") from error
 
 
-def write(folder: str | Path, asked: PromptSettings) -> None:
+def write(folder: str | Path, settings: PromptSettings) -> None:
     """Put the record beside the weights, in place of an earlier one."""
-    atomic.write_json(Path(folder) / NAME, {**asdict(asked), "size": list(asked.size)})
+    atomic.write_json(Path(folder) / NAME, {**asdict(settings), "size": list(settings.size)})
 
 
-def differences(asked: PromptSettings, **now: Any) -> list[str]:
+def differences(settings: PromptSettings, **now: Any) -> list[str]:
     """One line for each setting in use (by the names of `PromptSettings`) that differs from the checkpoint's training.
 
     >>> differences(PromptSettings(4, (84, 84), "Qwen2.5-VL", None, 256), frames=8, size=(84, 84))
     ['frames is 8, the checkpoint was trained with 4']
     """
     return [
-        f"{name} is {_shown(value)}, the checkpoint was trained with {_shown(getattr(asked, name))}"
+        f"{name} is {_shown(value)}, the checkpoint was trained with {_shown(getattr(settings, name))}"
         for name, value in now.items()
-        if value != getattr(asked, name)
+        if value != getattr(settings, name)
     ]
 
 
@@ -85,22 +96,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "the built-in one"
     return json.dumps(value if len(value) <= 60 else f"{value[:59]}…") if isinstance(value, str) else str(value)
-
-
-def _problem(asked: PromptSettings) -> str | None:
-    """What is wrong with the values of a record, if anything."""
-    families = [family.name for family in BY_MODEL_TYPE.values()]
-    for name in ("frames", "max_new_tokens"):
-        if not _positive(getattr(asked, name)):
-            return f"{name} must be a positive whole number, found {getattr(asked, name)!r}"
-    if not (isinstance(asked.size, tuple) and len(asked.size) == 2 and all(map(_positive, asked.size))):
-        return f"size must be [height, width] in pixels, found {asked.size!r}"
-    if asked.family not in families:
-        return f"family must be one of {', '.join(families)}, found {asked.family!r}"
-    if not isinstance(asked.prompt_template, str | None):
-        return f"prompt_template must be text or null, found {asked.prompt_template!r}"
-    return None
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -11,7 +11,7 @@ import os
 import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # typeshed leaves it out
 
 import httpx2 as httpx  # what the openai client speaks
 

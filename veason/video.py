@@ -1,6 +1,6 @@
-"""Video files: decoded once into a spool on disk, so that any frame can be had at once and memory stays bounded.
+"""Decodes and encodes video files. Decoded frames lie on disk: any frame is there at once, and memory stays bounded.
 
-Times and the shape of pixels go along: frames need not be evenly spaced, and pixels need not be square.
+Times and the shape of pixels are kept: frames need not be evenly spaced, and pixels need not be square.
 """
 
 from __future__ import annotations
@@ -57,21 +57,23 @@ def decode(path: Path, *, stride: int = 1, limit: int | None = None) -> DecodedV
             av.open(str(path), metadata_errors="replace") as container,
             tempfile.TemporaryFile(prefix="veason-frames-") as spool,
         ):
-            stream = _film(container, path)
+            stream = _choose_stream(container, path)
             rate = Fraction(stream.average_rate or stream.guessed_rate or 24) / stride
-            times, shape, aspect = [], None, Fraction(stream.sample_aspect_ratio or 1)
+            times: list[Fraction | None] = []
+            shape, aspect = None, Fraction(stream.sample_aspect_ratio or 1)
             chosen = itertools.islice(_frames(container, stream, path), 0, None, stride)
             try:
                 for frame in itertools.islice(chosen, limit):
-                    picture = _upright(frame)
+                    turns = round(frame.rotation / 90)  # phones store how they were held; anticlockwise, as in NumPy
+                    picture = np.rot90(frame.to_ndarray(format="rgb24"), turns)
                     shape = shape or picture.shape
                     if picture.shape != shape:
                         raise DataError(
                             f"{path}: frame {len(times)} is {picture.shape[:2]}, the first is {shape[:2]}; re-encode it"
                         )
-                    if not times and round(frame.rotation / 90) % 2:
+                    if not times and turns % 2:
                         aspect = 1 / aspect
-                    _write(spool, picture)
+                    spool.write(np.ascontiguousarray(picture).data)
                     times.append(None if frame.pts is None or not frame.time_base else frame.pts * frame.time_base)
             except av.error.FFmpegError as error:
                 raise DataError(_damage(path, len(times), error)) from error
@@ -81,10 +83,17 @@ def decode(path: Path, *, stride: int = 1, limit: int | None = None) -> DecodedV
             frames = np.memmap(spool, dtype=np.uint8, mode="r", shape=(len(times), *shape))
     except av.error.FFmpegError as error:
         raise DataError(_damage(path, 0, error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{tempfile.gettempdir()}: no space left for the decoded frames; free some, set TMPDIR, or "
+            "take fewer frames (--stride, --limit)"
+        ) from error
     return DecodedVideo(frames=frames, rate=rate, times=_times(times, rate), pixel_aspect=aspect)
 
 
-def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def _choose_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     """The stream that players choose among those that are no attached pictures."""
     attached = Disposition.attached_pic | Disposition.timed_thumbnails
     films = [stream for stream in container.streams.video if not stream.disposition & attached]
@@ -101,19 +110,19 @@ def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
 
 
 def _frames(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.VideoFrame]:
-    """The frames in the order shown; `av.error.InvalidDataError` at the first damage, a file cut off among it."""
+    """The frames in the order shown; `av.error.InvalidDataError` at the first damage, or where the file is cut off."""
     cut_off = av.error.InvalidDataError(0, "the file is cut off")
     for packet in container.demux(stream):
         if packet.is_corrupt and container.format.name != "mpegts":  # the last piece of a file that is cut off;
             yield from stream.codec_context.decode(None)  # transport streams have such packets in the middle
             raise cut_off
-        yield from packet.decode()
+        yield from stream.decode(packet)
     if _ends_early(path):
         raise cut_off
 
 
 def _ends_early(path: Path) -> bool:
-    """Whether a box of an MP4 or QuickTime file reaches beyond the file's end. False for all other files.
+    """True if a box of an MP4 or QuickTime file reaches beyond the file's end; False for all other files.
 
     FFmpeg tells only if the cut goes through a frame: a file that is cut between two frames seems to end there.
     """
@@ -133,32 +142,16 @@ def _ends_early(path: Path) -> bool:
     return at > size
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned by the quarters that the file asks for: phones store how they were held."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # both count anticlockwise
-
-
-def _write(spool: tempfile._TemporaryFileWrapper, picture: np.ndarray) -> None:
-    try:
-        spool.write(np.ascontiguousarray(picture))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"{tempfile.gettempdir()}: no space left for the decoded frames; free some, set TMPDIR, or "
-            "take fewer frames (--stride, --limit)"
-        ) from error
-
-
 def _times(starts: Sequence[Fraction | None], rate: Fraction) -> tuple[Fraction, ...]:
     """T + 1 times of T frames since the first; evenly spaced where the file gives no times or goes backwards.
 
     The last frame lasts as long as most do: the durations that containers give are in decoding order.
     """
-    gaps = [] if None in starts else [b - a for a, b in itertools.pairwise(starts)]
+    known = [start for start in starts if start is not None]
+    gaps = [b - a for a, b in itertools.pairwise(known)] if len(known) == len(starts) else []
     if not gaps or min(gaps) <= 0:
         return tuple(t / rate for t in range(len(starts) + 1))
-    return tuple(time - starts[0] for time in (*starts, starts[-1] + statistics.median_low(gaps)))
+    return tuple(time - known[0] for time in (*known, known[-1] + statistics.median_low(gaps)))
 
 
 def _damage(path: Path, count: int, error: av.error.FFmpegError) -> str:
@@ -183,13 +176,21 @@ def encode(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    starts = None if times is None or _evenly(times, rate) else [round(time * _TICKS) for time in times]
+    even = times is None or all(abs(time - t / rate) <= _EVEN for t, time in enumerate(times))
+    starts = None if times is None or even else [round(time * _TICKS) for time in times]
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             stream = None
             for t, frame in enumerate(frames):
                 if stream is None:
-                    stream = _open_stream(container, frame, rate, timed=starts is not None, pixel_aspect=pixel_aspect)
+                    stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+                    stream.height, stream.width = (side + side % 2 for side in frame.shape[:2])
+                    stream.pix_fmt = "yuv420p"
+                    if starts is not None:  # without B frames they are decoded in the order shown, so durations hold
+                        stream.codec_context.time_base = Fraction(1, _TICKS)
+                        stream.codec_context.max_b_frames = 0
+                    if pixel_aspect != 1:  # H.264 has 16 bits for each of the two numbers
+                        stream.codec_context.sample_aspect_ratio = pixel_aspect.limit_denominator(255)
                 frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 if starts is not None:
@@ -203,28 +204,11 @@ def encode(
         raise
 
 
-def _evenly(times: Sequence[Fraction], rate: Fraction) -> bool:
-    return all(abs(time - t / rate) <= _EVEN for t, time in enumerate(times))
-
-
-def _open_stream(
-    container: av.container.OutputContainer, frame: np.ndarray, rate: Fraction, *, timed: bool, pixel_aspect: Fraction
-) -> av.VideoStream:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-    stream.height, stream.width = (side + side % 2 for side in frame.shape[:2])
-    stream.pix_fmt = "yuv420p"
-    if timed:
-        stream.codec_context.time_base = Fraction(1, _TICKS)
-        stream.codec_context.max_b_frames = 0  # frames are decoded in the order shown, so durations are what they seem
-    if pixel_aspect != 1:
-        stream.codec_context.sample_aspect_ratio = pixel_aspect.limit_denominator(255)  # H.264 has 16 bits for each
-    return stream
-
-
 def _with_durations(packets: list[av.Packet], starts: Sequence[int] | None) -> list[av.Packet]:
     """The packets, each lasting until the next frame starts; unchanged where frames are evenly spaced."""
     if starts is not None:
         lasting = {start: end - start for start, end in itertools.pairwise(starts)}
         for packet in packets:
+            assert packet.pts is not None
             packet.duration = lasting[packet.pts]
     return packets

@@ -1,20 +1,22 @@
-"""Do the same thing to many items in processes of our own, in order, with a progress bar.
+"""Runs one task on many items in worker processes, in order, with a progress bar.
 
 The shared part (an opened data set, say) is pickled once for each worker. One worker is this very process.
 
 Worker processes end with the process that started them, however that one ends: each holds the reading end of a pipe of
-which only the parent has the writing end, and leaves as soon as that is closed, which the system does even for a parent
+which only the parent has the writing end, and exits as soon as that is closed, which the system does even for a parent
 that was killed. An interrupt of the keyboard goes to the parent alone; it then closes the pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +33,8 @@ from veason.errors import DataError
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_AHEAD = 8  # items a worker that are under way or done and not yet asked for
+_AHEAD = 8
+"""Items per worker that are under way, or done and not yet asked for."""
 
 
 class WorkerPool:
@@ -56,9 +59,12 @@ class WorkerPool:
         self._pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=initial)
 
     def submit(self, item: Any) -> Future[Any]:
-        """Have a worker do the task to an item; to be called from one thread."""
-        with _interrupts_wait():  # workers are started here, and inherit what is blocked
+        """Have a worker do the task on an item; to be called from one thread."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers are started here and inherit it
+        try:
             return self._pool.submit(_do, item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -75,16 +81,6 @@ class WorkerPool:
             raise DataError("a worker died, perhaps out of memory; use fewer --workers") from error
 
 
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Within this block the keyboard's interrupt waits, for this thread and for the processes that it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def map_in_order(
     task: Callable[[Shared, Item], Result],
     shared: Shared,
@@ -96,29 +92,29 @@ def map_in_order(
 ) -> Iterator[Result]:
     """``task(shared, item)`` for each item, in the order of the items; a bar on stderr if that is a terminal.
 
-    `task` is a function of a module. More than one worker starts processes (see `WorkerPool`). What a task raises is
-    raised here.
+    `task` is a function of a module. More than one worker starts processes (see `WorkerPool`). An exception of a task
+    is raised here.
     """
     bar = tqdm(total=len(items), desc=label, unit=unit, disable=not sys.stderr.isatty())
-    results = _in_pool(task, shared, items, workers) if workers > 1 else (task(shared, item) for item in items)
-    with bar:
-        for result in results:
+    if workers <= 1:
+        with bar:
+            for item in items:
+                result = task(shared, item)
+                bar.update()
+                yield result
+        return
+    processes = min(workers, len(items)) or 1
+    waiting: deque[Future[Result]] = deque()
+    with bar, WorkerPool(task, shared, workers=processes) as pool:
+        left = iter(items)
+        while True:
+            for item in itertools.islice(left, processes * _AHEAD - len(waiting)):  # bounded behind a slow first item
+                waiting.append(pool.submit(item))
+            if not waiting:
+                return
+            result = waiting.popleft().result()
             bar.update()
             yield result
-
-
-def _in_pool(
-    task: Callable[[Shared, Item], Result], shared: Shared, items: Sequence[Item], workers: int
-) -> Iterator[Result]:
-    processes = min(workers, len(items)) or 1
-    waiting: list[Future[Result]] = []
-    with WorkerPool(task, shared, workers=processes) as pool:
-        for item in items:
-            waiting.append(pool.submit(item))
-            if len(waiting) == processes * _AHEAD:  # results are not piled up behind a slow first item
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
 
 
 _task: Callable[[Any], Any] | None = None
@@ -135,7 +131,7 @@ def _start(alive: Connection, task: Callable[[Any, Any], Any], shared: Any, star
 
 
 def _end_with_parent(alive: Connection) -> None:
-    """Wait until the other end of the pipe is closed, then leave without any cleaning up."""
+    """Wait until the other end of the pipe is closed, then end the process without cleaning up."""
     with contextlib.suppress(EOFError, OSError):
         alive.recv_bytes()
     os._exit(1)

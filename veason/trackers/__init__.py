@@ -1,4 +1,4 @@
-"""Trackers: a box on one frame becomes a mask on every frame. `base.Tracker` says what they promise."""
+"""Trackers turn a box on one frame into a mask on every frame; `base.Tracker` is their protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRACKERS = ("grabcut", "sam2")
 def open_tracker(name: str, **options: Any) -> Tracker:
     """The tracker called `name`, built with its own `options` (see `Sam2Tracker` and `GrabCutTracker`).
 
-    Imports happen here, so that who asks for grabcut needs neither torch nor sam2. DataError for an unknown name.
+    Imports happen here, so that grabcut needs neither torch nor sam2. DataError for an unknown name.
     """
     if name == "sam2":
         from veason.trackers.sam2 import Sam2Tracker

@@ -1,4 +1,4 @@
-"""A tracker encodes frames once, then turns any number of box prompts into mask tracks; checks that all share."""
+"""The protocol of trackers (frames encoded once, then any number of box prompts) and the checks of their input."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_keyframe(keyframe: int, length: int) -> None:
 
 
 def clip_boxes(boxes: Sequence[Box], size: Size) -> list[Box | None]:
-    """The part of each box inside a frame of `size`, None where there is none; a ValueError if one is not finite."""
+    """The part of each box inside a frame of `size`, None for one outside; a ValueError for one that is not finite."""
     for k, box in enumerate(boxes):
         if len(box) != 4 or not all(math.isfinite(side) for side in box):
             raise ValueError(f"box {k} is {tuple(box)}, expected four finite numbers (x1, y1, x2, y2)")

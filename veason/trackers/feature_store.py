@@ -1,4 +1,4 @@
-"""Image features of every frame of a video: in memory up to a budget, beyond it in a temporary file.
+"""Stores the image features of every frame of a video: in memory up to a budget, beyond it in a temporary file.
 
 A SAM2 predictor looks a frame up in `state["cached_features"]` before it runs its image encoder, and asks that object
 for nothing but `get`. A `FeatureStore` in its place, filled for all frames, lets any number of prompts share one
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -36,7 +36,7 @@ class FeatureStore:
         self._storage = storage
         self._left = budget_bytes
         self._spill_dir = spill_dir
-        self._file: IO[bytes] | None = None
+        self._file: BinaryIO | None = None
         self._frames: list[list[torch.Tensor] | _Spilled] = []
         self._positions: list[torch.Tensor] = []  # the same for every frame: kept once
         self._last: tuple[int, list[torch.Tensor]] | None = None  # every object of a frame asks for it in turn
@@ -59,7 +59,14 @@ class FeatureStore:
             self._frames.append([tensor.to(self._storage) for tensor in features])
         else:
             self._left = 0  # so that the frames in memory are the first ones, whatever the sizes
-            self._frames.append(self._spill(features))
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115 - it lives as long as the store
+            spilled = _Spilled(self._file.seek(0, 2), [])
+            for tensor in features:
+                dense = tensor.cpu().clone()  # keeps the strides, drops what the storage holds beyond the tensor
+                spilled.layouts.append(_Layout(dense.dtype, tuple(dense.shape), dense.stride()))
+                self._file.write(_bytes(dense.as_strided((dense.numel(),), (1,))))
+            self._frames.append(spilled)
 
     def get(self, frame: int, default: object = None) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
         """A stand-in for the image, which tracking does not look at, and the backbone output of `frame`.
@@ -67,26 +74,25 @@ class FeatureStore:
         `default` is what the predictor offers for a miss; there is none: a frame that was not encoded is an IndexError.
         """
         if self._last is None or self._last[0] != frame:
-            self._last = (frame, self._load(self._frames[frame]))
+            kept = self._frames[frame]
+            if isinstance(kept, _Spilled):
+                kept = self._read(kept)
+            self._last = (frame, [tensor.to(self._device) for tensor in kept])
         backbone = {"backbone_fpn": list(self._last[1]), "vision_pos_enc": list(self._positions)}
         return torch.empty(1, 0, 0, 0, device=self._device), backbone
 
-    def _load(self, kept: list[torch.Tensor] | _Spilled) -> list[torch.Tensor]:
-        if isinstance(kept, _Spilled):
-            self._file.seek(kept.offset)
-            kept = [_read(self._file, layout) for layout in kept.layouts]
-        return [tensor.to(self._device) for tensor in kept]
-
-    def _spill(self, features: list[torch.Tensor]) -> _Spilled:
-        if self._file is None:
-            # It lives as long as the store does.
-            self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115
-        spilled = _Spilled(self._file.seek(0, 2), [])
-        for tensor in features:
-            dense = tensor.cpu().clone()  # keeps the strides, drops what the storage holds beyond the tensor
-            spilled.layouts.append(_Layout(dense.dtype, tuple(dense.shape), dense.stride()))
-            self._file.write(_bytes(dense.as_strided((dense.numel(),), (1,))))
-        return spilled
+    def _read(self, spilled: _Spilled) -> list[torch.Tensor]:
+        assert self._file is not None
+        self._file.seek(spilled.offset)
+        tensors = []
+        for layout in spilled.layouts:
+            flat = torch.empty(torch.Size(layout.shape).numel(), dtype=layout.dtype)
+            wanted = flat.numel() * flat.element_size()
+            data = self._file.read(wanted)
+            assert len(data) == wanted, f"the feature file gave {len(data)} bytes of {wanted}"
+            _bytes(flat)[:] = data
+            tensors.append(flat.as_strided(layout.shape, layout.stride))
+        return tensors
 
 
 class _Layout(NamedTuple):
@@ -100,12 +106,5 @@ class _Spilled(NamedTuple):
     layouts: list[_Layout]
 
 
-def _read(file: IO[bytes], layout: _Layout) -> torch.Tensor:
-    flat = torch.empty(torch.Size(layout.shape).numel(), dtype=layout.dtype)
-    found, wanted = file.readinto(_bytes(flat)), flat.numel() * flat.element_size()
-    assert found == wanted, f"the feature file gave {found} bytes of {wanted}"
-    return flat.as_strided(layout.shape, layout.stride)
-
-
 def _bytes(flat: torch.Tensor) -> memoryview:
-    return memoryview(flat.view(torch.uint8).numpy())  # as bytes, since NumPy has no bfloat16
+    return flat.view(torch.uint8).numpy().data  # as bytes, since NumPy has no bfloat16

@@ -1,4 +1,4 @@
-"""Optical flow between neighbouring frames, computed once and shared by every object of every prompt."""
+"""Computes optical flow between neighbouring frames, once for every object of every prompt."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class NeighbourFlow:
         if (source, target) in self._cached:
             return self._cached[source, target]
         height, width = self._frames[source].shape[:2]
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(
-            self._gray(source), self._gray(target), None
-        )
+        make = cv2.DISOpticalFlow_create  # type: ignore[attr-defined] # the stub leaves it out
+        dis = make(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flow = dis.calc(self._gray(source), self._gray(target), None)
         flow = flow[:height, :width].astype(np.float16)  # finer than DIS is right
         if flow.nbytes <= self._left:
             self._left -= flow.nbytes
@@ -55,7 +55,8 @@ class NeighbourFlow:
         return self._look_up(mask, np.where((inside[..., None] == 0) & (weight > 1e-3), mean, flow))
 
     def _look_up(self, mask: np.ndarray, flow: np.ndarray) -> np.ndarray:
-        return cv2.remap(mask.astype(np.float32), self._grid + flow, None, cv2.INTER_LINEAR) > 0.5
+        # The stub of OpenCV leaves out that there may be no second map.
+        return cv2.remap(mask.astype(np.float32), self._grid + flow, None, cv2.INTER_LINEAR) > 0.5  # type: ignore[call-overload]
 
     def _gray(self, position: int) -> np.ndarray:
         gray = cv2.cvtColor(self._frames[position], cv2.COLOR_RGB2GRAY)

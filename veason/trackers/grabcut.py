@@ -1,4 +1,4 @@
-"""GrabCut in the box, optical flow outwards: a tracker without weights, and an honest baseline on real pictures.
+"""Tracks without weights: GrabCut in the box, optical flow outwards. A baseline on real pictures.
 
 On the keyframe GrabCut separates the box's colours from those around it. From there the mask is carried to each
 neighbour along the flow of the object's inside, and GrabCut decides anew in a narrow band around its edge.
@@ -7,8 +7,8 @@ All of it happens on copies of at most `working_side` pixels; masks are brought 
 copies and the flow belong to the video and are shared by its prompts. A track depends on its own box alone: OpenCV's
 random numbers are seeded before each cut.
 
-What it cannot do: tell an object from its shadow, keep a hole (holes are filled), notice that something else has
-taken the object's place, or find again what has gone. A mask carried out of the frame is empty from there on, but an
+It cannot tell an object from its shadow, keep a hole (holes are filled), notice that something else has taken the
+object's place, or find an object again that has gone. A mask carried out of the frame is empty from there on, but an
 object that drives out over still ground may leave a speck at the edge. Colours alone never make an object vanish: where
 there is too little to cut, the carried mask stands.
 """
@@ -27,13 +27,16 @@ from veason.trackers.base import check_frame, check_keyframe, clip_boxes
 from veason.trackers.flow import NeighbourFlow, disc
 from veason.types import Box, MaskTrack, Rle, Size
 
-# In side lengths of the object, the root of its area.
-_REACH = 0.1  # how far from the edge flow counts as the inside's
-_BAND = 0.03  # half the width of the band that GrabCut decides
-# In half axes of the box's own ellipse.
-_CORE = 0.7  # taken for the object on the keyframe
-_GUESS = 1.1  # where the object's colours are first learnt: corners of a box are mostly background
-_PART = 0.1  # a piece smaller than this share of the largest is dropped
+_REACH = 0.1
+"""Distance from the edge at which flow counts as the inside's, in side lengths of the object (the root of its area)."""
+_BAND = 0.03
+"""Half the width of the band that GrabCut decides, in side lengths of the object."""
+_CORE = 0.7
+"""Half axes of the box's ellipse that are taken for the object on the keyframe."""
+_GUESS = 1.1
+"""Half axes within which the object's colours are first learnt: corners of a box are mostly background."""
+_PART = 0.1
+"""A piece smaller than this share of the largest is dropped."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class GrabCutTracker:
 
         ValueError where there is no frame, or one of another size or type.
         """
-        size, copies = None, []
+        size: Size | None = None
+        copies = []
         for position, frame in enumerate(frames):
             size = check_frame(frame, position, size)
             scale = min(1.0, self.working_side / max(size))
@@ -101,7 +105,10 @@ class GrabCutTracker:
             rles = [empty] * encoded.length
             if box is not None:
                 for position, mask in _follow(encoded, keyframe, box):
-                    rles[position] = _native(mask, encoded.size)
+                    if mask.shape != encoded.size:
+                        larger = cv2.resize(mask.astype(np.float32), encoded.size[::-1], interpolation=cv2.INTER_LINEAR)
+                        mask = np.asarray(larger > 0.5)
+                    rles[position] = masks.encode(mask)
                     if progress is not None:
                         progress()
             objects.append(rles)
@@ -110,7 +117,12 @@ class GrabCutTracker:
 
 def _follow(encoded: EncodedVideo, keyframe: int, box: Box) -> Iterator[tuple[int, np.ndarray]]:
     """Positions and working-size masks of one object, outwards from the keyframe, for as long as it is there."""
-    start = _cut_box(encoded.frames[keyframe], _working_box(box, encoded))
+    # The box in pixels of the working copies, half-open: all that it touches, so it is never empty.
+    height, width = encoded.frames[0].shape[:2]
+    sy, sx = height / encoded.size[0], width / encoded.size[1]
+    x1, y1 = math.floor(box[0] * sx), math.floor(box[1] * sy)
+    x2, y2 = min(width, math.ceil((box[2] + 1) * sx)), min(height, math.ceil((box[3] + 1) * sy))
+    start = _cut_box(encoded.frames[keyframe], (x1, y1, x2, y2))
     yield keyframe, start
     for step, end in ((1, encoded.length), (-1, -1)):
         mask = start
@@ -120,14 +132,6 @@ def _follow(encoded: EncodedVideo, keyframe: int, box: Box) -> Iterator[tuple[in
                 break
             mask = _refine(encoded.frames[position], mask)
             yield position, mask
-
-
-def _working_box(box: Box, encoded: EncodedVideo) -> tuple[int, int, int, int]:
-    """`box` in pixels of the working copies, half-open (x1, y1, x2, y2): all that it touches, so never empty."""
-    height, width = encoded.frames[0].shape[:2]
-    sy, sx = height / encoded.size[0], width / encoded.size[1]
-    x1, y1 = math.floor(box[0] * sx), math.floor(box[1] * sy)
-    return x1, y1, min(width, math.ceil((box[2] + 1) * sx)), min(height, math.ceil((box[3] + 1) * sy))
 
 
 def _cut_box(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -170,22 +174,13 @@ def _grabcut(frame: np.ndarray, labels: np.ndarray, box: tuple[int, int, int, in
     crop, cut = np.ascontiguousarray(frame[window]), np.ascontiguousarray(labels[window])
     if 0 < np.count_nonzero(cut & 1) < cut.size and (crop != crop[0, 0]).any():
         cv2.setRNGSeed(0)  # it draws its first clusters at random
-        cv2.grabCut(crop, cut, None, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
-    found = np.zeros(labels.shape, dtype=bool)
-    found[window] = _whole(cut & 1)  # GC_FGD and GC_PR_FGD are the odd labels
-    return found
-
-
-def _whole(mask: np.ndarray) -> np.ndarray:
-    """`mask` without holes and specks: its large pieces, filled. uint8 0/1 in, bool out."""
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        unused = (0, 0, 0, 0)  # a rectangle, where there is no mask
+        cv2.grabCut(crop, cut, unused, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
+    # Holes are filled and specks dropped: the outlines of the large pieces are drawn.
+    inside = cut & 1  # GC_FGD and GC_PR_FGD are the odd labels
+    outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     areas = [cv2.contourArea(outline) for outline in outlines]  # 0 for a piece one pixel thin
     large = [outline for outline, area in zip(outlines, areas, strict=True) if area >= _PART * max(areas)]
-    return cv2.drawContours(np.zeros_like(mask), large, -1, 1, cv2.FILLED).view(bool)
-
-
-def _native(mask: np.ndarray, size: Size) -> Rle:
-    """RLE at `size` of a mask at working size."""
-    if mask.shape != size:
-        mask = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
-    return masks.encode(mask)
+    found = np.zeros(labels.shape, dtype=bool)
+    found[window] = cv2.drawContours(np.zeros_like(inside), large, -1, 1, cv2.FILLED).view(bool)
+    return found

@@ -1,13 +1,13 @@
-"""SAM2: the official video predictor, its image features computed once and shared by every prompt.
+"""Tracks with SAM2: the official video predictor, its image features computed once and shared by every prompt.
 
 The masks are those of the stock calls (`init_state` on a folder of JPEGs, a box per object, propagate forward, then in
-reverse), bit for bit; tests/veason/trackers/test_sam2.py holds that. What differs is what is kept:
+reverse), bit for bit; tests/veason/trackers/test_sam2.py holds that. Less is kept in memory:
 
 - Frames come from memory, one at a time; neither they nor their float copies are kept.
 - Image features are kept for all frames in a `FeatureStore`, so `track` never runs the image encoder. Its budget
   (`feature_budget_bytes`) bounds them; the frames beyond go to a temporary file.
 - A frame's entry in the memory bank is dropped as soon as no later frame can look at it, so a session holds
-  O(window) frames, not O(T). The window is what the model reads: `num_maskmem` memories, `max_obj_ptrs_in_encoder`
+  O(window) frames, not O(T). The model reads a window of `num_maskmem` memories and `max_obj_ptrs_in_encoder`
   pointers.
 - A mask becomes an RLE when it is produced; no T x H x W stack exists.
 - Objects go through in groups of `max_objects_per_pass`. The predictor infers each object on its own, batch of one,
@@ -119,8 +119,17 @@ class Sam2Tracker:
         cpu = torch.device("cpu")
         self._feature_device = cpu if offload_features_to_cpu else self.device
         self._state_device = cpu if offload_state_to_cpu else self.device
-        self.predictor = _build(config, self.device)
-        _load_weights(self.predictor, checkpoint, config)
+        self.predictor = build_predictor(config, self.device)
+        found, wanted = _read_weights(Path(checkpoint)), self.predictor.state_dict()
+        misfits = {
+            "missing": sorted(wanted.keys() - found.keys()),
+            "unexpected": sorted(found.keys() - wanted.keys()),
+            "of another shape": sorted(k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape),
+        }
+        if any(misfits.values()):
+            counts = ", ".join(f"{len(keys)} {what} (first {keys[0]!r})" for what, keys in misfits.items() if keys)
+            raise DataError(f"{checkpoint} does not fit {config}: of {len(wanted)} weights, {counts}")
+        self.predictor.load_state_dict(found)
 
     @torch.inference_mode()
     def encode(self, frames: Sequence[np.ndarray]) -> EncodedVideo:
@@ -135,7 +144,7 @@ class Sam2Tracker:
             spill_dir=self.spill_dir,
         )
         levels = self.predictor.num_feature_levels
-        size = None
+        size: Size | None = None
         for position, frame in enumerate(frames):
             size = check_frame(frame, position, size)
             with self._autocast():
@@ -158,16 +167,15 @@ class Sam2Tracker:
         See `base.Tracker` for boxes that leave the frame. Propagates forward to the end, then in reverse to the start.
         """
         check_keyframe(keyframe, encoded.length)
-        prompts = clip_boxes(boxes, encoded.size)
+        present = [(k, box) for k, box in enumerate(clip_boxes(boxes, encoded.size)) if box is not None]
         empty = masks.encode(np.zeros(encoded.size, dtype=bool))
         objects: list[list[Rle]] = [[empty] * encoded.length for _ in boxes]
-        present = [k for k, box in enumerate(prompts) if box is not None]
         # Overlap is settled between the objects of a session: then all must be in the same one.
         step = len(present) if self.predictor.non_overlap_masks else self.max_objects_per_pass
         for start in range(0, len(present), max(step, 1)):
             group = present[start : start + step]
-            for position, frame_masks in self._propagate(encoded, keyframe, [prompts[k] for k in group]):
-                for k, mask in zip(group, frame_masks, strict=True):
+            for position, frame_masks in self._propagate(encoded, keyframe, [box for _, box in group]):
+                for (k, _), mask in zip(group, frame_masks, strict=True):
                     objects[k][position] = masks.encode(mask)
                     if progress is not None:
                         progress()
@@ -184,7 +192,11 @@ class Sam2Tracker:
                     self.predictor.add_new_points_or_box(state, frame_idx=keyframe, obj_id=k, box=box)
             for reverse in (False, True):
                 steps = self.predictor.propagate_in_video(state, start_frame_idx=keyframe, reverse=reverse)
-                while (step := self._next(steps)) is not None:
+                while True:
+                    with self._autocast():  # around one step: a generator must not leave its caller inside the region
+                        step = next(steps, None)
+                    if step is None:
+                        break
                     position, _, logits = step  # logits (N, 1, H, W)
                     self._forget(state, position, keyframe, reverse)
                     if not (reverse and position == keyframe):  # the forward pass gave it
@@ -203,10 +215,6 @@ class Sam2Tracker:
             yield
         finally:
             del self.predictor.track_step
-
-    def _next(self, steps: Iterator[Any]) -> Any | None:
-        with self._autocast():  # around one step: a generator must not leave its caller inside an autocast region
-            return next(steps, None)
 
     def _forget(self, state: dict[str, Any], position: int, keyframe: int, reverse: bool) -> None:
         """Drop the memory-bank entries that no frame after `position` reads.
@@ -260,9 +268,10 @@ class Sam2Tracker:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
-def _build(config: str | Path, device: torch.device) -> Any:
+def build_predictor(config: str | Path, device: torch.device) -> Any:
     """The official predictor of `config`, without weights."""
     path = Path(config)
+    enter: Callable[..., contextlib.AbstractContextManager[None]]
     if path.is_file():
         enter, source, name = hydra.initialize_config_dir, str(path.resolve().parent), path.name
     elif (importlib.resources.files("sam2") / str(config)).is_file():
@@ -282,21 +291,6 @@ def _build(config: str | Path, device: torch.device) -> Any:
     if importlib.util.find_spec("sam2._C") is None:
         predictor.fill_hole_area = 0  # it would try at every frame, fail, warn and leave the holes; run.json says it
     return predictor
-
-
-def _load_weights(model: torch.nn.Module, checkpoint: str | Path, config: str | Path) -> None:
-    """Fill `model` from `checkpoint`; a DataError that counts and names what does not fit."""
-    found = _read_weights(Path(checkpoint))
-    wanted = model.state_dict()
-    misfits = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys()),
-        "of another shape": sorted(k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape),
-    }
-    if any(misfits.values()):
-        counts = ", ".join(f"{len(keys)} {what} (first {keys[0]!r})" for what, keys in misfits.items() if keys)
-        raise DataError(f"{checkpoint} does not fit {config}: of {len(wanted)} weights, {counts}")
-    model.load_state_dict(found)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -320,7 +314,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar that `propagate_in_video` draws, which has no switch of its own."""
+    """Silence the progress bar of `propagate_in_video`, which has no switch of its own."""
     bar = sam2_video_predictor.tqdm
     sam2_video_predictor.tqdm = functools.partial(bar, disable=True)
     try:

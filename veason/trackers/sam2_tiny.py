@@ -1,4 +1,4 @@
-"""A tiny SAM2 with random weights: every code path of the real one, milliseconds a frame, meaningless masks."""
+"""Makes a tiny SAM2 with random weights: all code paths of the real one, milliseconds a frame, meaningless masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from veason.trackers.sam2 import _build
+from veason.trackers.sam2 import build_predictor
 
 _WIDTH = 64
 _MEMORY_WIDTH = 16
@@ -34,18 +34,14 @@ def tiny_sam2(folder: str | Path, seed: int, *, image_size: int = 128, **model: 
     files.config.write_text(yaml.safe_dump({"model": {**_model(image_size), **model}}, sort_keys=False))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        predictor = _build(files.config, torch.device("cpu"))
-        _enliven(predictor)
+        predictor = build_predictor(files.config, torch.device("cpu"))
+        # As drawn, some see no object anywhere and none heeds its memory much.
+        with torch.no_grad():
+            predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(1.0)
+            for layer in predictor.memory_attention.layers:
+                layer.cross_attn_image.out_proj.weight.mul_(8.0)
     torch.save({"model": predictor.state_dict()}, files.checkpoint)
     return files
-
-
-def _enliven(predictor: torch.nn.Module) -> None:
-    """Make random weights answer: as drawn, some see no object anywhere and none heeds its memory much."""
-    with torch.no_grad():
-        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(1.0)
-        for layer in predictor.memory_attention.layers:
-            layer.cross_attn_image.out_proj.weight.mul_(8.0)
 
 
 def _model(image_size: int) -> dict[str, Any]:
@@ -134,7 +130,7 @@ def _rope(side: int, **more: Any) -> dict[str, Any]:
     }
 
 
-_SAM2_1 = {  # what the SAM2.1 configs switch on
+_SAM2_1 = {  # the switches of the SAM2.1 configs
     "sigmoid_scale_for_mem_enc": 20.0,
     "sigmoid_bias_for_mem_enc": -10.0,
     "use_mask_input_as_output_without_sam": True,
