@@ -12,7 +12,7 @@ from PIL import Image
 
 from veason import masks
 
-# `make test` takes few random examples, `make test-all` many (--hypothesis-profile thorough). A busy machine may be slow.
+# `make test` takes few random examples, `make test-all` many (--hypothesis-profile thorough). Machines may be slow.
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=CHECKS)
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=CHECKS)
@@ -20,6 +20,29 @@ settings.load_profile("fast")
 
 SIZE = (48, 64)
 FRAMES = ("00000", "00005", "00010", "00015")
+
+
+# A worker takes a file at a time. The longest begin first, so that no worker is left alone with one at the end.
+LONGEST = (
+    "verl/test_training.py",
+    "inference/test_distributed.py",
+    "demo/test_demo.py",
+    "training_data_construction/test_sft_scripts.py",
+    "training_scripts/test_slurm.py",
+    "verl/test_nodes.py",
+    "gpu/test_checks_on_cpu.py",
+    "inference/test_commands.py",
+    "verl/test_reward_pool.py",
+    "verl/test_checkpoint.py",
+    "verl/test_actor_ranks.py",
+    "verl/test_worker_group.py",
+    "inference/test_served_policy.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
 def square(t: int) -> np.ndarray:
