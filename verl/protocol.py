@@ -38,7 +38,7 @@ class Outline:
     key: str
     """Names the prompt among all of its data set, whatever the epoch."""
     group: str
-    """Name that prompts of the same origin share, such as their video."""
+    """Name that prompts of the same origin share."""
     kind: str
     """Prompts of one kind are few or many; validation is drawn to hold each kind as often as the others."""
     messages: list[dict[str, Any]] = field(repr=False)

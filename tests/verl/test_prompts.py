@@ -108,7 +108,7 @@ class TestLength:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert "error: 12 of 12 training prompts" in done.stderr
-        assert "so none is left: show fewer or smaller frames" in done.stderr
+        assert "so none is left: show fewer or smaller images" in done.stderr
         assert not (tmp_path / "run" / "config.yaml").exists()
 
     def test_a_task_that_cannot_tell_beforehand_is_told_in_one_line_later(self, policy, config):
@@ -140,6 +140,7 @@ class TestValidation:
                           "trainer.accept_changes=[data.val_limit]")  # fmt: skip
         changed = open_prompts(accepted)
         assert "do not compare with those before" in changed.notes[-1]
+        assert changed.validation_hash() != chosen.validation_hash() == open_prompts(validating).validation_hash()
         changed.record(tmp_path)
         assert (tmp_path / "val_keys.before.txt").read_text().split() == keys
         assert (tmp_path / "val_keys.txt").read_text().split() == changed.held_out.keys
@@ -148,6 +149,7 @@ class TestValidation:
         chosen = open_prompts(config("data.train_files=4"))
         chosen.record(tmp_path)
         assert chosen.held_out is None
+        assert chosen.validation_hash() is None
         assert not (tmp_path / "val_keys.txt").exists()
 
     def test_a_task_without_outlines_is_drawn_by_seed(self, policy, tmp_path):

@@ -14,7 +14,17 @@ from grpo_reward.options import DataOptions, RewardOptions
 from verl import config as configuration
 from verl.config import Config, ConfigError, WorkerConfig, flatten
 from verl.trainer import run_folder
-from verl.trainer.run_folder import MAY_CHANGE, Past, check_config, check_inputs, find_inputs, find_past, keep_config
+from verl.trainer.run_folder import (
+    MAY_CHANGE,
+    Best,
+    Past,
+    best_so_far,
+    check_config,
+    check_inputs,
+    find_inputs,
+    find_past,
+    keep_config,
+)
 from verl.workers import checkpoint
 
 
@@ -123,7 +133,7 @@ class TestFindPast:
     def test_a_marker_that_holds_something_else_is_one_line(self, config, tmp_path, text):
         folder = save(tmp_path / "run", 1)
         (folder / "complete.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"step_000001/complete\.json: .* cannot be read.* move its folder away"):
+        with pytest.raises(ConfigError, match=r"complete\.json.* (cannot be read|is not as it was).* move .* away"):
             run_folder.read_past(config, find_past(config))
 
     def test_what_is_no_checkpoint_is_refused(self, config, tmp_path):
@@ -233,6 +243,33 @@ class TestInputs:
     def test_a_task_without_prints_and_a_model_of_a_hub_are_not_compared(self, config):
         config.worker.actor.model.model_path = "someone/a-model"
         assert find_inputs(config, {"data.train_files": object()}) == {}
+
+
+class TestBest:
+    @pytest.fixture
+    def past(self, config, tmp_path):
+        record = run_folder.progress(config, {}, None, **Best("keys of before", score=3.5, step=4).record())
+        return run_folder.read_past(config, save(tmp_path / "run", 6, **record))
+
+    def test_it_goes_on_with_the_run(self, past, caplog):
+        caplog.set_level("INFO")
+        assert best_so_far(past, "keys of before") == Best("keys of before", 3.5, 4)
+        assert best_so_far(None, "keys") == Best("keys")
+        assert caplog.messages == []
+
+    def test_a_score_of_other_prompts_is_forgotten_in_one_line(self, past, caplog):
+        caplog.set_level("INFO")
+        assert best_so_far(past, "other keys") == Best("other keys", None, None)
+        assert caplog.messages == [
+            "the best step so far (4, validation reward 3.5000) is forgotten: its prompts were others"
+        ]
+
+    def test_a_run_that_does_not_validate_keeps_it_for_a_later_one(self, past):
+        assert best_so_far(past, None) == Best("keys of before", 3.5, 4)
+
+    def test_a_checkpoint_without_a_hash_is_taken_as_it_is(self, config, tmp_path):
+        folder = save(tmp_path / "run", 2, best=1.0, best_step=2)
+        assert best_so_far(run_folder.read_past(config, folder), "keys") == Best("keys", 1.0, 2)
 
 
 class TestConfigurationKept:

@@ -65,13 +65,14 @@ class TestJsonLines:
             log(tmp_path, first_step=2)
 
     @pytest.mark.parametrize("left", [b"", b'{"step": 1, "a": 0}\n', b'{"step": 1, "a": 0}\n{"step": 2, "a', None])
-    def test_lines_that_are_lost_are_told(self, tmp_path, capsys, left):
+    def test_lines_that_are_lost_are_told(self, tmp_path, caplog, left):
         log(tmp_path, steps=[1, 2])
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
         path = tmp_path / "metrics.jsonl"
         path.unlink() if left is None else path.write_bytes(left)
         log(tmp_path, first_step=2, steps=[3])
-        assert capsys.readouterr().err == f"note: {path} has no line of step 2, after which the run goes on\n"
+        assert caplog.messages == [f"{path} has no line of step 2, after which the run goes on"]
+        assert caplog.records[0].levelname == "WARNING"
         assert [line["step"] for line in read_lines(path)] == ([1, 3] if left else [3])
 
     def test_no_finite_number_is_null(self, tmp_path):
@@ -104,6 +105,19 @@ class TestConsole:
         console.write(2, self.metrics, {})
         last = stream.getvalue().splitlines()[-1]
         assert last == "step   2/625   0%  reward 2.5  kl 1.5e-05  eta 1:43:50"  # 623 steps of 10 s
+
+    def test_terms_of_the_reward_stand_under_their_own_names(self):
+        metrics = {"group/equal": 0.5, "reward/without_problem": 1.0, "reward/brevity": 2.0, "reward/total": 3.0}
+        stream = io.StringIO()
+        Console(total_steps=9, stream=stream).write(0, metrics, {})
+        assert stream.getvalue() == "step 0/9   0%  reward 3  brevity 2  equal 0.5000  eta ?\n"
+
+    def test_a_long_name_of_a_term_is_cut_to_its_column(self):
+        stream = Terminal()
+        Console(total_steps=9, stream=stream).write(0, {"reward/total": 3.0, "reward/a_term_of_the_reward": 2.0}, {})
+        head, row = stream.getvalue().replace("\033[1m", "").replace("\033[0m", "").splitlines()
+        assert head == "step       reward a_term_o"
+        assert row == "0/9   0%        3        2  eta ?"
 
     def test_columns_line_up_on_a_terminal(self):
         stream = Terminal()

@@ -271,7 +271,7 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest(cluster, polic
     ]
     assert rates == [1e-3, 5e-4]
     main(settings(policy, run, *more, *lr))
-    assert "nothing is left to do: 4 steps are done of 4" in capsys.readouterr().out
+    assert "nothing is left to do: 4 steps are done of 4" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_a_run_from_another_ones_checkpoint_can_be_requeued(cluster, policy, pla
     start = [f"trainer.resume={plain / 'step_000002'}", "trainer.save_freq=1"]
     main(settings(policy, tmp_path, *start, "trainer.max_steps=3"))
     main(settings(policy, tmp_path, *start))
-    assert f"resuming after step 3 from {tmp_path / 'step_000003'}" in capsys.readouterr().out
+    assert f"resuming after step 3 from {tmp_path / 'step_000003'}" in capsys.readouterr().err
     assert lines(tmp_path) == lines(plain)[2:]
 
 

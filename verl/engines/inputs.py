@@ -47,7 +47,7 @@ def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
     if len(inputs) > max_length:
         raise ConfigError(
             f"{prompt.uid}: the prompt has {len(inputs)} tokens, data.max_prompt_length is {max_length}; "
-            "show fewer or smaller frames, or raise it"
+            "show fewer or smaller images, or raise it"
         )
     return inputs
 

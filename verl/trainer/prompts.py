@@ -6,6 +6,7 @@ validation are drawn by seed, every group once before any twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,11 @@ class RunPrompts:
     """Prompts that were left out for their length, of ``train`` and ``val``."""
     notes: list[str]
     """Lines that a user should read before the run starts."""
+
+    def validation_hash(self) -> str | None:
+        """A hash of the validation prompts' keys, None where there are none. Scores with the same hash compare."""
+        keys = None if self.held_out is None else self.held_out.keys
+        return None if keys is None else hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
         return {"data/overlong": float(self.overlong["train"])}
@@ -140,7 +146,7 @@ def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> t
             f"longer than data.max_prompt_length={data.max_prompt_length} tokens, images included (the longest, "
             f"{outlines[numbers[longest]].key}: {lengths[longest]})"
         )
-        remedy = "show fewer or smaller frames, or raise it"
+        remedy = "show fewer or smaller images, or raise it"
         if not short:
             raise ConfigError(f"{words}, so none is left: {remedy}")
         if not data.filter_overlong_prompts:

@@ -1,4 +1,4 @@
-"""A run's folder: who writes there, which checkpoint the run goes on from, and which configurations it has had.
+"""The folder of a run: one run at a time writes there, goes on from a checkpoint, and keeps its configurations.
 
 A checkpoint says what it was trained with: the configuration and the contents of the files that it names. A run goes on
 from it with the same ones, apart from `MAY_CHANGE` and what ``trainer.accept_changes`` names; anything else would be
@@ -11,15 +11,18 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from verl.config import Config, ConfigError, defaults, flatten, leaves, to_yaml
 from verl.workers import checkpoint
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 NO_LOCKS = "VEASON_NO_LOCKS"
@@ -77,10 +80,10 @@ MAY_CHANGE = frozenset(
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
 """Files of a checkpoint folder that a policy is made of."""
 BLOCKS, BLOCK = 16, 1 << 16
-"""A file's print is taken of this many blocks of so many bytes, spread over it."""
+"""A file's digest is made from this many blocks of so many bytes, spread over it."""
 
 Inputs = dict[str, dict[str, str]]
-"""For each key of the configuration, a print of every file that it stands for, by the file's name."""
+"""For each key of the configuration, a digest of every file that it stands for, by the file's name."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,23 @@ class Past:
         return self.progress["step"]
 
 
+@dataclass(frozen=True)
+class Best:
+    """The step with the highest validation reward so far; None: there is none yet."""
+
+    validation: str | None
+    """A hash of the keys of the prompts that scores are means over; None where it is not known."""
+    score: float | None = None
+    step: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The part of a checkpoint's record that `best_so_far` reads."""
+        return {"best": self.score, "best_step": self.step, "validation": self.validation}
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process; ConfigError if another run holds it, or none can be had."""
+    """Hold the folder's lock, which ends with the process. ConfigError if another run holds it, or none can be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "ab")  # noqa: SIM115 - closed below
@@ -108,26 +125,22 @@ def locked(folder: Path) -> Iterator[None]:
             f"trainer.save_checkpoint_path={folder}: {error.strerror}; give a folder to write to"
         ) from None
     with file:
-        if os.environ.get(NO_LOCKS) != "1":
-            _take(file, folder)
+        try:
+            if os.environ.get(NO_LOCKS) != "1":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another run is writing here; wait for it or end it, or give another "
+                "trainer.save_checkpoint_path"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
+                raise
+            raise ConfigError(
+                f"{folder}: this file system has no locks ({error.strerror}); give a trainer.save_checkpoint_path on "
+                f"another one, or set {NO_LOCKS}=1 and make sure that one run writes there at a time"
+            ) from None
         yield
-
-
-def _take(file: IO[bytes], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"{folder}: another run is writing here; wait for it or end it, or give another "
-            "trainer.save_checkpoint_path"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
-            raise
-        raise ConfigError(
-            f"{folder}: this file system has no locks ({error.strerror}); give a trainer.save_checkpoint_path on "
-            f"another one, or set {NO_LOCKS}=1 and make sure that one run writes there at a time"
-        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------- the past
@@ -182,16 +195,30 @@ def progress(config: Config, inputs: Inputs, past: Past | None, **where: Any) ->
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    """Read without a look at the rest of the checkpoint, which is whole or not when it is loaded."""
+    """The record of a checkpoint, read without a look at the rest of it: that is checked when it is loaded."""
     path = folder / checkpoint.COMPLETE
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        checkpoint.read(folder)  # raises, and names the last checkpoint that is whole, where the file is damaged
         raise ConfigError(f"{path}: this checkpoint cannot be read: {error}; move its folder away") from error
     found = facts.get("progress") if isinstance(facts, dict) else None
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):
         raise ConfigError(f"{path}: this checkpoint cannot be read: it names no step; move its folder away")
     return found
+
+
+def best_so_far(past: Past | None, validation: str | None) -> Best:
+    """The best step of the past. It is forgotten, and a line says so, where scores were of other validation prompts."""
+    if past is None:
+        return Best(validation)
+    score, step = past.progress["best"], past.progress["best_step"]
+    before = past.progress.get("validation", validation)  # absent: written before there was a hash
+    if validation is None or before in (None, validation):
+        return Best(validation or before, score, step)
+    if score is not None:
+        log.info("the best step so far (%s, validation reward %.4f) is forgotten: its prompts were others", step, score)
+    return Best(validation)
 
 
 def check_config(config: Config, past: Past) -> list[str]:
@@ -205,11 +232,16 @@ def check_config(config: Config, past: Past) -> list[str]:
         for key, value in flatten(config).items()
         if before.get(key, default[key]) != value
     }
-    told = {key: f"{key} was {_shown(old)}, is {_shown(new)}" for key, (old, new) in changes.items()}
+
+    def shown(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 120 else f"{text[:120]}…"
+
+    lines = {key: f"{key} was {shown(old)}, is {shown(new)}" for key, (old, new) in changes.items()}
     refused = [key for key in changes if key not in MAY_CHANGE and key not in config.trainer.accept_changes]
     if refused:
-        _refuse(past, [told[key] for key in refused], refused)
-    return list(told.values())
+        _refuse(past, [lines[key] for key in refused], refused)
+    return list(lines.values())
 
 
 def check_inputs(config: Config, past: Past, inputs: Inputs) -> list[str]:
@@ -220,51 +252,43 @@ def check_inputs(config: Config, past: Past, inputs: Inputs) -> list[str]:
         if now is not None:
             names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
             changes |= {key: names} if names else {}
-    told = {key: f"{key} names other contents: {', '.join(names[:5])}" for key, names in changes.items()}
+    lines = {key: f"{key} names other contents: {', '.join(names[:5])}" for key, names in changes.items()}
     refused = [key for key in changes if key not in config.trainer.accept_changes]
     if refused:
-        _refuse(past, [told[key] for key in refused], refused)
-    return list(told.values())
+        _refuse(past, [lines[key] for key in refused], refused)
+    return list(lines.values())
 
 
-def _refuse(past: Past, told: list[str], keys: list[str]) -> NoReturn:
+def _refuse(past: Past, lines: list[str], keys: list[str]) -> NoReturn:
     checkpoint.read(past.folder)  # raises where the difference is damage
     raise ConfigError(
-        f"{past.folder} was trained otherwise: {'; '.join(told)}. Give what it had, start anew in another "
+        f"{past.folder} was trained otherwise: {'; '.join(lines)}. Give what it had, start anew in another "
         "trainer.save_checkpoint_path, or accept that the run changes here with "
         f"trainer.accept_changes=[{','.join(keys)}]"
     )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 # ---------------------------------------------------------------------------------------------------- inputs
 
 
 def find_inputs(config: Config, tasks: Mapping[str, Any]) -> Inputs:
-    """Prints of all that the run reads: the files that its configuration names (`verl.config.names_file`), and what
+    """Digests of all that the run reads: the files that its configuration names (`verl.config.names_file`), and what
     each data set plug-in of `tasks`, by the key that it belongs to, says of its own files in
     ``fingerprint() -> dict[str, str]``."""
     named = {key: leaf.value for key, leaf in leaves(config).items() if "file" in leaf.field.metadata and leaf.value}
-    found = {key: _prints(Path(path)) for key, path in named.items()}
+    found: Inputs = {}
+    for key, text in named.items():  # nothing is found of what is not there, such as a hub name
+        path = Path(text)
+        files = [each for each in sorted(path.iterdir()) if each.suffix in MODEL_SUFFIXES] if path.is_dir() else [path]
+        found[key] = {each.name: _digest(each) for each in files if path.is_dir() or path.is_file()}
     for key, task in tasks.items():
         fingerprint = getattr(task, "fingerprint", None)
         found[key] = fingerprint() if fingerprint is not None else {}
-    return {key: prints for key, prints in found.items() if prints}
+    return {key: digests for key, digests in found.items() if digests}
 
 
-def _prints(path: Path) -> dict[str, str]:
-    """A print of a file, or of each file of a checkpoint folder; nothing for what is not there, as a hub name."""
-    if path.is_dir():
-        return {each.name: _print(each) for each in sorted(path.iterdir()) if each.suffix in MODEL_SUFFIXES}
-    return {path.name: _print(path)} if path.is_file() else {}
-
-
-def _print(path: Path) -> str:
-    """Size and a hash of some of the file's bytes; a copy elsewhere has the same one."""
+def _digest(path: Path) -> str:
+    """Size and a hash of some of the file's bytes, the same for a copy elsewhere."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
         for number in range(BLOCKS):
@@ -280,16 +304,16 @@ def keep_config(config: Config, folder: Path) -> None:
     """Write ``config.yaml``; another one that was there stays as ``config_000.yaml``, ``config_001.yaml`` and so on,
     unless it differs in ``trainer.resume`` alone."""
     path, text = folder / CONFIG_FILE, to_yaml(config)
-    if path.exists() and _lines(path.read_text(encoding="utf-8")) != _lines(text):
+
+    def lines(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("  resume: ")]
+
+    if path.exists() and lines(path.read_text(encoding="utf-8")) != lines(text):
         number = 0
         while (kept := folder / f"config_{number:03d}.yaml").exists():
             number += 1
         path.rename(kept)
     write_whole(path, text)
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith("  resume: ")]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the console, JSON lines, TensorBoard, Weights & Biases.
+"""Writes the numbers of a run to the console, JSON lines, TensorBoard, and Weights & Biases.
 
 ``metrics.jsonl`` holds what a run computes, one line a step, and nothing that differs between two equal runs; a run
 that was killed and resumed ends with the same file, line for line. Seconds and bytes go to ``timings.jsonl``.
@@ -9,27 +9,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from verl.config import Config, ConfigError, flatten
 
+log = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 COLUMNS = {
-    "reward/total": "reward",
-    "reward/format": "format",
-    "reward/keyframe": "keyframe",
-    "reward/spatial": "spatial",
-    "reward/consistency": "consist.",
     "group/equal": "equal",
     "actor/loss": "loss",
     "actor/kl": "kl",
@@ -39,14 +37,15 @@ COLUMNS = {
     "length/response": "length",
     "val/reward/total": "val",
 }
-"""What the console shows, and under which heading; everything else is in the files."""
+"""Metrics that the console shows after the reward and its terms, with their headings; all others are in the files."""
+TERM = "reward/"
+"""Prefix of the reward's terms, which stand under their own names, and of its total."""
 WIDTH = 9
 """Characters per column."""
 HEADER_EVERY = 20
 """Rows between two headers."""
 ETA_OVER = 20
-"""Steps whose mean duration the remaining time is told from."""
-
+"""Steps from whose mean duration the remaining time is estimated."""
 
 NEEDS = {"tensorboard": ("tensorboard", "torch.utils.tensorboard"), "wandb": ("wandb", "wandb")}
 """Package that a backend needs, and what is imported of it or for it."""
@@ -84,7 +83,7 @@ def _without_key(error: Exception) -> str:
 
 
 class Backend(Protocol):
-    """One place that numbers go to."""
+    """A place that numbers go to."""
 
     def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None: ...
 
@@ -138,43 +137,44 @@ class Console:
         self._as_table = self._stream.isatty()
         self._ends = deque([time.monotonic()], maxlen=ETA_OVER + 1)
         self._rows = 0
-        self._shown: tuple[str, ...] = ()
+        self._shown: dict[str, str] = {}
 
     def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         if step > 0:
             self._ends.append(time.monotonic())
         count = len(str(self._total))
         progress = f"{step:>{count}}/{self._total} {step / max(self._total, 1):>4.0%}"
-        eta = f"eta {self._remaining(step)}"
+        eta = "eta ?"  # until a step is done
+        if len(self._ends) > 1:
+            pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+            eta = f"eta {timedelta(seconds=round(pace * max(self._total - step, 0)))}"
         if self._as_table:
             self._write_row(progress, eta, metrics)
         else:
-            values = "  ".join(f"{COLUMNS[name]} {short(metrics[name])}" for name in COLUMNS if name in metrics)
-            self._write_line(f"step {progress}  {values}  {eta}")
-
-    def _write_row(self, progress: str, eta: str, metrics: Mapping[str, float]) -> None:
-        shown = tuple(name for name in COLUMNS if name in metrics or name in self._shown)
-        if shown != self._shown or self._rows % HEADER_EVERY == 0:
-            self._shown = shown
-            heads = "".join(f"{COLUMNS[name]:>{WIDTH}}" for name in shown)
-            self._write_line(f"\033[1m{'step':<{len(progress)}}{heads}\033[0m")
-        cells = "".join(f"{short(metrics[name]) if name in metrics else '':>{WIDTH}}" for name in shown)
-        self._write_line(f"{progress}{cells}  {eta}")
-        self._rows += 1
-
-    def _write_line(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
+            values = "  ".join(f"{head} {short(metrics[name])}" for name, head in columns(metrics).items())
+            self._stream.write(f"step {progress}  {values}  {eta}\n")
         self._stream.flush()
 
-    def _remaining(self, step: int) -> str:
-        """Time left at the pace of the last steps; unknown before one is done."""
-        if len(self._ends) < 2:
-            return "?"
-        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return str(timedelta(seconds=round(pace * max(self._total - step, 0))))
+    def _write_row(self, progress: str, eta: str, metrics: Mapping[str, float]) -> None:
+        shown = columns({**self._shown, **metrics})
+        if shown != self._shown or self._rows % HEADER_EVERY == 0:
+            self._shown = shown
+            heads = "".join(f"{head[: WIDTH - 1]:>{WIDTH}}" for head in shown.values())
+            self._stream.write(f"\033[1m{'step':<{len(progress)}}{heads}\033[0m\n")
+        cells = "".join(f"{short(metrics[name]) if name in metrics else '':>{WIDTH}}" for name in shown)
+        self._stream.write(f"{progress}{cells}  {eta}\n")
+        self._rows += 1
 
     def close(self) -> None:
         pass
+
+
+def columns(names: Collection[str]) -> dict[str, str]:
+    """Those of the metrics `names` that the console shows, in order, with their headings."""
+    total, usable = f"{TERM}total", f"{TERM}without_problem"
+    terms = {name: name.removeprefix(TERM) for name in names if name.startswith(TERM) and name not in (total, usable)}
+    ordered = {total: "reward", **terms, **COLUMNS}
+    return {name: head for name, head in ordered.items() if name in names}
 
 
 def short(value: float) -> str:
@@ -197,7 +197,12 @@ class JsonLines:
     def write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         for handle, values in ((self._metrics, metrics), (self._timings, timings)):
             finite = {name: value if math.isfinite(value) else None for name, value in sorted(values.items())}
-            _append(handle, json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False))
+            line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
+            # one system call where the disk allows, on the disk when this returns: a cut leaves half a line at worst
+            rest = memoryview(line.encode() + b"\n")
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
 
     def close(self) -> None:
         os.close(self._metrics)
@@ -226,25 +231,16 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _open_after(path: Path, first_step: int) -> int:
     """Handle that appends to `path` after the lines of the first `first_step` steps; what follows them is removed.
-    Lines that should be there and are not are told on stderr."""
+    A warning says where lines that should be there are not."""
     end = last = 0
     if first_step > 0 and path.exists():
         kept = [(end, record["step"]) for record, end in _records(path) if record["step"] <= first_step]
         end, last = kept[-1] if kept else (0, 0)
     if last < first_step:
-        print(f"note: {path} has no line of step {first_step}, after which the run goes on", file=sys.stderr)
+        log.warning("%s has no line of step %d, after which the run goes on", path, first_step)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.ftruncate(handle, end)
     return handle
-
-
-def _append(handle: int, line: str) -> None:
-    """One line in one system call where the disk allows, on the disk when this returns: a cut leaves a half last line
-    at worst."""
-    rest = memoryview(line.encode() + b"\n")
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-    os.fsync(handle)
 
 
 class TensorBoard:

@@ -7,7 +7,7 @@ import pytest
 from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.trainer.main import main
-from verl.trainer.ray_trainer import _account
+from verl.trainer.metrics import describe_stale_weights
 
 
 def test_vllm_is_missed_before_ray_is_started(tmp_path, monkeypatch):
@@ -28,12 +28,12 @@ def test_vllm_is_missed_before_ray_is_started(tmp_path, monkeypatch):
 
 
 def test_the_guard_names_the_most_distant_of_what_any_rank_found():
-    assert _account([{"a": 0.25, "b": 1e-3}, {"b": 0.5, "c": math.inf}]) == (
+    assert describe_stale_weights([{"a": 0.25, "b": 1e-3}, {"b": 0.5, "c": math.inf}]) == (
         "Stale in the engine, with their relative distance from what was sent: c (inf), b (0.5), a (0.25)"
     )
     many = {f"w{number}": float(number) for number in range(1, 11)}
-    assert _account([many]).endswith("w4 (4), w3 (3) and 2 more")
+    assert describe_stale_weights([many]).endswith("w4 (4), w3 (3) and 2 more")
 
 
 def test_without_stale_weights_the_guard_looks_elsewhere():
-    assert "so its inputs or its arithmetic differ" in _account([{}, {}])
+    assert "so its inputs or its arithmetic differ" in describe_stale_weights([{}, {}])
