@@ -167,7 +167,7 @@ def measure(root: Path, *, workers: int, rounds: int = 4) -> tuple[float, dict[s
             results = vicas.evaluate(root, pred, split="v1.0/test", workers=workers, j_and_f=j_and_f)
             clock[name] = min(clock.get(name, math.inf), time.perf_counter() - start)
         if results.mean("overall", "mAP") != expected:
-            sys.exit(f"mAP {results.average_precisions()['mAP']} ({name}), {expected} by the definition")
+            sys.exit(f"mAP {results.mean('overall', 'mAP')} ({name}), {expected} by the definition")
     vicas.COMPILE_FROM = usual
     return expected, seconds, clock
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -263,6 +262,8 @@ def encodings_text(encodings: Mapping[str, int]) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the libraries that a score depends on."""
+    import importlib.metadata  # takes as long to load as OpenCV, and workers do not need it
+
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,

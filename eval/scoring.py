@@ -9,14 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from eval import metrics, predictions
 from eval.metrics import accuracy, robustness
@@ -27,7 +25,6 @@ from veason import mask_png, masks
 from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
-from veason.worker_pool import WorkerPool
 
 COMPILE_FROM = 4_000
 """Predicted frames a worker must have to score before loading compiled code pays."""
@@ -38,6 +35,21 @@ nonzero or not."""
 
 Track = Sequence[Sequence[Rle | None]]
 """Objects x T frames."""
+
+
+T = TypeVar("T")
+
+
+class VideoScorer(Protocol[T]):
+    """The way in which a video is scored. Pickled once for each worker."""
+
+    def frames(self, sample: VideoSample) -> int:
+        """Returns the number of a sample's masks whose pixels are looked at."""
+        ...
+
+    def score(self, samples: Sequence[VideoSample]) -> dict[str, T]:
+        """Returns outcomes by name, for samples of one video."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -203,57 +215,57 @@ def score_expressions(
     )
 
 
-def score_all(scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], *, workers: int) -> dict[str, Outcome]:
-    """Outcome of every sample of `videos`, by sample key.
+def score_all(scorer: VideoScorer[T], videos: Mapping[str, Sequence[VideoSample]], *, workers: int) -> dict[str, T]:
+    """Returns the outcome of every sample of `videos`, by sample key.
 
     More than one worker starts processes, so a script that calls this needs its ``if __name__ == "__main__"``.
     """
     if workers < 1:
         raise DataError(f"workers must be at least 1, found {workers}")
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, T] = {}
     for _, scored in score_videos(scorer, videos, workers=workers):
         outcomes |= scored
     return outcomes
 
 
 def score_videos(
-    scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], *, workers: int
-) -> Iterator[tuple[str, dict[str, Outcome]]]:
-    """(video, outcomes of its samples) as they are done; the longest videos start first."""
-    order = sorted(videos, key=lambda video: -_pixels(videos[video]))
+    scorer: VideoScorer[T], videos: Mapping[str, Sequence[VideoSample]], *, workers: int
+) -> Iterator[tuple[str, dict[str, T]]]:
+    """Yields (video, outcomes of its samples) as they are done; the longest videos start first."""
+
+    def pixels(video: str) -> int:
+        sample = videos[video][0]
+        return len(videos[video]) * len(sample) * sample.size[0] * sample.size[1]
+
+    order = sorted(videos, key=pixels, reverse=True)
     frames = sum(len(samples) * scorer.frames(samples[0]) for samples in videos.values())
-    compiled = frames >= COMPILE_FROM * max(1, workers)
-    bar = tqdm(total=len(order), unit="video", desc="scoring", disable=not sys.stderr.isatty())
-    with bar:
-        if workers > 1:
-            done = _in_pool(scorer, videos, order, workers, compiled)
-        else:
-            done = _in_turn(scorer, videos, order, compiled)
-        for video, outcomes in done:
-            bar.update()
-            yield video, outcomes
+    start = functools.partial(_use_compiled, frames >= COMPILE_FROM * workers)
+    if workers > 1:
+        done = _in_pool(scorer, {video: videos[video] for video in order}, workers=workers, start=start)
+    else:
+        start()
+        done = ((video, _score(scorer, videos[video])) for video in order)
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # takes a third as long to load as NumPy
 
-
-def _pixels(samples: Sequence[VideoSample]) -> int:
-    height, width = samples[0].size
-    return len(samples) * len(samples[0]) * height * width
-
-
-def _in_turn(
-    scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str], compiled: bool
-) -> Iterator[tuple[str, dict[str, Outcome]]]:
-    _use_compiled(compiled)
-    for video in order:
-        yield video, _score_named(scorer, videos[video])
+        done = iter(tqdm(done, total=len(order), unit="video", desc="scoring"))
+    yield from done
 
 
 def _in_pool(
-    scorer: Scorer, videos: Mapping[str, Sequence[VideoSample]], order: Sequence[str], workers: int, compiled: bool
-) -> Iterator[tuple[str, dict[str, Outcome]]]:
-    start = functools.partial(_use_compiled, compiled)
+    scorer: VideoScorer[T],
+    videos: Mapping[str, Sequence[VideoSample]],
+    *,
+    workers: int,
+    start: Callable[[], None],
+) -> Iterator[tuple[str, dict[str, T]]]:
+    from concurrent.futures import as_completed  # with the modules of processes, which one worker does not need
+
+    from veason.worker_pool import WorkerPool
+
     tolerance = _tolerance(scorer)
-    with WorkerPool(_score_in_worker, scorer, workers=min(workers, len(order)) or 1, start=start) as pool:
-        futures = {pool.submit(videos[video]): video for video in order}
+    with WorkerPool(_score_in_worker, scorer, workers=min(workers, len(videos)) or 1, start=start) as pool:
+        futures = {pool.submit(samples): video for video, samples in videos.items()}
         for future in as_completed(futures):
             outcomes, notes = future.result()
             for note in notes if tolerance is not None else ():
@@ -261,20 +273,20 @@ def _in_pool(
             yield futures[future], outcomes
 
 
-def _tolerance(scorer: Scorer) -> Tolerance | None:
+def _tolerance(scorer: VideoScorer[Any]) -> Tolerance | None:
     """Where the scorer's data set, if it has one, notes what it lets through."""
     return getattr(getattr(scorer, "dataset", None), "tolerance", None)
 
 
 def _score_in_worker(
-    scorer: Scorer, samples: Sequence[VideoSample]
-) -> tuple[dict[str, Outcome], list[tuple[str, str]]]:
-    """(outcomes, what the data set let through meanwhile), for the process that prints it."""
+    scorer: VideoScorer[T], samples: Sequence[VideoSample]
+) -> tuple[dict[str, T], list[tuple[str, str]]]:
+    """Returns (outcomes, what the data set let through meanwhile), for the process that logs it."""
     tolerance = _tolerance(scorer)
     if tolerance is None:
-        return _score_named(scorer, samples), []
+        return _score(scorer, samples), []
     tolerance.take()  # noted when the data set was opened, where it is known
-    return _score_named(scorer, samples), tolerance.take()
+    return _score(scorer, samples), tolerance.take()
 
 
 def _use_compiled(wanted: bool) -> None:
@@ -282,7 +294,8 @@ def _use_compiled(wanted: bool) -> None:
     mask_png.use_compiled(wanted)
 
 
-def _score_named(scorer: Scorer, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
+def _score(scorer: VideoScorer[T], samples: Sequence[VideoSample]) -> dict[str, T]:
+    """Scores a video; the exception of a defect names it."""
     try:
         return scorer.score(samples)
     except Exception as error:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tqdm import tqdm
-
 from veason.errors import DataError
 from veason.safe_text import printable
 
@@ -91,7 +89,13 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            line = self.format(record)
+            if "tqdm" in sys.modules:  # otherwise there is no bar, and loading it takes longer than OpenCV
+                from tqdm import tqdm
+
+                tqdm.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr)
         except Exception:  # as every handler of the standard library: logging may not end the program
             self.handleError(record)
 

@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import cv2
-from tqdm import tqdm
 
 from veason.command import set_up_logging
 from veason.errors import DataError
@@ -95,6 +94,8 @@ def map_in_order(
     `task` is a function of a module. More than one worker starts processes (see `WorkerPool`). An exception of a task
     is raised here.
     """
+    from tqdm import tqdm  # workers show no bar, and loading it takes longer than OpenCV
+
     bar = tqdm(total=len(items), desc=label, unit=unit, disable=not sys.stderr.isatty())
     if workers <= 1:
         with bar:
