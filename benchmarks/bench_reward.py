@@ -30,10 +30,11 @@ import yaml
 from PIL import Image
 
 from benchmarks.bench_sam2 import counted, quiet, write_jpegs
-from grpo_reward import matching, reward_score, terms
-from grpo_reward.reward_score import STRICT, KeyframeReward
+from grpo_reward import reward_score, terms
+from grpo_reward.options import STRICT
+from grpo_reward.reward_score import KeyframeReward
 from grpo_reward.target import Target
-from veason import masks
+from veason import box_matching, masks
 from veason.answer import format_reply
 from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
@@ -119,7 +120,7 @@ def stock(tracker: Sam2Tracker, case: Case, reply: str) -> float:
     if reading.position is None:
         return reading.format
     true = reward_score.true_boxes(target.boxes[reading.position], zero_boxes=False)
-    found = matching.match(reading.boxes, true)
+    found = box_matching.match(reading.boxes, true)
     state = tracker.predictor.init_state(str(case.folder))
     for number, (i, _) in enumerate(found.pairs):
         box = np.array(reading.boxes[i], np.float32)

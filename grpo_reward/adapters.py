@@ -68,11 +68,12 @@ def keyframe_reward(
     Completions of one prompt, which TRL keeps next to each other, are judged together.
     """
     reward, totals = _reward_of(settings or {}), []
-    rows = zip(completions, target, frames or itertools.repeat(None), strict=frames is not None)
-    for truth, group in itertools.groupby(rows, key=lambda row: _as_text(row[1])):
-        group = list(group)
-        rewards = _score(reward, truth, group[0][2], [_text(completion) for completion, _, _ in group], uid="a prompt")
-        totals += [reward.total for reward in rewards]
+    truths = [truth if isinstance(truth, str) else json.dumps(truth) for truth in target]
+    rows = zip(completions, truths, [None] * len(truths) if frames is None else frames, strict=True)
+    for truth, group in itertools.groupby(rows, key=lambda row: row[1]):
+        same = list(group)
+        replies = [_text(completion) for completion, _, _ in same]
+        totals += [each.total for each in _score(reward, truth, same[0][2], replies, uid="a prompt")]
     return totals
 
 
@@ -87,7 +88,12 @@ def _score(
     target = Target.from_json(ground_truth)
     if shown is None and reward.tracks:
         raise ValueError("the consistency term needs the shown frames; without them, set weights.consistency to 0")
-    images = [] if shown is None else _images(shown, target.size)
+    images: list[np.ndarray] = []
+    paths = tuple(Path(frame) for frame in shown or () if isinstance(frame, (str, Path)))
+    if shown is not None and len(paths) == len(shown):
+        images = _loaded(paths, target.size)
+    elif shown is not None:
+        images = [frames.resize(np.asarray(frame), target.size) for frame in shown]
     return reward.score(Prompt(uid=uid, messages=[], images=images, target=target), replies)
 
 
@@ -101,20 +107,10 @@ def _built(settings: str) -> KeyframeReward:
     return build(RewardOptions(**json.loads(settings)))
 
 
-def _images(shown: Sequence[Frame], size: Size) -> list[np.ndarray]:
-    if all(isinstance(frame, (str, Path)) for frame in shown):
-        return _loaded(tuple(map(Path, shown)), size)
-    return [frames.resize(np.asarray(frame), size) for frame in shown]
-
-
 @lru_cache(maxsize=2)
 def _loaded(paths: tuple[Path, ...], size: Size) -> list[np.ndarray]:
     """The same list for the same paths, by which the reward knows that it need not encode again."""
     return [frames.resize(frames.load(path), size) for path in paths]
-
-
-def _as_text(truth: str | Mapping[str, Any]) -> str:
-    return truth if isinstance(truth, str) else json.dumps(truth)
 
 
 def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:

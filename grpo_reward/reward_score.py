@@ -1,72 +1,39 @@
-"""Score the replies to one prompt: four terms each, one weighted sum, one encoding of the frames for all of them."""
+"""Scores the replies to one prompt: four terms each, one weighted sum, one encoding of the frames for all of them."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from grpo_reward import matching, terms
-from grpo_reward.options import RewardOptions
+from grpo_reward import terms
+from grpo_reward.options import STRICT, Preset, RewardOptions, check_weights
 from grpo_reward.target import Target
-from veason import answer, masks
+from veason import answer, box_matching, masks
 from veason import boxes as geometry
-from veason.answer import RELEASED as RELEASED_RULES
-from veason.answer import STRICT as STRICT_RULES
-from veason.answer import Rules
 from veason.family import BY_MODEL_TYPE
 from veason.trackers import open_tracker
 from veason.trackers.base import Tracker
-from veason.types import Box, Reply
+from veason.types import Box
 from verl.protocol import Prompt, Reward
 from verl.utils import plugins
 
-TERMS = ("format", "keyframe", "spatial", "consistency")
 ZERO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
-_FAMILIES = {family.name: family for family in BY_MODEL_TYPE.values()}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Every choice on which the released reward and ours differ."""
-
-    rules: Rules
-    """What the parser takes for a number, a box and an answer; each of its fields is a switch of its own."""
-    zero_boxes: bool
-    """An object that is absent on the keyframe still counts, as a true box [0, 0, 0, 0]; one if all are absent."""
-    brittle_lists: bool
-    """One entry that is no box, or boxes of True and False alone, make the whole list worthless to R_s and R_u."""
-    wide_format: bool
-    """The format term runs from 0 to 2, not to 1."""
-
-    def switch(self, **values: bool | str) -> Preset:
-        """This preset with some switches, of its own or of its rules, set by name."""
-        rules = {name: value for name, value in values.items() if name in _names(Rules)}
-        own = {name: value for name, value in values.items() if name not in rules}
-        unknown = own.keys() - (_names(Preset) - {"rules"})
-        if unknown:
-            raise _unknown("reward switch", unknown, _names(Preset) | _names(Rules))
-        return replace(self, rules=replace(self.rules, **rules), **own)
-
-
-STRICT = Preset(rules=STRICT_RULES, zero_boxes=False, brittle_lists=False, wide_format=False)
-RELEASED = Preset(rules=RELEASED_RULES, zero_boxes=True, brittle_lists=True, wide_format=True)
-PRESETS = {"strict": STRICT, "released": RELEASED}
+FAMILIES = {family.name: family for family in BY_MODEL_TYPE.values()}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the terms want to know of a reply."""
+    """A reply as the terms read it."""
 
     format: float
     position: int | None
-    """Of the keyframe among the shown frames; None without a usable one."""
+    """Position of the keyframe among the shown frames; None without a usable one."""
     boxes: tuple[Box, ...]
-    """Model pixels."""
+    """Predicted boxes in model pixels; none where one bad entry spoils the list."""
     problem: str | None
 
 
@@ -122,57 +89,56 @@ class KeyframeReward:
         if reading.position is None or not reading.boxes:
             return parts
         true = true_boxes(target.boxes[reading.position], zero_boxes=self.preset.zero_boxes)
-        if self.preset.brittle_lists and matching.is_undefined(reading.boxes, true):
+        if self.preset.brittle_lists and terms.is_undefined(reading.boxes, true):
             return parts
-        found = matching.match(reading.boxes, true)
+        found = box_matching.match(reading.boxes, true)
         parts["spatial"] = terms.spatial_term(found.overlaps, predicted=found.predicted, true=found.true)
         if self.tracks and found.pairs:
             prompts = [reading.boxes[i] for i, _ in found.pairs]
-            parts["consistency"] = self._consistency(reading.position, prompts, target, images)
+            finite = [box for box in prompts if all(map(math.isfinite, box))]  # others: as an object that is nowhere
+            tracker, encoded = self._encode(images, target)
+            track = tracker.track(encoded, keyframe=reading.position, boxes=finite)
+            if self._decoded is None or self._decoded[0].masks != target.masks:  # once for all replies to a prompt
+                self._decoded = (target, [masks.decode(rle, target.size) for rle in target.masks])  # T x (h, w) bool
+            parts["consistency"] = terms.consistency_term(list(masks.track_unions(track)), self._decoded[1])
         return parts
 
-    def _consistency(self, position: int, boxes: Iterable[Box], target: Target, images: Sequence[np.ndarray]) -> float:
-        """R_u of the boxes that were matched, on the shown frame `position`."""
-        finite = [box for box in boxes if all(map(math.isfinite, box))]  # as an object that is nowhere
-        encoded = self._encode(images, target)
-        track = self.tracker.track(encoded, keyframe=position, boxes=finite)
-        return terms.consistency_term(list(masks.track_unions(track)), self._true_masks(target))
-
-    def _true_masks(self, target: Target) -> list[np.ndarray]:
-        """T x (h, w) bool, decoded once for all replies to a prompt; kept until another target is asked for."""
-        if self._decoded is None or self._decoded[0].masks != target.masks:
-            self._decoded = (target, [masks.decode(rle, target.size) for rle in target.masks])
-        return self._decoded[1]
-
-    def _encode(self, images: Sequence[np.ndarray], target: Target) -> Any:
-        """The tracker's view of the shown frames; kept for as long as the same list is asked for."""
+    def _encode(self, images: Sequence[np.ndarray], target: Target) -> tuple[Tracker, Any]:
+        """The tracker and its view of the shown frames, which is kept for as long as the same list is asked for."""
+        assert self.tracker is not None  # by the constructor, where consistency has a weight
         if self._encoded is None or self._encoded[0] is not images:
             shapes = [image.shape for image in images]
             if shapes != [(*target.size, 3)] * len(target.frame_ids):
                 raise ValueError(f"images are {shapes}, the target has {len(target.frame_ids)} frames of {target.size}")
             self._encoded = None  # the features of two clips are never in memory together
             self._encoded = (images, self.tracker.encode(images))
-        return self._encoded[1]
+        return self.tracker, self._encoded[1]
 
 
 def read(text: str, target: Target, preset: Preset) -> Reading:
     """Parse a reply and grade its form; boxes come out in model pixels whatever space its family speaks."""
     rules = preset.rules
-    reply = answer.parse_reply(text, rules=rules)
-    listed = reply
+    reply = listed = answer.parse_reply(text, rules=rules)
     if rules.block == "first":  # the released format term finds its answer by another pattern than the other terms
         listed = answer.parse_reply(text, rules=replace(rules, block="braces"))
-    counted = listed.reached in ("box_list", "boxes") and listed.answer is not None
-    graded = terms.format_term(
-        well_formed=reply.well_formed,
-        valid=len(listed.answer.boxes) if counted else 0,
-        entries=listed.entries if counted else 0,
-    )
+    valid = entries = 0
+    if listed.reached in ("box_list", "boxes") and listed.answer is not None:
+        valid, entries = len(listed.answer.boxes), listed.entries
+    graded = terms.format_term(well_formed=reply.well_formed, valid=valid, entries=entries)
+
     placed = answer.place(reply, target.clip)
+    position: int | None = None
+    boxes: tuple[Box, ...] = ()
+    if placed.answer is not None:
+        position = target.clip.position(placed.answer.keyframe)
+        boxes = placed.answer.boxes[: box_matching.MAX_BOXES]
+        bools = all(isinstance(value, bool) for box in boxes for value in box)  # NumPy does not subtract those
+        if preset.brittle_lists and (bools or len(placed.answer.boxes) < placed.entries):
+            boxes = ()
     return Reading(
         format=graded if preset.wide_format else graded / 2,
-        position=None if placed.answer is None else target.clip.position(placed.answer.keyframe),
-        boxes=_boxes(placed, target, preset),
+        position=position,
+        boxes=geometry.rescale(boxes, FAMILIES[target.family].answer_size(target.size), target.size),
         problem=placed.problem,
     )
 
@@ -185,34 +151,12 @@ def true_boxes(boxes: Sequence[Box | None], *, zero_boxes: bool) -> list[Box]:
     return [box or ZERO_BOX for box in boxes] if present else [ZERO_BOX]
 
 
-def _boxes(reply: Reply, target: Target, preset: Preset) -> tuple[Box, ...]:
-    """The predicted boxes in model pixels; none where one bad entry spoils the list."""
-    boxes = () if reply.answer is None else reply.answer.boxes[: matching.MAX_BOXES]
-    if preset.brittle_lists:
-        bools = all(isinstance(value, bool) for box in boxes for value in box)  # NumPy does not subtract those
-        if bools or len(reply.answer.boxes) < reply.entries:
-            return ()
-    return geometry.rescale(boxes, _FAMILIES[target.family].answer_size(target.size), target.size)
-
-
-def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every term, 1 where not named; ValueError for an unknown term, or a weight that is negative or
-    no number."""
-    unknown = weights.keys() - set(TERMS)
-    if unknown:
-        raise _unknown("reward term", unknown, set(TERMS))
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weights.{name} is {weight}, expected a finite number of 0 or more")
-    return {name: float(weights.get(name, 1.0)) for name in TERMS}
-
-
 def check(config: RewardOptions) -> None:
     """ValueError for settings that `build` would fail with, or would not read; `verl` asks before a run starts.
 
     SAM2 is built with its weights on the CPU, and dropped: nothing less shows that the two fit.
     """
-    _preset(config)
+    config.switched_preset()
     weights = check_weights(config.weights)
     if not any(weights.values()):
         raise ValueError("every weight of worker.reward.weights is 0: all replies would be worth the same")
@@ -230,21 +174,9 @@ def check(config: RewardOptions) -> None:
 
 @plugins.reads(RewardOptions, check=check)
 def build(config: RewardOptions) -> KeyframeReward:
-    """The reward that a run's `worker.reward` describes; opens its tracker only if consistency has a weight.
-
-    `options` are switches by name, such as ``zero_boxes: false`` over the preset `released`.
-    """
-    preset, weights = _preset(config), check_weights(config.weights)
+    """The reward that a run's `worker.reward` describes; opens its tracker only if consistency has a weight."""
+    preset, weights = config.switched_preset(), check_weights(config.weights)
     return KeyframeReward(preset, weights=weights, tracker=_open(config) if weights["consistency"] else None)
-
-
-def _preset(config: RewardOptions) -> Preset:
-    if config.preset not in PRESETS:
-        raise _unknown("reward preset", {config.preset}, set(PRESETS))
-    unknown = config.options.keys() - ((_names(Preset) | _names(Rules)) - {"rules"})
-    if unknown:
-        raise _unknown("reward switch", unknown, _names(Preset) | _names(Rules))
-    return PRESETS[config.preset].switch(**{name: _value(name, text) for name, text in config.options.items()})
 
 
 def _open(config: RewardOptions, *, device: str | None = None) -> Tracker:
@@ -259,28 +191,3 @@ def _open(config: RewardOptions, *, device: str | None = None) -> Tracker:
             "needs none), or set worker.reward.weights.consistency=0"
         )
     return open_tracker("sam2", config=config.sam2_config, checkpoint=config.sam2_checkpoint, device=device)
-
-
-def _value(name: str, text: str | bool) -> bool | str | int:
-    """A switch's value as its type wants it."""
-    if name == "block":
-        if text not in answer.BLOCKS:
-            raise ValueError(f"reward switch block is {text!r}, expected one of {', '.join(answer.BLOCKS)}")
-        return text
-    if name == "max_depth":
-        if not str(text).isdecimal() or int(text) < 1:
-            raise ValueError(f"reward switch max_depth is {text!r}, expected a whole number of 1 or more")
-        return int(text)
-    if str(text).lower() not in ("true", "false"):
-        raise ValueError(f"reward switch {name} is {text!r}, expected true or false")
-    return str(text).lower() == "true"
-
-
-def _names(record: type) -> set[str]:
-    return {field.name for field in fields(record)}
-
-
-def _unknown(what: str, given: Iterable[str], known: Iterable[str]) -> ValueError:
-    name, names = min(given), sorted(set(known) - {"rules"})
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return ValueError(f"no {what} is called {name!r}; the nearest is {near[0]!r}, all are {', '.join(names)}")

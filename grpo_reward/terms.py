@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from veason import box_matching, ground_truth, masks
+from veason.box_matching import MAX_BOXES
+from veason.types import Box
 
 
 def format_term(*, well_formed: bool, valid: int, entries: int) -> float:
@@ -34,3 +36,16 @@ def spatial_term(overlaps: Sequence[float], *, predicted: int, true: int) -> flo
 def consistency_term(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
     """0 … 1: mean IoU over the shown frames of two lists of (h, w) bool masks; a frame empty in both counts 1."""
     return float(sum(masks.iou(a, b) for a, b in zip(found, true, strict=True)) / len(true))
+
+
+def is_undefined(predicted: Sequence[Box], true: Sequence[Box]) -> bool:
+    """Whether the released arithmetic finds no number for some pair of boxes, so that its matching fails as a whole.
+
+    Areas are not clipped there: a box turned inside out may have exactly minus the area of a true box, and NaN or
+    infinity times zero is no area.
+    """
+    p_N4 = np.asarray(predicted[:MAX_BOXES], dtype=np.float64).reshape(-1, 4)
+    t_M4 = np.asarray(true[:MAX_BOXES], dtype=np.float64).reshape(-1, 4)
+    with np.errstate(invalid="ignore"):
+        p_N, t_M = ((b[:, 2:] - b[:, :2] + 1).prod(axis=1) for b in (p_N4, t_M4))
+    return bool(np.isnan(p_N4).any() or np.isnan(p_N).any() or (p_N[:, None] + t_M == 0).any())

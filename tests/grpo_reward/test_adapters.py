@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo_reward import adapters
 from grpo_reward.adapters import compute_score, keyframe_reward, trl_reward
 from grpo_reward.options import DataOptions, RewardOptions
 from grpo_reward.reward_score import build
@@ -93,6 +92,10 @@ def test_without_consistency_no_frames_are_needed(asked, replies, expected):
         compute_score("revos", replies[0], truth, None, **SETTINGS)
 
 
-def test_frames_of_another_size_are_resized(asked):
-    large = np.zeros((224, 224, 3), np.uint8)
-    assert [image.shape for image in adapters._images([large], (112, 112))] == [(112, 112, 3)]
+def test_frames_of_another_size_are_resized(asked, replies, monkeypatch):
+    seen = []
+    encode = GrabCutTracker.encode
+    monkeypatch.setattr(GrabCutTracker, "encode", lambda self, f: seen.extend(f) or encode(self, f))
+    large = [np.zeros((224, 224, 3), np.uint8)] * len(asked[0].images)
+    compute_score("revos", replies[0], asked[0].target.to_json(), {"frames": large}, **SETTINGS)
+    assert [image.shape for image in seen] == [(112, 112, 3)] * len(large)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_reward.reward_score import TERMS, Preset
+from grpo_reward.options import TERMS, Preset
 from veason.answer import Rules
 from verl.config import ConfigError, RewardConfig
 from verl.utils import plugins

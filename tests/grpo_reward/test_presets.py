@@ -6,7 +6,8 @@ three union masks, so R_u is 2/3.
 
 import pytest
 
-from grpo_reward.reward_score import RELEASED, STRICT, ZERO_BOX, KeyframeReward, check_weights, true_boxes
+from grpo_reward.options import RELEASED, STRICT, check_weights
+from grpo_reward.reward_score import ZERO_BOX, KeyframeReward, true_boxes
 from veason.answer import parse_reply
 
 NEAR = "[4, 20, 13, 29]"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_reward.options import DataOptions, RewardOptions
-from grpo_reward.reward_score import RELEASED, TERMS, KeyframeReward, build
+from grpo_reward.options import RELEASED, TERMS, DataOptions, RewardOptions
+from grpo_reward.reward_score import KeyframeReward, build
 from grpo_reward.target import Target
 from grpo_reward.task import build as build_task
 from veason import masks

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_reward import matching
 from grpo_reward.terms import consistency_term, format_term, keyframe_term, spatial_term
+from veason import box_matching
 
 
 @pytest.mark.parametrize(
@@ -26,32 +26,32 @@ def test_keyframe_is_the_share_of_the_largest_area():
 
 def test_two_boxes_one_said():
     """Ten by ten, five columns off: 50 pixels in common of 150; the second true box is missed."""
-    found = matching.match([(5, 0, 14, 9)], [(30, 30, 39, 39), (0, 0, 9, 9)])
+    found = box_matching.match([(5, 0, 14, 9)], [(30, 30, 39, 39), (0, 0, 9, 9)])
     assert (found.pairs, found.overlaps) == (((0, 1),), (pytest.approx(1 / 3),))
     assert spatial_term(found.overlaps, predicted=1, true=2) == pytest.approx(1 / 6)
 
 
 def test_more_said_than_true():
-    found = matching.match([(30, 30, 39, 39), (0, 0, 9, 9), (0, 0, 9, 4)], [(0, 0, 9, 9)])
+    found = box_matching.match([(30, 30, 39, 39), (0, 0, 9, 9), (0, 0, 9, 4)], [(0, 0, 9, 9)])
     assert found.pairs == ((1, 0),)
     assert spatial_term(found.overlaps, predicted=3, true=1) == pytest.approx(1 / 3)
 
 
 def test_the_assignment_is_the_best_one_not_the_first():
     """The first box overlaps both true ones; giving it its own best would leave the second with nothing."""
-    found = matching.match([(0, 0, 9, 9), (0, 0, 9, 4)], [(0, 0, 9, 4), (0, 0, 9, 9)])
+    found = box_matching.match([(0, 0, 9, 9), (0, 0, 9, 4)], [(0, 0, 9, 4), (0, 0, 9, 9)])
     assert found.pairs == ((0, 1), (1, 0))
     assert found.overlaps == (1.0, 1.0)
 
 
 def test_boxes_past_the_limit_are_not_looked_at():
     said = [(100.0, 100.0, 101.0, 101.0)] * 120 + [(0.0, 0.0, 9.0, 9.0)]
-    found = matching.match(said, [(0, 0, 9, 9)])
+    found = box_matching.match(said, [(0, 0, 9, 9)])
     assert (found.predicted, found.overlaps) == (120, (0.0,))
 
 
 def test_nothing_said_nothing_there():
-    assert matching.match([], []).pairs == ()
+    assert box_matching.match([], []).pairs == ()
     assert spatial_term([], predicted=0, true=0) == 0.0
     assert spatial_term([], predicted=0, true=2) == 0.0
 
@@ -68,12 +68,12 @@ BOXES = st.lists(BOX, min_size=1, max_size=5)
 
 @given(BOXES, BOXES, st.randoms(use_true_random=False))
 def test_spatial_is_bounded_and_takes_boxes_in_any_order(said, true, rng):
-    found = matching.match(said, true)
+    found = box_matching.match(said, true)
     value = spatial_term(found.overlaps, predicted=found.predicted, true=found.true)
     assert 0 <= value <= 1
     rng.shuffle(said)
     rng.shuffle(true)
-    again = matching.match(said, true)
+    again = box_matching.match(said, true)
     assert spatial_term(again.overlaps, predicted=again.predicted, true=again.true) == pytest.approx(value)
 
 
