@@ -35,7 +35,7 @@ NO_ROWS = Batch({name: torch.zeros(0, 1, dtype=torch.long) for name in ("respons
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows go through the model together: as many passes on every rank, some of them with no rows."""
+    """The rows that go through the model together: as many passes on every rank, some of them with no rows."""
 
     passes: list[list[int]]
     pictured: bool
@@ -67,7 +67,11 @@ class Actor:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay, foreach=True
+            self.trained.values(),
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            weight_decay=optim.weight_decay,
+            foreach=True,
         )
         self.scheduler = LearningRate(self.optimizer, lr=optim.lr, factor=lr_factor(optim, total_steps))
         self._offloaded = False
@@ -79,12 +83,12 @@ class Actor:
     # ------------------------------------------------------------------------------------------------ scoring
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the replies' tokens at the run's temperature, 0 on padding: (B, R) float32, CPU."""
+        """Log-probabilities of the replies' tokens at the run's temperature, 0 on padding: (B, R) float32, on CPU."""
         return self._score(self.model, batch)
 
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """The same under the policy that training began with."""
-        if self.has_adapter:
+        if isinstance(self.model, PeftModel):
             with self.model.disable_adapter():
                 return self._score(self.model, batch)
         if self.reference is None:
@@ -120,7 +124,10 @@ class Actor:
         self.model.train()
         (lr,) = self.scheduler.get_last_lr()
         plan = self._plan(batch, self.config.micro_batch_size_per_device_for_update)
-        tokens, denominator = self._denominators(batch)
+        modes = ("token-mean", self.config.loss_agg_mode)
+        mask_BR = batch["response_mask"] if len(batch) else torch.zeros(1, 1)
+        local = torch.stack([core_algos.denominator(mask_BR, mode=mode) for mode in modes]).double()
+        tokens, denominator = fsdp.reduce(local, self.mesh).tolist()  # of all ranks: reply tokens, the loss's divisor
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         self._largest_gap = torch.zeros((), device=self.device)
         if denominator > 0:
@@ -130,21 +137,22 @@ class Actor:
                 (loss * self.mesh.size()).backward()
                 sums += parts
         totals = dict(zip(SUMS, fsdp.reduce(sums, self.mesh).tolist(), strict=True))
-        empty = denominator == 0
-        stepped, norm = (True, 0.0) if empty else self._step(totals["loss"])
-        if stepped:
+        empty, finite, norm = denominator == 0, True, 0.0
+        if not empty:
+            parameters = list(self.trained.values())
+            grad_norm = fsdp.grad_norm(parameters)
+            norm = float(grad_norm)
+            # equal on every rank, since both numbers are of all ranks
+            finite = math.isfinite(totals["loss"]) and math.isfinite(norm)
+            if finite:
+                fsdp.clip(parameters, max_norm=self.config.max_grad_norm, norm=grad_norm)
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if finite:
             self.scheduler.step()
         gap = float(fsdp.reduce(self._largest_gap, self.mesh, op=dist.ReduceOp.MAX))
-        counts = {"tokens": tokens, "skipped": float(not stepped), "empty": float(empty)}
+        counts = {"tokens": tokens, "skipped": float(not finite), "empty": float(empty)}
         return {**totals, "engine_gap_max": gap, "grad_norm": norm, "lr": lr, **counts}
-
-    def _denominators(self, batch: Batch) -> tuple[float, float]:
-        """Over all ranks: reply tokens, and what the loss is to be divided by."""
-        modes = ("token-mean", self.config.loss_agg_mode)
-        mask_BR = batch["response_mask"] if len(batch) else torch.zeros(1, 1)
-        local = torch.stack([core_algos.denominator(mask_BR, mode=mode) for mode in modes]).double()
-        tokens, denominator = fsdp.reduce(local, self.mesh).tolist()
-        return tokens, denominator
 
     def _loss(
         self, batch: Batch, rows: Sequence[int], denominator: float, tokens: float, *, pictured: bool
@@ -175,27 +183,12 @@ class Actor:
         )
         loss = policy + config.kl_loss_coef * kl - config.entropy_coeff * entropy
         share = core_algos.aggregate(clipped, mask, mode="token-mean") / tokens
-        gap = self._engine_gap(part, logprobs.detach(), mask) / tokens
-        return loss, torch.stack([loss, policy, kl, entropy, share, gap]).detach()
-
-    def _engine_gap(self, part: Batch, logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
-        """Sum over tokens of the engine's distance from the policy; the largest so far is kept aside."""
-        if "engine_logprobs" not in part:
-            return torch.zeros((), device=self.device)
-        gaps_BR = core_algos.masked((part["engine_logprobs"] - logprobs_BR).abs(), mask_BR)
-        self._largest_gap = torch.maximum(self._largest_gap, gaps_BR.max())
-        return gaps_BR.sum()
-
-    def _step(self, loss: float) -> tuple[bool, float]:
-        """Step if all is finite; whether it did, and the gradient's norm before clipping. Equal on every rank, since
-        both numbers were summed over ranks."""
-        norm = fsdp.grad_norm(list(self.trained.values()))
-        finite = math.isfinite(loss) and math.isfinite(float(norm))
-        if finite:
-            fsdp.clip(list(self.trained.values()), max_norm=self.config.max_grad_norm, norm=norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return finite, float(norm)
+        gap = torch.zeros((), device=self.device)
+        if "engine_logprobs" in part:
+            gaps_BR = core_algos.masked((part["engine_logprobs"] - logprobs.detach()).abs(), mask)
+            self._largest_gap = torch.maximum(self._largest_gap, gaps_BR.max())
+            gap = gaps_BR.sum()
+        return loss, torch.stack([loss, policy, kl, entropy, share, gap / tokens]).detach()
 
     # ------------------------------------------------------------------------------------------------ one pass
 
@@ -220,7 +213,12 @@ class Actor:
         """These rows on the device, cut to their longest reply r; logits (b, r, V) and the tokens (b, r) drawn from
         them, or both flat for the N tokens of the mask alone, (N, V) and (N,). For no rows: the logits of a filler, to
         be weighted with 0."""
-        part = _cut(batch.select(rows)) if rows else NO_ROWS
+        part = NO_ROWS
+        if rows:
+            part = batch.select(rows)
+            width, wide = max(1, int(part["response_mask"].sum(dim=1).max())), part["responses"].shape[1]
+            of_replies = {n: t[:, :width] for n, t in part.tensors.items() if t.dim() == 2 and t.shape[1] == wide}
+            part = part.with_tensors(**of_replies)
         prompts, responses, mask = list(part["inputs"]), part["responses"], part["response_mask"]
         together = self._packs and len({id(prompt) for prompt in prompts}) < len(prompts)
         if not rows or (pictured and all(prompt.pixel_values is None for prompt in prompts)):
@@ -259,6 +257,7 @@ class Actor:
             self._offloaded = True
 
     def reload(self) -> None:
+        """Bring back what `offload` has moved."""
         if self._offloaded:
             self._move(self.device)
             self._offloaded = False
@@ -282,16 +281,8 @@ class Actor:
         return fsdp.load_sharded(prepared, self.mesh, layers=loading.layer_classes, compute_dtype=self.compute_dtype)
 
 
-def _cut(part: Batch) -> Batch:
-    """Response columns up to the longest reply, at least one."""
-    width = max(1, int(part["response_mask"].sum(dim=1).max()))
-    wide = part["responses"].shape[1]
-    tensors = {n: t[:, :width] if t.dim() == 2 and t.shape[1] == wide else t for n, t in part.tensors.items()}
-    return Batch(tensors, part.lists)
-
-
 def _by_row(values: Tensor, mask_BR: Tensor) -> Tensor:
-    """What belongs to reply tokens as (B, R): as it is, or laid out if it is (N,) for the tokens of the mask."""
+    """Lays out values of reply tokens as (B, R), if they are not so already but (N,) for the N tokens of the mask."""
     return values if values.dim() == 2 else values.new_zeros(mask_BR.shape).masked_scatter(mask_BR.bool(), values)
 
 

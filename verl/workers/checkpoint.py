@@ -5,7 +5,7 @@ A checkpoint is written into a folder beside its own and renamed last; a folder 
     step_000050/
         .metadata, *.distcp   trained weights and optimiser moments, by torch.distributed.checkpoint
         rng_<rank>.pt         state of the random generators
-        complete.json         progress, schedule, the model's configuration, how the policy wants to be asked; size and
+        complete.json         progress, schedule, the model's configuration, how the policy is to be prompted; size and
                               checksum of every other file, and its own
 
 Weights that are not trained are not stored: they are those of ``worker.actor.model.model_path``.
@@ -18,11 +18,11 @@ wrote a file. Therefore nothing that is read can run code: tensors are loaded wi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
 import shutil
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,11 +42,13 @@ from verl.config import ConfigError
 from verl.utils import fsdp, runtime
 from verl.workers.actor import Actor
 
+log = logging.getLogger(__name__)
+
 COMPLETE, METADATA = "complete.json", ".metadata"
 PARTIAL, EARLIER = ".partial", ".earlier"
 MODEL, OPTIMIZER = "model.", "optimizer."
 WITHOUT_SUMS = {"progress", "schedule", "model", "ranks"}
-"""What ``complete.json`` holds of a checkpoint that was written before checksums were."""
+"""Keys of the ``complete.json`` of a checkpoint that is older than checksums."""
 
 _NAME = re.compile(r"step_[0-9]+")
 _OURS = re.compile(r"complete\.json|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt")
@@ -79,7 +81,7 @@ def latest(root: str | Path) -> Path | None:
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """What is known of a checkpoint without its tensors: ``progress``, ``asked``, ``model``, ``schedule``, ``ranks``.
+    """The facts of a checkpoint without its tensors: ``progress``, ``asked``, ``model``, ``schedule``, ``ranks``.
 
     Damaged where ``complete.json`` is, or a file is missing or of another size; `verify` reads the files, too.
     """
@@ -96,19 +98,19 @@ def read(folder: str | Path) -> dict[str, Any]:
 def verify(folder: str | Path) -> None:
     """Read every file of a checkpoint and compare it with its checksum. Damaged names those that differ.
 
-    Of a checkpoint that was written before there were checksums it is said on stderr that nothing can be compared.
+    A checkpoint that is older than checksums gets a warning, since nothing can be compared.
     """
     folder = Path(folder)
     facts = read(folder)
     if "files" not in facts:
-        print(f"note: {folder} was written without checksums: damage in it would go unnoticed", file=sys.stderr)
+        log.warning("%s was written without checksums: damage in it would go unnoticed", folder)
     problems = _wrong_sums(folder, facts, sorted(facts.get("files", {})))
     if problems:
         raise Damaged(_advice(folder, problems))
 
 
 def tidy(root: str | Path) -> None:
-    """Clear away what interrupted saves and deletions left under a folder: for the one process that writes there.
+    """Clear away what interrupted saves and deletions left under a folder. Only the process that writes there may.
 
     A checkpoint that was being replaced is given back its name. Folders that hold anything but a checkpoint's files
     stay.
@@ -136,13 +138,14 @@ def prune(root: str | Path, *, keep_last: int, keep: Collection[Path] = ()) -> N
 
 
 def save(folder: str | Path, actor: Actor, progress: dict[str, Any], *, asked: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint; `progress` is any JSON, as is `asked`: how the policy wants to be asked, for `verl.export`.
+    """Write a checkpoint. `progress` and `asked` are any JSON; `asked` says how the policy is to be prompted, and stays
+    there for `verl.export`.
 
     Called on all ranks; CheckpointError on all of them if one fails.
     """
     folder = Path(folder)
     partial = folder.with_name(folder.name + PARTIAL)
-    first = dist.get_rank() == 0
+    rank = dist.get_rank()
     facts = {
         "progress": progress,
         "asked": asked or {},
@@ -151,21 +154,43 @@ def save(folder: str | Path, actor: Actor, progress: dict[str, Any], *, asked: d
         "ranks": dist.get_world_size(),
     }
     sums: dict[str, dict[str, int]] = {}
+    """Size and checksum of each file that this rank has written."""
+
+    def prepare() -> None:
+        if rank == 0:
+            tidy(folder.parent)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def add_sums() -> None:
+        for path in (
+            *partial.glob(f"__{rank}_*.distcp"),
+            partial / f"rng_{rank}.pt",
+            *([partial / METADATA] * (not rank)),
+        ):
+            sums[path.name] = {"bytes": path.stat().st_size, "crc32": _file_sum(path)}
+
     stages: list[Callable[[], object]] = [
-        lambda: first and _make_empty(partial),
+        prepare,
         lambda: dcp.save(trained_state(actor), checkpoint_id=partial),
-        lambda: _write(partial / f"rng_{dist.get_rank()}.pt", lambda file: torch.save(runtime.get_state(), file)),
-        lambda: sums.update(_own_sums(partial)),
+        lambda: _write(partial / f"rng_{rank}.pt", lambda file: torch.save(runtime.get_state(), file)),
+        add_sums,
         lambda: _finish(partial, folder, facts, _of_all_ranks(sums)),
     ]
-    for stage in stages:
-        problems = _problems_of_all_ranks(stage)
+    for stage in stages:  # a stage that fails on one rank ends the saving on all of them
+        problem = None
+        try:
+            stage()
+        except CheckpointException as error:  # already on every rank, with each one's own reason
+            problem = "; ".join(f"rank {failed}: {reason[0]}" for failed, reason in error.failures.items())
+        except (OSError, RuntimeError) as error:  # torch's own file writer answers a full disk with RuntimeError
+            problem = f"rank {rank}: {error}"
+        problems = list(dict.fromkeys(filter(None, _of_all_ranks(problem))))
         if problems:
-            if first:
+            if rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            intact = (
-                f"the last complete one is {last}" if (last := latest(folder.parent)) else "there is none before it"
-            )
+            last = latest(folder.parent)
+            intact = f"the last complete one is {last}" if last else "there is none before it"
             free = shutil.disk_usage(folder.parent).free / 2**30
             raise CheckpointError(
                 f"checkpoint {folder} could not be written ({'; '.join(problems)}; {free:.1f} GiB free there); {intact}"
@@ -183,10 +208,21 @@ def load(folder: str | Path, actor: Actor) -> dict[str, Any]:
     problems = _of_all_ranks(_wrong_sums(folder, facts, names[dist.get_rank() :: dist.get_world_size()]))
     if any(problems):
         raise Damaged(_advice(folder, [problem for of_rank in problems for problem in of_rank]))
-    stored = _Reader(folder).read_metadata().state_dict_metadata
-    _check_fit(folder, stored, actor)
+    stored = _Reader(folder).tensors()
+    weights = {name.removeprefix(MODEL): entry for name, entry in stored.items() if name.startswith(MODEL)}
+    different = sorted(weights.keys() ^ actor.trained.keys())
+    different = different or [name for name, entry in weights.items() if entry.size != actor.trained[name].shape]
+    if different:
+        raise ConfigError(
+            f"{folder} holds {len(weights)} trained tensors, this run trains {len(actor.trained)}; "
+            f"first difference: {different[0]}. LoRA and freezing must be as they were, and the model of the same size"
+        )
     actor.reload()
-    _prepare_moments(stored, actor)
+    actor.optimizer.state.clear()
+    for name, parameter in actor.trained.items():  # empty moments of just those that the checkpoint has moments of
+        if f"{OPTIMIZER}{name}.step" in stored:
+            moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+            actor.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
     dcp.load(trained_state(actor), storage_reader=_Reader(folder))
     actor.scheduler.load_state_dict(facts["schedule"])
     for group, lr in zip(actor.optimizer.param_groups, actor.scheduler.get_last_lr(), strict=True):
@@ -210,10 +246,9 @@ def trained_state(actor: Actor) -> dict[str, Tensor]:
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """Trained weights of a checkpoint, whole and on the CPU, without a process group; its files are verified first."""
     verify(folder)
-    metadata = _Reader(Path(folder)).read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
+        for name, entry in _Reader(Path(folder)).tensors().items()
         if name.startswith(MODEL)
     }
     with warnings.catch_warnings():
@@ -226,7 +261,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def _facts(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """What ``complete.json`` says, and what is wrong with the file, if anything."""
+    """The contents of ``complete.json``, and what is wrong with the file, if anything."""
     data = (folder / COMPLETE).read_bytes()
     sealed = re.fullmatch(rb'(.*),\n "crc32": (\d+)\n}', data, re.DOTALL)
     if sealed and zlib.crc32(sealed[1] + b"\n}") == int(sealed[2]):
@@ -240,12 +275,6 @@ def _facts(folder: Path) -> tuple[dict[str, Any], str | None]:
     return {}, f"{COMPLETE} is not as it was written"
 
 
-def _sealed(facts: dict[str, Any]) -> bytes:
-    """The bytes of ``complete.json``, their own checksum as the last entry."""
-    text = json.dumps(facts, indent=1).encode()
-    return text[:-2] + b',\n "crc32": %d\n}' % zlib.crc32(text)
-
-
 def _wrong_sizes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     for name, wanted in facts.get("files", {}).items():
         path = folder / name
@@ -256,7 +285,7 @@ def _wrong_sizes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_sums(folder: Path, facts: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Those of the files `names` whose contents are not as they were written."""
+    """A problem for each of the files `names` whose contents are not as they were written."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         sums = pool.map(lambda name: _file_sum(folder / name), names)
         return [
@@ -276,18 +305,15 @@ def _file_sum(path: Path) -> int:
 
 def _advice(folder: Path, problems: Sequence[str]) -> str:
     """One line: what is wrong with a checkpoint, and which one is whole."""
-    whole = next((path for path in reversed(complete(folder.parent)) if path != folder and _is_whole(path)), None)
-    instead = f"the last whole checkpoint is {whole}" if whole else "no other checkpoint beside it is whole"
+    instead = "no other checkpoint beside it is whole"
+    for other in reversed(complete(folder.parent)):
+        facts, problem = _facts(other)
+        if other == folder or problem is not None or any(_wrong_sizes(other, facts)):
+            continue
+        if not _wrong_sums(other, facts, sorted(facts.get("files", {}))):
+            instead = f"the last whole checkpoint is {other}"
+            break
     return f"{folder}: {'; '.join(problems)}; {instead}; move {folder.name} away to go on without it"
-
-
-def _is_whole(folder: Path) -> bool:
-    facts, problem = _facts(folder)
-    return (
-        problem is None
-        and not any(_wrong_sizes(folder, facts))
-        and not _wrong_sums(folder, facts, sorted(facts.get("files", {})))
-    )
 
 
 class _Reader(dcp.FileSystemReader):
@@ -313,6 +339,11 @@ class _Reader(dcp.FileSystemReader):
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """The stored tensors by name: there is nothing else in a checkpoint of ours."""
+        stored = self.read_metadata().state_dict_metadata
+        return {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+
 
 class _MetadataUnpickler(pickle.Unpickler):
     ADMITTED = frozenset(
@@ -334,13 +365,6 @@ class _MetadataUnpickler(pickle.Unpickler):
 # ------------------------------------------------------------------------------------------------ parts of saving
 
 
-def _own_sums(partial: Path) -> dict[str, dict[str, int]]:
-    """Size and checksum of each file that this rank has written."""
-    rank = dist.get_rank()
-    own = [*partial.glob(f"__{rank}_*.distcp"), partial / f"rng_{rank}.pt", *([partial / METADATA] * (rank == 0))]
-    return {path.name: {"bytes": path.stat().st_size, "crc32": _file_sum(path)} for path in own}
-
-
 def _of_all_ranks(value: Any) -> list[Any]:
     """Every rank's `value`, on every rank."""
     values = [None] * dist.get_world_size()
@@ -348,50 +372,15 @@ def _of_all_ranks(value: Any) -> list[Any]:
     return values
 
 
-def _check_fit(folder: Path, stored: dict[str, TensorStorageMetadata], actor: Actor) -> None:
-    there = {name.removeprefix(MODEL): entry for name, entry in stored.items() if name.startswith(MODEL)}
-    odd = sorted(there.keys() ^ actor.trained.keys())
-    odd += [name for name, entry in there.items() if not odd and entry.size != actor.trained[name].shape]
-    if odd:
-        raise ConfigError(
-            f"{folder} holds {len(there)} trained tensors, this run trains {len(actor.trained)}; "
-            f"first difference: {odd[0]}. LoRA and freezing must be as they were, and the model of the same size"
-        )
-
-
-def _prepare_moments(stored: Collection[str], actor: Actor) -> None:
-    """Give the optimiser empty moments of just those parameters that the checkpoint has moments of."""
-    actor.optimizer.state.clear()
-    for name, parameter in actor.trained.items():
-        if f"{OPTIMIZER}{name}.step" in stored:
-            moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
-            actor.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
-
-
-def _problems_of_all_ranks(stage: Callable[[], object]) -> list[str]:
-    """Run `stage`; what went wrong with it, on whichever ranks, told to every rank."""
-    problem = None
-    try:
-        stage()
-    except CheckpointException as error:  # already on every rank, with each one's own reason
-        problem = "; ".join(f"rank {rank}: {reason[0]}" for rank, reason in error.failures.items())
-    except (OSError, RuntimeError) as error:  # torch's own file writer answers a full disk with RuntimeError
-        problem = f"rank {dist.get_rank()}: {error}"
-    return list(dict.fromkeys(filter(None, _of_all_ranks(problem))))
-
-
-def _make_empty(folder: Path) -> None:
-    tidy(folder.parent)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 def _finish(partial: Path, folder: Path, facts: dict[str, Any], sums: Sequence[dict[str, Any]]) -> None:
-    """Mark a written folder as complete and give it its name: rank 0 does. `sums`: each rank's `_own_sums`."""
+    """On rank 0, mark a written folder as complete and give it its name. `sums`: sizes and checksums of each rank's
+    files."""
     if dist.get_rank() != 0:
         return
     facts = {**facts, "files": {name: of_rank[name] for of_rank in sums for name in sorted(of_rank)}}
-    _write(partial / COMPLETE, lambda file: file.write(_sealed(facts)))
+    text = json.dumps(facts, indent=1).encode()
+    sealed = text[:-2] + b',\n "crc32": %d\n}' % zlib.crc32(text)  # its own checksum as the last entry
+    _write(partial / COMPLETE, lambda file: file.write(sealed))
     earlier = folder.with_name(folder.name + EARLIER)
     if folder.exists():  # this step was saved before, by a run that was then resumed from an earlier one
         folder.rename(earlier)

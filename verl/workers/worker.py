@@ -16,14 +16,14 @@ import ray
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from verl.config import Config, RolloutConfig
+from verl.config import Config
 from verl.engines import open_engine
 from verl.engines.base import Sampling
 from verl.engines.generation import samplings
 from verl.engines.inputs import PromptInputs, process
 from verl.engines.pretrained import load_processor
 from verl.protocol import Batch, Prompt, Rollout
-from verl.utils import runtime
+from verl.utils import logs, runtime
 from verl.workers import checkpoint
 from verl.workers.actor import Actor, updates_per_step
 
@@ -37,19 +37,24 @@ class Worker:
         self.config = config
         model_path = config.worker.actor.model.model_path
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        # whoever waits for a rank that hangs gives up later than the driver, which knows how to go on
+        logs.configure(f"rank {rank}")
+        # ranks that wait for one that hangs give up later than the driver, which knows how to go on
         limit_s = max(1800.0, 2 * config.trainer.stuck_after)
         runtime.join(rank=rank, world_size=ranks, init_method="env://", timeout_s=limit_s)
         runtime.seed_all(config.data.seed)
-        disable_progress_bar()  # one "Loading weights" a rank says nothing
+        disable_progress_bar()  # a "Loading weights" from every rank tells nobody anything
         self.processor = load_processor(model_path)
         actor = config.worker.actor
         self.updates = updates_per_step(actor, rollout_batch_size=config.data.rollout_batch_size)
         """Optimiser steps of one RL step."""
-        temperature = config.worker.rollout.temperature
-        self.actor = Actor(actor, temperature=temperature, total_steps=total_steps * self.updates)
+        self.actor = Actor(actor, temperature=config.worker.rollout.temperature, total_steps=total_steps * self.updates)
+        rollout, data = config.worker.rollout, config.data
+        longest = rollout.max_model_len or data.max_prompt_length + data.max_response_length
         self.engine = open_engine(
-            model_path, config=_with_room(config), device=self.actor.device, dtype=self.actor.compute_dtype
+            model_path,
+            config=replace(rollout, max_model_len=longest),
+            device=self.actor.device,
+            dtype=self.actor.compute_dtype,
         )
         self.samplings = samplings(config)
         self._batch = Batch()
@@ -66,7 +71,9 @@ class Worker:
         return self.engine.stale_weights()
 
     def generate(self, prompts: Sequence[Prompt], *, step: int) -> list[Rollout]:
-        """Draw a group of replies to each of this rank's prompts and keep them for the rest of the step."""
+        """Draw a group of replies to each of this rank's prompts and keep them for the rest of the step, the
+        `step`-th from 0."""
+        logs.set_step(step + 1)
         n, sampling = self.config.worker.rollout.n, self.samplings["training"]
         self._batch, rollouts = self._draw(prompts, n=n, sampling=sampling, step=step)
         self.engine.sleep()
@@ -79,35 +86,43 @@ class Worker:
         return self._draw(prompts, n=1, sampling=self.samplings["validation"], step=0)[1]
 
     def _draw(self, prompts: Sequence[Prompt], *, n: int, sampling: Sampling, step: int) -> tuple[Batch, list[Rollout]]:
-        inputs = [self._process(prompt) for prompt in prompts]
+        """`n` replies to each prompt, prompt after prompt: as tensors, and as what the driver gets to know of them."""
+        longest = self.config.data.max_prompt_length
+        inputs: list[PromptInputs] = []
+        for prompt in prompts:
+            if isinstance(prompt.images, ray.ObjectRef):
+                prompt = replace(prompt, images=ray.get(prompt.images))
+            inputs.append(process(prompt, self.processor, max_length=longest))
         seeds = [runtime.derive(self.config.data.seed, step, prompt.uid) for prompt in prompts]
         batch = self.engine.generate(inputs, n=n, sampling=sampling, seeds=seeds)
         batch.lists["inputs"] = [item for item in inputs for _ in range(n)]
-        return batch, [self._rollout(prompts[row // n], batch, row, row % n) for row in range(len(batch))]
-
-    def _process(self, prompt: Prompt) -> PromptInputs:
-        if isinstance(prompt.images, ray.ObjectRef):
-            prompt = replace(prompt, images=ray.get(prompt.images))
-        return process(prompt, self.processor, max_length=self.config.data.max_prompt_length)
-
-    def _rollout(self, prompt: Prompt, batch: Batch, row: int, index: int) -> Rollout:
-        length = int(batch["response_mask"][row].sum())
-        tokens = batch["responses"][row, :length]
-        return Rollout(
-            uid=prompt.uid,
-            index=index,
-            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-            prompt_tokens=len(batch["inputs"][row]),
-            response_tokens=length,
-            finished=bool(batch["finished"][row]),
-        )
+        lengths = [int(batch["response_mask"][row].sum()) for row in range(len(batch))]
+        texts = [
+            self.processor.tokenizer.decode(
+                batch["responses"][row, :length], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for row, length in enumerate(lengths)
+        ]
+        rollouts = [
+            Rollout(
+                uid=prompts[row // n].uid,
+                index=row % n,
+                text=text,
+                prompt_tokens=len(batch["inputs"][row]),
+                response_tokens=lengths[row],
+                finished=bool(batch["finished"][row]),
+            )
+            for row, text in enumerate(texts)
+        ]
+        return batch, rollouts
 
     def add_logprobs(self) -> dict[str, float]:
-        """The actor's log-probabilities of the kept replies; how far the engine's are from them."""
+        """Compute and keep the actor's log-probabilities of the kept replies; how far the engine's are from them."""
         self._batch = self._batch.with_tensors(old_logprobs=self.actor.logprobs(self._batch))
         return logprob_gap(self._batch)
 
     def add_reference_logprobs(self) -> None:
+        """Compute and keep the reference policy's log-probabilities of the kept replies."""
         self._batch = self._batch.with_tensors(ref_logprobs=self.actor.reference_logprobs(self._batch))
 
     def update(
@@ -125,24 +140,19 @@ class Worker:
         for number in [*range(self.updates // epochs)] * epochs:
             rows = [row for row in range(len(advantages)) if mini_batches[row] == number and kept[row]]
             done.append(self.actor.update(batch.select(rows) if rows else Batch()))
-        told = next((stats for stats in reversed(done) if not stats["empty"]), done[-1])
+        shown = next((stats for stats in reversed(done) if not stats["empty"]), done[-1])
         sums = {name: sum(stats[name] for stats in done) for name in ("skipped", "empty")}
-        return {**told, **sums, "memory_gib": runtime.peak_memory_gib(self.actor.device)}
+        return {**shown, **sums, "memory_gib": runtime.peak_memory_gib(self.actor.device)}
 
     def save(self, folder: Path, progress: dict[str, Any], asked: dict[str, Any] | None = None) -> None:
-        """`asked`: how the policy wants to be asked, as the task says it; kept for whoever exports the checkpoint."""
+        """Write a checkpoint. `asked` says how the policy is to be prompted, in the task's terms; it is kept for the
+        export."""
         checkpoint.save(folder, self.actor, progress, asked=asked or {})
 
     def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
         checkpoint.load(folder, self.actor)
         self.sync_weights()
-
-
-def _with_room(config: Config) -> RolloutConfig:
-    """The engine's settings with room for the longest prompt and reply, unless it was given."""
-    rollout, data = config.worker.rollout, config.data
-    room = rollout.max_model_len or data.max_prompt_length + data.max_response_length
-    return replace(rollout, max_model_len=room)
 
 
 def logprob_gap(batch: Batch) -> dict[str, float]:
