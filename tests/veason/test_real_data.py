@@ -29,7 +29,7 @@ def test_ref_youtube_vos_valid_has_its_published_size(meta):
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize("version", ["v0.1", "v1.0"])
 def test_the_splits_of_vicas_have_their_published_sizes(version, part):
-    ids = vicas._read_ids(folder("vicas_splits") / version / f"{part}.json")
+    ids = vicas.read_ids(folder("vicas_splits") / version / f"{part}.json")
     assert len(ids) == published.SPLITS["vicas", f"{version}/{part}"].videos
 
 

@@ -1,4 +1,4 @@
-"""One file a benchmark; each reads an index into `VideoSample`s, and ground truth on request, never pixels."""
+"""The readers, one file a benchmark: each gives `VideoSample`s, and ground truth on request, never pixels."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def open_dataset(
 
     `split` None is the one that is scored offline (`default_split` of the reader). `image_root` replaces the folder of
     the videos, such as ``root/JPEGImages``; `meta` replaces the expression file (a sampled subset, say). `scoring`: for
-    evaluators; what the published scripts do not look at (unsorted frames, an expression without text, masks beyond the
-    last frame, a new source of ReasonVOS) is listed in the data set's `warnings` instead of being an error. `options`
+    evaluators; faults that the published scripts ignore (unsorted frames, an expression without text, masks beyond the
+    last frame, a new source of ReasonVOS) are listed in the data set's `warnings` instead of being errors. `options`
     are the reader's own, such as ``min_frames``.
     """
     if name not in READERS:

@@ -1,11 +1,11 @@
-"""What a benchmark reader is, and the checks every reader makes of names that become paths."""
+"""The protocol of benchmark readers, and the checks that every reader makes of names that become paths."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from veason.errors import DataError
 from veason.files import RepeatedKey
 from veason.files import load_json as load_json_file
-from veason.safe_text import printable
 from veason.types import Rle, VideoSample
+
+_log = logging.getLogger(__name__)
 
 
 class Dataset(Protocol):
@@ -26,14 +27,26 @@ class Dataset(Protocol):
     split: str
     files: dict[str, Path]
     """The annotation files this split is read from, by role (``meta``, ``masks``, ``foreground``)."""
-    warnings: list[str]
-    """What was let through because the data set was opened for scoring; empty otherwise. To be printed once."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The faults that were let through because the data set was opened for scoring; to be printed once."""
+        ...
+
+    @property
+    def by_video(self) -> dict[str, list[VideoSample]]:
+        """The samples of each video, both in the order of the file."""
+        ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> VideoSample: ...
 
     def __iter__(self) -> Iterator[VideoSample]: ...
+
+    def track(self, sample: VideoSample, anno_id: int | str) -> tuple[Rle | None, ...]:
+        """One annotation of a sample's video: T checked RLEs, None where the object is not in the frame."""
+        ...
 
     def object_rles(self, sample: VideoSample) -> tuple[tuple[Rle | None, ...], ...]:
         """Ground truth of a sample: its objects x T frames; None where an object is not in a frame.
@@ -62,7 +75,7 @@ class Dataset(Protocol):
 
 
 class Tolerance:
-    """What a reader lets through for scoring, since the published scripts do not look at it: counted by kind."""
+    """Counts by kind the faults that a reader lets through for scoring, since the published scripts ignore them."""
 
     def __init__(self) -> None:
         self._found: dict[str, dict[str, None]] = {}
@@ -70,14 +83,14 @@ class Tolerance:
     def note(self, kind: str, where: str) -> None:
         """Count one entry, named by `where`, in which `kind` was found; one that was noted before counts once.
 
-        A worker process, whose notes nobody collects, prints the first of a kind itself.
+        A worker process, whose notes are not collected, logs the first of a kind itself.
         """
         if kind not in self._found and multiprocessing.parent_process() is not None:
-            print(f"warning: {printable(where)}: {kind}", file=sys.stderr)
+            _log.warning("%s: %s", where, kind)
         self._found.setdefault(kind, {})[where] = None
 
     def take(self) -> list[tuple[str, str]]:
-        """Everything noted so far as (kind, where), forgotten here: what a worker hands back to be noted elsewhere."""
+        """Everything noted so far as (kind, where), forgotten here; a worker hands it back to be noted elsewhere."""
         taken = [(kind, where) for kind, places in self._found.items() for where in places]
         self._found.clear()
         return taken

@@ -1,7 +1,7 @@
-"""Fields of annotation entries, parsed at the edge: each function gives a checked value or a DataError.
+"""Parses the fields of annotation entries: each function gives a checked value or a DataError.
 
 Every error opens with `where`, the file and the entry that a person has to look at. With a `base.Tolerance`, which a
-reader has for scoring, what the published scripts do not look at is noted there and let through.
+reader has for scoring, faults that the published scripts ignore are noted there and let through.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from veason import masks
 from veason.datasets import base
@@ -17,7 +17,7 @@ from veason.errors import DataError
 from veason.types import Rle, Size, VideoSample
 
 LONGEST_SIDE = 1 << 15
-"""Pixels; beyond it a height or width is a mistake."""
+"""Pixels; a height or width beyond it is a mistake."""
 
 
 def videos(meta: Path, *, slashes: bool = False) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -41,22 +41,26 @@ def frames(entry: dict[str, Any], where: str, tolerance: base.Tolerance | None =
     names = entry.get("frames")
     if not isinstance(names, list) or not names:
         raise DataError(f"{where}: frames must be a non-empty list")
-    names = tuple(base.check_name(frame, f"{where}: frame {i}") for i, frame in enumerate(names))
-    for before, after in itertools.pairwise(names):
+    checked = tuple(base.check_name(frame, f"{where}: frame {i}") for i, frame in enumerate(names))
+    for before, after in itertools.pairwise(checked):
         if not before < after:  # readers sort, evaluators do not: one order only if stored sorted
             if tolerance is not None:
                 tolerance.note("frames are not sorted or not unique; they are scored as stored", where)
                 break
             raise DataError(f"{where}: frames are not sorted or not unique at {before!r}, {after!r}")
-    return names
+    return checked
 
 
 def size(entry: dict[str, Any], where: str) -> Size:
     """(height, width) in pixels."""
-    sides = (entry.get("height"), entry.get("width"))
-    if not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
-        raise DataError(f"{where}: height and width must be positive ints, found {str(sides)[:80]}")
-    return sides  # type: ignore[return-value]
+    height, width = entry.get("height"), entry.get("width")
+    if not (_is_side(height) and _is_side(width)):
+        raise DataError(f"{where}: height and width must be positive ints, found {str((height, width))[:80]}")
+    return (height, width)
+
+
+def _is_side(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= LONGEST_SIDE
 
 
 def text(entry: dict[str, Any], where: str, name: str = "exp", tolerance: base.Tolerance | None = None) -> str:
@@ -70,15 +74,18 @@ def text(entry: dict[str, Any], where: str, name: str = "exp", tolerance: base.T
     return words
 
 
-def ids(entry: dict[str, Any], where: str) -> dict[str, tuple[int | str, ...]]:
-    """The parallel lists obj_id and anno_id as the fields `obj_ids` and `anno_ids` of a `VideoSample`."""
-    obj_ids, anno_ids = entry.get("obj_id"), entry.get("anno_id")
-    for name, values in (("obj_id", obj_ids), ("anno_id", anno_ids)):
+def ids(entry: dict[str, Any], where: str) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """The parallel lists obj_id and anno_id: the fields `obj_ids` and `anno_ids` of a `VideoSample`."""
+    found: list[tuple[int | str, ...]] = []
+    for name in ("obj_id", "anno_id"):
+        values = entry.get(name)
         if not isinstance(values, list) or not all(type(i) in (int, str) for i in values):
             raise DataError(f"{where}: {name} must be a list of ids, found {str(values)[:80]}")
+        found.append(tuple(values))
+    obj_ids, anno_ids = found
     if len(obj_ids) != len(anno_ids):
         raise DataError(f"{where}: {len(obj_ids)} obj_id but {len(anno_ids)} anno_id; the two lists are parallel")
-    return {"obj_ids": tuple(obj_ids), "anno_ids": tuple(anno_ids)}
+    return obj_ids, anno_ids
 
 
 def track(

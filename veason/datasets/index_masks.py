@@ -1,4 +1,4 @@
-"""Ground truth as palette PNGs: the value of a pixel is the number of the object there, 0 none, 255 "void"."""
+"""Reads ground truth from palette PNGs: a pixel's value is the number of the object there, 0 none, 255 "void"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from veason.errors import DataError
 from veason.types import Rle, VideoSample
 
 VOID = 255
-"""Pixels that nobody wanted to decide on; they are no object."""
+"""The value of pixels that were left undecided; they are no object."""
 
 MOST_OBJECTS = 64
 """Objects are numbered from 1, and no video of these benchmarks has a quarter as many: above are grey levels."""

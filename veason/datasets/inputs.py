@@ -1,8 +1,9 @@
-"""Fingerprints of all that is read of a data set, by which a run that goes on knows that it is still the same."""
+"""Takes fingerprints of all files that are read of a data set; a run that goes on compares them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from veason.datasets.base import Dataset
@@ -19,7 +20,7 @@ def fingerprints(dataset: Dataset, samples: Iterable[VideoSample]) -> dict[str, 
     """
     found = {role: fingerprint(path) for role, path in sorted(dataset.files.items()) if path.is_file()}
     by_video: dict[str, VideoSample] = {}
-    truth = set()
+    truth: set[Path] = set()
     for sample in samples:
         by_video.setdefault(str(sample.frame_dir), sample)
         truth.update(dataset.truth_files(sample))

@@ -1,4 +1,4 @@
-"""Read single entries of a huge JSON object (`mask_dict.json`) without ever parsing the whole file.
+"""Reads single entries of a huge JSON object (`mask_dict.json`) without ever parsing the whole file.
 
 The first opening scans the file once for the byte span of each top-level value. For files above `CACHE_ABOVE` bytes the
 spans are kept under ``$VEASON_CACHE`` (default ``~/.cache/veason``), so that later processes start at once; where
@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import mmap
 import multiprocessing
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,20 @@ from veason.errors import DataError
 from veason.files import check_regular, fingerprint, foreign_content, read_head
 from veason.safe_text import printable
 
+_log = logging.getLogger(__name__)
+
 CACHE_ABOVE = 8 << 20
 """Bytes above which the spans are cached on disk; smaller files are scanned in well under a tenth of a second."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _RLE = rb'\{\s*"size"\s*:\s*\[[\d\s,]*\]\s*,\s*"counts"\s*:\s*' + _STRING + rb"\s*\}"
 _TOKEN = re.compile(rb"(?:" + _RLE + rb")|" + _STRING + rb"|[\[\]{}]", re.DOTALL)
-_RELEASE_EVERY = 64 << 20  # bytes scanned between two releases of the mapped pages
+_RELEASE_EVERY = 64 << 20
+"""Bytes scanned between two releases of the mapped pages."""
 
 
 Spans = dict[str, tuple[int, int, int]]
-"""Key -> where in the file the key begins, where its value begins, and where the value ends, in bytes."""
+"""Key -> the bytes of the file at which the key begins, its value begins, and its value ends."""
 
 
 class JsonIndex:
@@ -77,7 +80,12 @@ class JsonIndex:
             data = os.pread(handle, end - begin, begin)
         finally:
             os.close(handle)
-        if size != self._bytes or _key_of(data[: start - begin]) != key:
+        token, colon, rest = data[: start - begin].rpartition(b":")  # of ``"key" :``
+        try:
+            found = orjson.loads(token) if colon and not rest.strip() else None
+        except orjson.JSONDecodeError:
+            found = None
+        if size != self._bytes or found != key:
             _forget(self.path)
             raise DataError(
                 f"{self.path}: the file has changed since it was indexed: entry {key!r} is not where it was; "
@@ -88,15 +96,6 @@ class JsonIndex:
         except orjson.JSONDecodeError as error:
             _forget(self.path)  # where the entry lies may be what is wrong
             raise DataError(f"{self.path}: entry {key!r} is not valid JSON: {error}") from error
-
-
-def _key_of(token: bytes) -> str | None:
-    """The key of ``"key" :``; None if this is no such thing."""
-    text, colon, rest = token.rpartition(b":")
-    try:
-        return orjson.loads(text) if colon and not rest.strip() else None
-    except orjson.JSONDecodeError:
-        return None
 
 
 def _load_spans(path: Path) -> tuple[Spans, int]:
@@ -114,94 +113,89 @@ def _load_spans(path: Path) -> tuple[Spans, int]:
     spans = scan(path)
     if fingerprint(path) != found:
         raise DataError(f"{path}: the file changed while it was read; start the command again")
-    try:
-        if cache:
+    if cache:
+        try:
             atomic.write_bytes(cache, orjson.dumps({"source": source, "spans": spans}))
-    except OSError as error:
-        _say_once(_NO_CACHE.format(cache.parent, error.strerror))
+        except OSError as error:
+            _warn_once(_NO_CACHE.format(cache.parent, error.strerror))
     return spans, found["bytes"]
 
 
 def _cache_file(path: Path) -> Path | None:
-    """Where the spans of a file are kept; None without a home."""
+    """The file in which the spans of a file are kept; None without a home folder."""
     name = f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.spans.json"
     try:
         folder = Path(os.environ.get("VEASON_CACHE") or Path.home() / ".cache" / "veason")
     except RuntimeError:  # no HOME, and no entry in the list of users
-        _say_once(_NO_CACHE.format("~/.cache/veason", "there is no home folder"))
+        _warn_once(_NO_CACHE.format("~/.cache/veason", "there is no home folder"))
         return None
     return folder / name
 
 
 def _forget(path: Path) -> None:
-    """Drop the spans that are kept of a file, if there are any."""
+    """Remove the spans that are kept of a file, if there are any."""
     with contextlib.suppress(OSError):
         if cache := _cache_file(path):
             cache.unlink()
 
 
 def check_cache(path: Path) -> None:
-    """Say so now if the spans of `path` will not be kept: for whoever leaves the reading to worker processes."""
+    """Warn now if the spans of `path` will not be kept: for a process that leaves the reading to workers."""
     if path.is_file() and path.stat().st_size > CACHE_ABOVE and (cache := _cache_file(path)) and not cache.exists():
         probe = cache.with_name(f".{cache.name}.{os.getpid()}")
         try:
             atomic.write_bytes(probe, b"?")
             probe.unlink()
         except OSError as error:
-            _say_once(_NO_CACHE.format(cache.parent, error.strerror))
+            _warn_once(_NO_CACHE.format(cache.parent, error.strerror))
 
 
 _NO_CACHE = "{}: {}; going on without a cache, so every process scans large annotation files anew"
 
 
 @functools.cache
-def _say_once(text: str) -> None:
-    if multiprocessing.parent_process() is None:  # workers: their parent has said it
-        print(f"note: {printable(text)} (VEASON_CACHE names another folder)", file=sys.stderr)
+def _warn_once(text: str) -> None:
+    if multiprocessing.parent_process() is None:  # the parent of a worker has done it
+        _log.warning("%s (VEASON_CACHE names another folder)", text)
 
 
 def scan(path: Path) -> Spans:
     """The byte spans of the entries of the JSON object in `path`, in one pass, any nesting, bounded memory."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _scan(data, path)
-
-
-def _scan(data: mmap.mmap, path: Path) -> Spans:
     spans: Spans = {}
-    depth, key, begin, start, released, closed = 0, None, 0, 0, 0, False  # begin, start: of `key` and of its value
-    for token in _TOKEN.finditer(data):
-        first = data[token.start()]
-        if closed:
-            raise DataError(
-                f"{path}: byte {token.start()}: more follows the end of the JSON object; fetch the file again"
-            )
-        if first == 0x22 or token.end() - token.start() > 1:  # a string, or a whole RLE: no change of depth
-            if depth == 1:
-                if key is not None or first != 0x22:
-                    raise DataError(f"{path}: byte {token.start()}: entry {key!r} is no list and no object")
-                key, begin = _parse_key(token.group(), path), token.start()
-            continue
-        depth += 1 if first in b"[{" else -1
-        if first in b"[{" and depth == 2:
-            start = token.start()
-        elif first in b"]}" and depth == 1:
-            if key is None:
-                raise DataError(f"{path}: byte {token.start()}: a value without a key")
-            if key in spans:
-                raise DataError(f"{path}: the key {key!r} appears twice; keep one of the two entries")
-            spans[key] = (begin, start, token.end())
-            key = None
-            if token.end() - released > _RELEASE_EVERY:
-                data.madvise(mmap.MADV_DONTNEED)
-                released = token.end()
-        closed = depth == 0
+    depth, begin, start, released, closed = 0, 0, 0, 0, False  # begin, start: of `key` and of its value
+    key: str | None = None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for token in _TOKEN.finditer(data):
+            first = data[token.start()]
+            if closed:
+                raise DataError(
+                    f"{path}: byte {token.start()}: more follows the end of the JSON object; fetch the file again"
+                )
+            if first == 0x22 or token.end() - token.start() > 1:  # a string, or a whole RLE: no change of depth
+                if depth == 1:
+                    if key is not None or first != 0x22:
+                        raise DataError(f"{path}: byte {token.start()}: entry {key!r} is no list and no object")
+                    try:
+                        key, begin = orjson.loads(token.group()), token.start()
+                    except orjson.JSONDecodeError as error:
+                        raise DataError(
+                            f"{path}: the key {token.group()[:80]!r} is not a JSON string: {error}"
+                        ) from error
+                continue
+            depth += 1 if first in b"[{" else -1
+            if first in b"[{" and depth == 2:
+                start = token.start()
+            elif first in b"]}" and depth == 1:
+                if key is None:
+                    raise DataError(f"{path}: byte {token.start()}: a value without a key")
+                if key in spans:
+                    raise DataError(f"{path}: the key {key!r} appears twice; keep one of the two entries")
+                spans[key] = (begin, start, token.end())
+                key = None
+                if token.end() - released > _RELEASE_EVERY:
+                    data.madvise(mmap.MADV_DONTNEED)
+                    released = token.end()
+            closed = depth == 0
     if depth != 0 or key is not None:
         raise DataError(f"{path}: the JSON is cut off or not an object of lists; fetch the file again")
     return spans
-
-
-def _parse_key(token: bytes, path: Path) -> str:
-    try:
-        return orjson.loads(token)
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: the key {token[:80]!r} is not a JSON string: {error}") from error

@@ -1,4 +1,4 @@
-"""``mask_dict.json`` of ReVOS and MeViS: annotation id -> one RLE or null for each frame, read entry by entry."""
+"""Reads ``mask_dict.json`` of ReVOS and MeViS entry by entry: annotation id -> one RLE or null for each frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MeViS: expressions about motion. ``train`` and ``valid_u`` come with masks; ``valid`` and ``test`` do not.
+"""Reads MeViS: expressions about motion. ``train`` and ``valid_u`` come with masks; ``valid`` and ``test`` do not.
 
 Layout below the root: ``<split>/JPEGImages/<video>/<frame>.jpg``, ``<split>/meta_expressions.json`` and, where there
 are masks, ``<split>/mask_dict.json``. Expressions have no types, and may name several objects: the target is their
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from veason.datasets import fields
 from veason.datasets.mask_dict import MaskDict
@@ -76,16 +75,24 @@ class MeViS(SampleList):
 
     def _read(self, meta: Path) -> Iterator[VideoSample]:
         for video, entry, where in fields.videos(meta, slashes=True):
-            asked = [
-                (exp_id, fields.text(expression, here, tolerance=self.tolerance), self._ids(expression, here))
-                for exp_id, expression, here in fields.expressions(entry, where)
-            ]
-            if not asked:
+            texts: dict[str, str] = {}
+            targets: dict[str, tuple[tuple[int | str, ...], tuple[int | str, ...]]] = {}  # obj_ids, anno_ids
+            for exp_id, expression, here in fields.expressions(entry, where):
+                texts[exp_id] = fields.text(expression, here, tolerance=self.tolerance)
+                targets[exp_id] = ((), ()) if self._masks is None else fields.ids(expression, here)
+                if self.split == "train" and not targets[exp_id][1]:
+                    raise DataError(
+                        f"{here}: anno_id is empty: nothing can be learned from it; leave the expression out"
+                    )
+            if not texts:
                 continue
             frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
-            anno_ids = [anno_id for *_, ids in asked for anno_id in ids["anno_ids"]]
-            size = fields.size(entry, where) if "height" in entry else self._size(folder / f"{frames[0]}.jpg", anno_ids)
-            for exp_id, text, ids in asked:
+            if "height" in entry:
+                size = fields.size(entry, where)
+            else:
+                anno_ids = [anno_id for _, anno_ids in targets.values() for anno_id in anno_ids]
+                size = self._size(folder / f"{frames[0]}.jpg", anno_ids)
+            for exp_id, text in texts.items():
                 yield VideoSample(
                     dataset=self.name,
                     video=video,
@@ -94,19 +101,12 @@ class MeViS(SampleList):
                     frames=frames,
                     frame_dir=folder,
                     size=size,
-                    **ids,
+                    obj_ids=targets[exp_id][0],
+                    anno_ids=targets[exp_id][1],
                 )
 
-    def _ids(self, expression: dict[str, Any], where: str) -> dict[str, tuple[int | str, ...]]:
-        if self._masks is None:  # the server's splits name no objects
-            return {"obj_ids": (), "anno_ids": ()}
-        ids = fields.ids(expression, where)
-        if not ids["anno_ids"] and self.split == "train":
-            raise DataError(f"{where}: anno_id is empty: nothing can be learned from it; leave the expression out")
-        return ids
-
     def _size(self, picture: Path, anno_ids: list[int | str]) -> Size:
-        """Of a video, from its first picture; where the pictures are not there, which scoring does not need, a mask."""
+        """The size of a video, from its first picture, or from a mask where there are no pictures (for scoring)."""
         if self._masks is None or picture.is_file():
             return picture_size(picture)
         size = next((size for anno_id in anno_ids if (size := self._masks.size(anno_id))), None)

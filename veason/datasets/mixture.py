@@ -1,4 +1,4 @@
-"""Several data sets as one, for training on a mix of benchmarks; and the text that names them.
+"""Joins several data sets into one, for training on a mix of benchmarks, and parses the text that names them.
 
 ``revos=ROOT+mevis=ROOT+vicas=ROOT:v1.0/train``: a reader's name, the folder of its data set, and the split after a
 colon. Parts are joined by ``+`` or ``,``, whichever the place where the text stands prefers.
@@ -20,7 +20,7 @@ from veason.errors import DataError
 from veason.types import Rle, VideoSample
 
 TRAINING = "train"
-"""The split, or part of a version, that may be learned from; every other one is there to be scored."""
+"""The split, or part of a version, that may be trained on; every other one is there to be scored."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]+=")
 _JOINT = re.compile(rf"\s*[+,]\s*(?={_NAME.pattern})")  # a root may have + and , in it
@@ -43,14 +43,13 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     """The data sets that `text` names; none where it is a plain path: it opens with no ``NAME=``, or is a folder."""
     if not _NAME.match(text.strip()) or os.path.isdir(text):  # False for what can be no path, too
         return ()
-    return tuple(_parse_part(piece) for piece in _JOINT.split(text.strip()))
-
-
-def _parse_part(piece: str) -> Part:
-    found = _PART.fullmatch(piece)
-    if found is None:
-        raise DataError(f"{piece!r}: expected NAME=ROOT or NAME=ROOT:SPLIT, such as mevis=/data/MeViS:train")
-    return Part(**found.groupdict())
+    parts = []
+    for piece in _JOINT.split(text.strip()):
+        found = _PART.fullmatch(piece)
+        if found is None:
+            raise DataError(f"{piece!r}: expected NAME=ROOT or NAME=ROOT:SPLIT, such as mevis=/data/MeViS:train")
+        parts.append(Part(**found.groupdict()))
+    return tuple(parts)
 
 
 def check_trainable(parts: Sequence[Part]) -> None:
@@ -80,8 +79,8 @@ def open_parts(parts: Sequence[Part], *, split: str | None, meta: str | Path | N
 class Mixture(SampleList):
     """The samples of several data sets, one data set after the other; ground truth is asked of the sample's own.
 
-    Picklable where the parts are. A sample stays what it was in its data set, its `key` too: what is unique here is
-    `named_key`, and a video goes by ``<name>/<video>``.
+    Picklable where the parts are. A sample stays as it was in its data set, and so does its `key`: unique here is
+    `named_key`, and a video is called ``<name>/<video>``.
     """
 
     name = "mixture"
@@ -131,5 +130,5 @@ def named_key(sample: VideoSample) -> str:
 
 
 def unique_key(dataset: Dataset, sample: VideoSample) -> str:
-    """What tells a sample from all others of `dataset`: ``video/exp_id``, in a mixture with the name in front."""
+    """The key that is unique within `dataset`: ``video/exp_id``, in a mixture with the data set's name before it."""
     return named_key(sample) if isinstance(dataset, Mixture) else sample.key

@@ -1,8 +1,8 @@
-"""What readers want of pictures: a size from the header alone, and annotation PNGs by index, never by grey level."""
+"""Reads pictures for the readers: a size from the header alone, and annotation PNGs by index, never by grey level."""
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from veason import mask_png
 from veason.errors import DataError
 from veason.files import check_regular, foreign_content
-from veason.safe_text import printable
 from veason.types import Size
+
+_log = logging.getLogger(__name__)
 
 
 def picture_size(path: Path) -> Size:
@@ -30,8 +31,8 @@ def read_indices(path: Path, size: Size, *, scoring: bool = False) -> np.ndarray
 
     A palette file gives its indices, whatever their colours are; a grey one its values; a 1-bit one 0 and 1.
     DataError for any other kind of picture, for one that is not `size`, and for a damaged file. scoring: a colour
-    picture gives its grey levels, as the published scripts read it, with a warning; for readers to whom nonzero is the
-    target.
+    picture gives its grey levels, as the published scripts read it, with a warning; for readers that take any nonzero
+    value for the target.
     """
     check_regular(path, hint="is the data root right?")
     data = path.read_bytes()
@@ -50,20 +51,20 @@ def read_indices(path: Path, size: Size, *, scoring: bool = False) -> np.ndarray
         found = foreign_content(data[:512]) if data else None
         problem = f"not a PNG but {found}" if found else f"the picture cannot be read ({error}); fetch the file again"
         raise DataError(f"{path}: {problem}") from error
-    told = f"{path}: a {kind} picture; an annotation is a palette, grey or 1-bit PNG of object numbers"
+    problem = f"{path}: a {kind} picture; an annotation is a palette, grey or 1-bit PNG of object numbers"
     if not scoring:
-        raise DataError(f"{told}, found the grey levels {listed(np.unique(grey))}; fetch the file again")
-    if path.parent not in _told:
-        _told.add(path.parent)
-        print(f"warning: {printable(told)}; its grey levels are taken, as the published script does", file=sys.stderr)
+        raise DataError(f"{problem}, found the grey levels {listed(np.unique(grey))}; fetch the file again")
+    if path.parent not in _warned:
+        _warned.add(path.parent)
+        _log.warning("%s; its grey levels are taken, as the published script does", problem)
     return grey
 
 
-_told: set[Path] = set()
-"""Folders whose colour pictures have been warned of."""
+_warned: set[Path] = set()
+"""Folders for whose colour pictures there was a warning."""
 
 
 def listed(values: np.ndarray) -> str:
-    """A few of the values of a picture, for a message."""
+    """The first values of a picture, for a message."""
     few = ", ".join(str(value) for value in values[:6].tolist())
     return few if len(values) <= 6 else f"{few} and {len(values) - 6} more"

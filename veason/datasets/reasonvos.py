@@ -1,4 +1,4 @@
-"""ReasonVOS: reasoning expressions about videos of four sources; a test set only.
+"""Reads ReasonVOS: reasoning expressions about videos of four sources; a test set only.
 
 Layout below the root: ``JPEGImages/<video>/<frame>.jpg``, ``Annotations/<source>_<video>_<obj_id>/<frame>.png``
 (nonzero is the target), ``meta_expressions.json`` (also seen as ``meta_expressions_.json``). A video's expressions are
@@ -11,15 +11,14 @@ be unique for one object only. It names the folder of the published prediction l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from veason.datasets import base, fields
 from veason.datasets.pictures import picture_size
 from veason.datasets.sample_list import SampleList
 from veason.errors import DataError
-from veason.types import Rle, Size, VideoSample
+from veason.types import Rle, VideoSample
 
 META_NAMES = ("meta_expressions.json", "meta_expressions_.json")
 SOURCES = ("vipseg", "burst", "mose", "mevis")
@@ -27,13 +26,13 @@ SOURCES = ("vipseg", "burst", "mose", "mevis")
 
 @dataclass(frozen=True)
 class Origin:
-    """What an expression is called in the file."""
+    """The names that an expression has in the file."""
 
     annotation: str
     """``<source>_<video>_<obj_id>``: the folder of its masks."""
     exp_id: str
     sentence: bool | None
-    """A long expression, not a short phrase; None where the file does not say."""
+    """True for a long expression, False for a short phrase; None where the file does not say."""
 
 
 class ReasonVOS(SampleList):
@@ -62,7 +61,10 @@ class ReasonVOS(SampleList):
         self.image_root = Path(image_root) if image_root else self.root / "JPEGImages"
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; --data-root is the folder that holds {META_NAMES[0]}")
-        files = {"meta": Path(meta) if meta else _find_meta(self.root)}
+        found = [self.root / name for name in META_NAMES if (self.root / name).is_file()]
+        if not meta and len(found) == 2 and base.sha256(found[0]) != base.sha256(found[1]):
+            raise DataError(f"{self.root}: {' and '.join(META_NAMES)} differ; choose one with --meta")
+        files = {"meta": Path(meta) if meta else found[0] if found else self.root / META_NAMES[0]}
         self._origins: dict[str, Origin] = {}
         self._annotated: dict[str, tuple[int, ...]] = {}
         super().__init__(self._read(files["meta"]), split=split, files=files, min_frames=min_frames, scoring=scoring)
@@ -87,7 +89,7 @@ class ReasonVOS(SampleList):
         return self._annotated[annotation]
 
     def origin(self, sample: VideoSample) -> Origin:
-        """What the sample is called in the file."""
+        """The names that the sample has in the file."""
         return self._origins[sample.key]
 
     def object_folder(self, sample: VideoSample) -> str:
@@ -103,10 +105,24 @@ class ReasonVOS(SampleList):
             if not asked:
                 continue
             frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
-            source = _source(entry, where, self.tolerance)
+            source = base.check_name(entry.get("source"), f"{where}: source")
+            if source not in SOURCES:
+                if self.tolerance is None:
+                    raise DataError(f"{where}: source must be one of {', '.join(SOURCES)}, found {source[:80]!r}")
+                self.tolerance.note(f"the source is none of {', '.join(SOURCES)}", f"{where}: source {source[:80]!r}")
             origins = [_origin(video, source, e, f"{where}: expression {i} of the list") for i, e in enumerate(asked)]
-            _check_unique(origins, where)
-            size = self._size(origins[0].annotation, frames, folder)
+            seen: dict[Origin, int] = {}
+            for i, origin in enumerate(origins):
+                first = seen.setdefault(replace(origin, sentence=None), i)
+                if first != i:
+                    raise DataError(
+                        f"{where}: expressions {first} and {i} of the list are both {origin.exp_id!r} of "
+                        f"{origin.annotation}; keep one of the two"
+                    )
+            # The size is that of the first annotation, as it is scored; of the first picture if there is none.
+            annotations = (self.root / "Annotations" / origins[0].annotation / f"{frame}.png" for frame in frames)
+            annotation = next((png for png in annotations if png.is_file()), None)
+            size = picture_size(annotation or folder / f"{frames[0]}.jpg")
             for i, (expression, origin) in enumerate(zip(asked, origins, strict=True)):
                 sample = VideoSample(
                     dataset=self.name,
@@ -124,58 +140,22 @@ class ReasonVOS(SampleList):
                 self._origins[sample.key] = origin
                 yield sample
 
-    def _size(self, annotation: str, frames: tuple[str, ...], pictures: Path) -> Size:
-        """Of a video: that of its first annotation PNG, as it is scored; of its first picture if there is none."""
-        pngs = (self.root / "Annotations" / annotation / f"{frame}.png" for frame in frames)
-        first = next((png for png in pngs if png.is_file()), None)
-        return picture_size(first if first is not None else pictures / f"{frames[0]}.jpg")
-
-
-def _find_meta(root: Path) -> Path:
-    found = [root / name for name in META_NAMES if (root / name).is_file()]
-    if len(found) == 2 and base.sha256(found[0]) != base.sha256(found[1]):
-        raise DataError(f"{root}: {' and '.join(META_NAMES)} differ; choose one with --meta")
-    return found[0] if found else root / META_NAMES[0]
-
-
-def _source(entry: dict[str, Any], where: str, tolerance: base.Tolerance | None) -> str:
-    source = base.check_name(entry.get("source"), f"{where}: source")
-    if source not in SOURCES:
-        if tolerance is None:
-            raise DataError(f"{where}: source must be one of {', '.join(SOURCES)}, found {source[:80]!r}")
-        tolerance.note(f"the source is none of {', '.join(SOURCES)}", f"{where}: source {source[:80]!r}")
-    return source
-
 
 def _origin(video: str, source: str, expression: object, where: str) -> Origin:
     expression = base.check_object(expression, where)
     obj_id = base.check_name(_as_text(expression.get("obj_id")), f"{where}: obj_id")  # verbatim: "12" is one object
+    sentence = expression.get("is_sent")
+    if sentence not in (None, True, False, "0", "1"):
+        raise DataError(f"{where}: is_sent must be true or false, found {str(sentence)[:80]!r}")
     return Origin(
         annotation=base.check_name(f"{source}_{video}_{obj_id}", where),
         exp_id=base.check_name(_as_text(expression.get("exp_id")), f"{where}: exp_id"),
-        sentence=_flag(expression.get("is_sent"), f"{where}: is_sent"),
+        sentence=None if sentence is None else sentence in (True, "1"),
     )
 
 
 def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
-
-
-def _flag(value: object, where: str) -> bool | None:
-    if value not in (None, True, False, "0", "1"):
-        raise DataError(f"{where} must be true or false, found {str(value)[:80]!r}")
-    return None if value is None else value in (True, "1")
-
-
-def _check_unique(origins: list[Origin], where: str) -> None:
-    seen: dict[tuple[str, str], int] = {}
-    for i, origin in enumerate(origins):
-        first = seen.setdefault((origin.annotation, origin.exp_id), i)
-        if first != i:
-            raise DataError(
-                f"{where}: expressions {first} and {i} of the list are both {origin.exp_id!r} of {origin.annotation}; "
-                "keep one of the two"
-            )
 
 
 def _annotated(folder: Path, frames: tuple[str, ...]) -> tuple[int, ...]:

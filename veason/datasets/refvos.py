@@ -1,4 +1,4 @@
-"""Ref-YouTube-VOS and Ref-DAVIS17: one object an expression, ground truth as palette PNGs of object numbers.
+"""Reads Ref-YouTube-VOS and Ref-DAVIS17: one object an expression, ground truth as palette PNGs of object numbers.
 
 Both are laid out alike below the root: ``meta_expressions/<split>/meta_expressions.json`` and
 ``<split>/{JPEGImages,Annotations}/<video>/<frame>.{jpg,png}``. An expression is ``{"exp": str, "obj_id": "1"}``; the
@@ -23,11 +23,11 @@ NAME_LIST = "ryv_val.txt"
 """The names of the 202 scored videos of Ref-YouTube-VOS, one a line, as they are passed around."""
 
 ANNOTATORS = 4
-"""Of Ref-DAVIS17: the first and second annotator, each asked for the first frame alone and for the whole video."""
+"""Sets of expressions of Ref-DAVIS17: two annotators, each for the first frame alone and for the whole video."""
 
 
 class _RefVOS(SampleList):
-    """What both readers do; `left_out`, the videos of the expression file that are not of the split."""
+    """The base of both readers. `left_out` are the videos of the expression file that are not of the split."""
 
     default_split = "valid"
 
@@ -65,8 +65,8 @@ class _RefVOS(SampleList):
                 continue
             if "objects" in entry and "expressions" not in entry:
                 raise DataError(
-                    f"{where}: objects with expressions each: this is the first release, of 2020, which nobody scores "
-                    "any more; fetch the expressions of 2021 or later, which have expressions by id"
+                    f"{where}: objects with expressions each: this is the first release, of 2020, which is not "
+                    "scored any more; fetch the expressions of 2021 or later, which have expressions by id"
                 )
             frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
             size = self._size(video, frames) if pictures else None
@@ -86,12 +86,12 @@ class _RefVOS(SampleList):
                 )
 
     def _size(self, video: str, frames: tuple[str, ...]) -> Size:
-        """Of a video, from its first annotation, since scoring needs no other picture, or its first frame."""
+        """The size of a video, from its first annotation, since scoring needs no other picture, or its first frame."""
         annotation = self._annotations.folder / video / f"{frames[0]}.png"
         return picture_size(annotation if annotation.is_file() else self.image_root / video / f"{frames[0]}.jpg")
 
     def _numbers(self, exp_id: str, expression: dict[str, Any], where: str) -> tuple[int, ...]:
-        return (_object_number(expression, where),)
+        return (object_number(expression, where),)
 
     def _anno_ids(self, video: str, exp_id: str, numbers: tuple[int, ...]) -> tuple[int | str, ...]:
         return numbers
@@ -133,9 +133,8 @@ class RefYouTubeVOS(_RefVOS):
         if split != "valid" or (meta is not None and names is None):
             return super()._choose_files(split, meta)
         files = {"meta": expression_file(self.root, "valid"), "test": expression_file(self.root, "test")}
-        published = (
-            self.root / "valid" / "meta_expressions_challenge.json"
-        )  # comes with the ground truth, test left out
+        # This file comes with the ground truth; the videos of test are not in it.
+        published = self.root / "valid" / "meta_expressions_challenge.json"
         if not files["meta"].is_file() and published.is_file():
             files = {"meta": published}
         places = (self.root, self.root / "meta_expressions", self.root / "meta_expressions" / "valid")
@@ -153,8 +152,7 @@ class RefYouTubeVOS(_RefVOS):
 
     def _size(self, video: str, frames: tuple[str, ...]) -> Size:
         folder = self._annotations.folder / video
-        binary = (png for png in folder.glob(f"*/{frames[0]}.png")) if folder.is_dir() else ()
-        first = next(iter(binary), None)
+        first = next(folder.glob(f"*/{frames[0]}.png"), None) if folder.is_dir() else None
         return picture_size(first) if first else super()._size(video, frames)
 
     def _numbers(self, exp_id: str, expression: dict[str, Any], where: str) -> tuple[int, ...]:
@@ -170,7 +168,7 @@ class RefYouTubeVOS(_RefVOS):
             return super().track(sample, anno_id)
         folder = self._annotations.folder / sample.video / anno_id
         names = {path.name for path in folder.iterdir()}
-        rles = []
+        rles: list[Rle | None] = []
         for frame in sample.frames:
             if self.tolerance is not None and f"{frame}.png" not in names:
                 self.tolerance.note("frames without a PNG; the target counts as absent there", str(folder))
@@ -280,7 +278,8 @@ def expression_file(root: Path, split: str) -> Path:
     return root / "meta_expressions" / split / "meta_expressions.json"
 
 
-def _object_number(expression: dict[str, Any], where: str) -> int:
+def object_number(expression: dict[str, Any], where: str) -> int:
+    """The number of an expression's object, which its annotations hold."""
     number = expression.get("obj_id")
     if not (isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) < 4):
         raise DataError(f"{where}: obj_id must be a number as text, '1' say, found {str(number)[:80]!r}")

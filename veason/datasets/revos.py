@@ -1,4 +1,4 @@
-"""ReVOS: expressions that refer (type 0), need reasoning (1), or have no target in the video (2).
+"""Reads ReVOS: expressions that refer (type 0), need reasoning (1), or have no target in the video (2).
 
 Layout below the root: ``JPEGImages/<video>/<frame>.jpg``, ``meta_expressions_{train,valid}_.json`` (the trailing
 underscore is the data set's own), ``mask_dict.json`` (both splits), ``mask_dict_foreground.json``.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from veason.datasets import base, fields
 from veason.datasets.json_index import JsonIndex
@@ -73,6 +72,10 @@ class ReVOS(SampleList):
         for video, entry, where in fields.videos(meta, slashes=True):
             frames, size = fields.frames(entry, where, self.tolerance), fields.size(entry, where)
             for exp_id, expression, here in fields.expressions(entry, where):
+                type_id = expression.get("type_id")
+                if type(type_id) is not int or type_id not in (0, 1, 2):
+                    raise DataError(f"{here}: type_id must be 0, 1 or 2, found {str(type_id)[:80]!r}")
+                obj_ids, anno_ids = fields.ids(expression, here)
                 yield VideoSample(
                     dataset="revos",
                     video=video,
@@ -81,13 +84,7 @@ class ReVOS(SampleList):
                     frames=frames,
                     frame_dir=self.image_root / video,
                     size=size,
-                    type_id=_type_id(expression, here),
-                    **fields.ids(expression, here),
+                    type_id=type_id,
+                    obj_ids=obj_ids,
+                    anno_ids=anno_ids,
                 )
-
-
-def _type_id(expression: dict[str, Any], where: str) -> int:
-    type_id = expression.get("type_id")
-    if type(type_id) is not int or type_id not in (0, 1, 2):
-        raise DataError(f"{where}: type_id must be 0, 1 or 2, found {str(type_id)[:80]!r}")
-    return type_id

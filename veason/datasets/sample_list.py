@@ -1,4 +1,4 @@
-"""What every reader is: a list of samples in the order of the file, and ground truth annotation by annotation."""
+"""The base of the readers: a list of samples in the order of the file, ground truth annotation by annotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits that are there to be scored: nothing may be learned from them, whatever they are called.
+"""Finds out whether a split is there to be scored: nothing may be trained on it, whatever it is called.
 
 A split's name says so, or a file's name, or what is in it: the samples to train on are compared with the expression
 files of the scored splits that lie beside the data.
@@ -34,14 +34,14 @@ SCORED = {
 
 BY_NAME = "by its name, it is there to be scored, so nothing may be trained on it"
 OPTION = "--allow-scored-split"
-"""Of the commands that make training data: do it all the same."""
+"""The option of the commands that make training data which allows it all the same."""
 
 _SCORED_WORD = re.compile(r"(?:^|[^a-z])(?:val|valid|test)(?:[^a-z]|$)")
 _TRAIN_WORD = re.compile(r"(?:^|[^a-z])train(?:[^a-z]|$)")
 
 
 def scored_by_name(parts: Sequence[Part], *, split: str, meta: str) -> str | None:
-    """Why a split must not be trained on, from what it is called; None if its names say nothing.
+    """The reason, taken from names, for which a split must not be trained on; None if its names say nothing.
 
     parts: the data sets that go by name; without any, `split` of ReVOS. meta: an expression file that is used instead.
     """
@@ -86,8 +86,9 @@ def is_scored_name(name: str) -> bool:
 
 
 def scored_by_content(parts: Sequence[Part], *, meta: str) -> tuple[str | None, list[str]]:
-    """Why data must not be trained on: it is that of a scored split which lies beside it. None if it is of none.
-    And a line for each scored file that could not be compared with, such as the pointer to one that was not fetched.
+    """(the reason for which data must not be trained on: a scored split beside it holds them, too, or None; remarks).
+
+    A remark names a scored file that could not be compared with, such as the pointer to one that was not fetched.
 
     parts: the data sets, a split without a name being ``train``; meta: as above. An expression is scored if a scored
     file has its video; where the benchmark's own training file has that video, too, only if the scored file has the
@@ -125,10 +126,8 @@ def _read(path: Path) -> dict[str, frozenset[str]]:
     if isinstance(document, list):
         return {f"{number:06d}": frozenset() for number in document if type(number) is int}
     return {
-        video: frozenset(_plain(str(e.get("exp"))) for _, e, _ in fields.expressions(entry, where))
+        video: frozenset(
+            str(e.get("exp")).strip().rstrip(".").strip().lower() for _, e, _ in fields.expressions(entry, where)
+        )
         for video, entry, where in fields.videos(path, slashes=True)
     }
-
-
-def _plain(expression: str) -> str:
-    return expression.strip().rstrip(".").strip().lower()

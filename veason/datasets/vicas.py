@@ -1,4 +1,4 @@
-"""ViCaS, its language-guided segmentation: prompts about one or several tracks, in two published versions.
+"""Reads the language-guided segmentation of ViCaS: prompts about one or several tracks, in two published versions.
 
 Layout below the root: ``annotations/<version>/<id:06d>.json``, ``video_frames/<id:06d>/<00000…>.jpg`` (30 a second),
 ``splits/<version>/<part>.json`` (a list of ids). Versions differ in videos and masks, so a split names its own:
@@ -28,7 +28,7 @@ PARTS = ("train", "val", "test")
 _SPLIT = re.compile(r"(v\d{1,3}\.\d{1,3})/(train|val|test)")
 _FRAME = re.compile(r"(\d{1,9})\.jpg")
 _KEPT = 256 << 20
-"""Bytes of people's masks that a data set opened for scoring keeps, so that it need not parse their files again."""
+"""Bytes of people's masks that a data set opened for scoring keeps, to parse their files once only."""
 
 
 class ViCaS(SampleList):
@@ -56,7 +56,13 @@ class ViCaS(SampleList):
         min_frames, scoring: see `SampleList`.
         """
         self.root = Path(root)
-        self.version, part = _parse_split(split)
+        named = _SPLIT.fullmatch(split)
+        if named is None:
+            raise DataError(
+                f"the ViCaS split {split!r} names no version: its versions are different benchmarks, so say "
+                f"v0.1/PART or v1.0/PART, PART one of {', '.join(PARTS)}"
+            )
+        self.version, part = named[1], named[2]
         self.image_root = Path(image_root) if image_root else self.root / "video_frames"
         files = {"meta": Path(meta) if meta else self.root / "splits" / self.version / f"{part}.json"}
         if not self.root.is_dir():
@@ -64,7 +70,7 @@ class ViCaS(SampleList):
         self._gt_frames: dict[str, tuple[int, ...]] = {}
         self._people: dict[str, bytes] = {}
         self._room = _KEPT if scoring else 0
-        samples = (sample for number in _read_ids(files["meta"]) for sample in self._read_video(number))
+        samples = (sample for number in read_ids(files["meta"]) for sample in self._read_video(number))
         super().__init__(samples, split=split, files=files, min_frames=min_frames, scoring=scoring)
         self._last: tuple[str, dict[Any, tuple[Rle | None, ...]]] = ("", {})  # one value: threads share the reader
 
@@ -99,53 +105,48 @@ class ViCaS(SampleList):
         video = f"{number:06d}"
         path, folder = self.annotation_file(video), self.image_root / video
         content = _load(path, number)
-        size = _read_size(content, path)
+        sides = content.get("image_size")
+        if not isinstance(sides, list) or len(sides) != 2:
+            raise DataError(f"{path}: image_size must be [height, width], found {str(sides)[:80]}")
+        size = fields.size({"height": sides[0], "width": sides[1]}, f"{path}: image_size")
         annotated = {name: entry.get("is_gt") is True for name, entry in _segmentations(content, path)}
-        names = _frame_names(folder) or _in_order(annotated)
+        pictures = (_FRAME.fullmatch(file.name) for file in folder.iterdir()) if folder.is_dir() else ()
+        names = _in_order(found[1] for found in pictures if found) or _in_order(annotated)  # scoring needs no picture
         unknown = set(annotated) - set(names)
         if unknown:
             raise DataError(f"{path}: the frame {min(unknown)}.jpg is not in {folder}; fetch the frames again")
         self._gt_frames[video] = tuple(t for t, name in enumerate(names) if annotated.get(name))
         if not self._gt_frames[video]:
             raise DataError(f"{path}: no entry of segmentations has is_gt, so nothing can be scored; fetch it again")
-        self._keep(video, content["segmentations"])
+        if self._room > 0:
+            people = [entry for entry in content["segmentations"] if entry.get("is_gt") is True]
+            with contextlib.suppress(orjson.JSONEncodeError):  # nested too deeply: no masks, as scoring will say
+                packed = orjson.dumps(people)
+                if len(packed) <= self._room:
+                    self._people[video] = packed
+                    self._room -= len(packed)
+        referrals = content.get("object_referrals")
+        if not isinstance(referrals, list):
+            raise DataError(f"{path}: object_referrals must be a list, found {type(referrals).__name__}")
+        places = [f"{path}: object_referrals[{i}]" for i in range(len(referrals))]
         return [
             VideoSample(
                 dataset=self.name,
                 video=video,
-                exp_id=str(place),
-                expression=fields.text(referral, where, "prompt", self.tolerance),
+                exp_id=str(i),
+                expression=fields.text(base.check_object(referral, where), where, "prompt", self.tolerance),
                 frames=names,
                 frame_dir=folder,
                 size=size,
                 obj_ids=_track_ids(referral, where),
                 anno_ids=_track_ids(referral, where),
             )
-            for place, referral, where in _entries(content, path, "object_referrals")
+            for i, (referral, where) in enumerate(zip(referrals, places, strict=True))
         ]
 
-    def _keep(self, video: str, entries: list[dict[str, Any]]) -> None:
-        """Keep those of a video's segmentations that are by people, if there is room."""
-        if self._room <= 0:
-            return
-        with contextlib.suppress(orjson.JSONEncodeError):  # nested too deeply: no masks, as scoring will say
-            packed = orjson.dumps([entry for entry in entries if entry.get("is_gt") is True])
-            if len(packed) <= self._room:
-                self._people[video] = packed
-                self._room -= len(packed)
 
-
-def _parse_split(split: str) -> tuple[str, str]:
-    found = _SPLIT.fullmatch(split)
-    if found is None:
-        raise DataError(
-            f"the ViCaS split {split!r} names no version: its versions are different benchmarks, so say "
-            f"v0.1/PART or v1.0/PART, PART one of {', '.join(PARTS)}"
-        )
-    return found[1], found[2]
-
-
-def _read_ids(path: Path) -> list[int]:
+def read_ids(path: Path) -> list[int]:
+    """The ids of a split's videos, ascending."""
     ids = base.load_json(path)
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1_000_000 for i in ids):
         raise DataError(f"{path}: expected a list of video ids, whole numbers below a million")
@@ -173,32 +174,9 @@ def _load(path: Path, number: int) -> dict[str, Any]:
     return content
 
 
-def _read_size(content: dict[str, Any], path: Path) -> tuple[int, int]:
-    sides = content.get("image_size")
-    if not isinstance(sides, list) or len(sides) != 2:
-        raise DataError(f"{path}: image_size must be [height, width], found {str(sides)[:80]}")
-    return fields.size({"height": sides[0], "width": sides[1]}, f"{path}: image_size")
-
-
-def _frame_names(folder: Path) -> tuple[str, ...]:
-    """Names without suffix of the pictures in a folder; none where there is no folder: scoring needs no picture."""
-    if not folder.is_dir():
-        return ()
-    return _in_order(found[1] for path in folder.iterdir() if (found := _FRAME.fullmatch(path.name)))
-
-
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Frame names, which are numbers, in the order of the numbers: 100000 follows 99999."""
     return tuple(sorted(names, key=lambda name: (int(name), name)))
-
-
-def _entries(content: dict[str, Any], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any], str]]:
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: {key} must be a list, found {type(entries).__name__}")
-    for place, entry in enumerate(entries):
-        where = f"{path}: {key}[{place}]"
-        yield place, base.check_object(entry, where), where
 
 
 def _segmentations(content: dict[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -239,24 +217,20 @@ def _read_tracks(content: dict[str, Any], path: Path, sample: VideoSample) -> di
             raise DataError(f"{path}: {name}.jpg: mask_rles and track_ids are parallel lists; fetch the file again")
         places += [(track_id, name) for track_id in ids]
         rles += here
+    checked: list[Rle] = []
+    with contextlib.suppress(ValueError):  # all at once; one by one below, only to name the first that is wrong
+        checked = [rle for rle in masks.check_track(rles, sample.size, str(path)) if rle is not None]
+    if len(checked) != len(rles):
+        try:
+            checked = [
+                masks.check(rle, sample.size, f"{path}: {name}.jpg, track {track_id}")
+                for rle, (track_id, name) in zip(rles, places, strict=True)
+            ]
+        except ValueError as error:
+            raise DataError(str(error)) from error
     found: dict[int, list[Rle | None]] = {}
     frame_ids = {name: t for t, name in enumerate(sample.frames)}
-    for (track_id, name), rle in zip(places, _checked(rles, places, path, sample), strict=True):
+    for (track_id, name), rle in zip(places, checked, strict=True):
         if masks.area(rle) and name in frame_ids:
             found.setdefault(track_id, [None] * len(sample))[frame_ids[name]] = rle
     return {track_id: tuple(track) for track_id, track in found.items()}
-
-
-def _checked(rles: list[object], places: list[tuple[int, str]], path: Path, sample: VideoSample) -> list[Rle]:
-    """All masks of a video through `masks.check`; all at once, one by one only to name the first that is wrong."""
-    with contextlib.suppress(ValueError):
-        checked = [rle for rle in masks.check_track(rles, sample.size, str(path)) if rle is not None]
-        if len(checked) == len(rles):
-            return checked
-    try:
-        return [
-            masks.check(rle, sample.size, f"{path}: {name}.jpg, track {track_id}")
-            for rle, (track_id, name) in zip(rles, places, strict=True)
-        ]
-    except ValueError as error:
-        raise DataError(str(error)) from error

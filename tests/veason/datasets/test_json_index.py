@@ -86,14 +86,14 @@ def large(tmp_path, monkeypatch):
     """A file above the size from which spans are cached: two entries of the same length."""
     monkeypatch.setenv("VEASON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(json_index, "CACHE_ABOVE", 10)
-    json_index._say_once.cache_clear()
+    json_index._warn_once.cache_clear()
     path = tmp_path / "large.json"
     path.write_text('{"1": [11], "2": [22]}')
     return path
 
 
 @pytest.mark.parametrize("home", ["read-only", "full", "a file", "nowhere"])
-def test_without_a_cache_it_goes_on_and_says_so_once(large, tmp_path, monkeypatch, capsys, home):
+def test_without_a_cache_it_goes_on_and_says_so_once(large, tmp_path, monkeypatch, caplog, home):
     def refuse(path, data):
         raise OSError(errno.EROFS if home == "read-only" else errno.ENOSPC, "refused", str(path))
 
@@ -109,11 +109,9 @@ def test_without_a_cache_it_goes_on_and_says_so_once(large, tmp_path, monkeypatc
         monkeypatch.setattr(json_index.atomic, "write_bytes", refuse)
     for _ in range(2):
         assert JsonIndex(large)["2"] == [22]
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
-    assert line.startswith("note: ")
-    assert "VEASON_CACHE" in line
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "VEASON_CACHE" in record.getMessage()
 
 
 def read(path, key):
@@ -122,16 +120,17 @@ def read(path, key):
     return JsonIndex(path)[key]
 
 
-def test_of_a_pool_the_parent_says_that_there_is_no_cache(large, tmp_path, capfd):
+def test_of_a_pool_the_parent_says_that_there_is_no_cache(large, tmp_path, caplog, capfd):
     (tmp_path / "cache").write_text("in the way")
     MaskDict(large)
     found = map_in_order(read, large, ["1", "2"] * 4, workers=2, label="reading", unit="key")
     assert list(found) == [[11], [22]] * 4
-    assert capfd.readouterr().err.count("note: ") == 1
+    assert [record.getMessage().count("VEASON_CACHE") for record in caplog.records] == [1]
+    assert capfd.readouterr().err == ""  # of the workers
     (tmp_path / "cache").unlink()
-    json_index._say_once.cache_clear()
+    json_index._warn_once.cache_clear()
     MaskDict(large)
-    assert capfd.readouterr().err == ""
+    assert len(caplog.records) == 1
     assert list((tmp_path / "cache").iterdir()) == []
 
 

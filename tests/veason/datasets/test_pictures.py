@@ -89,7 +89,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read):
         read(tmp_path / "x.png")
 
 
-def test_colour_is_an_error_and_for_scoring_a_warning(tmp_path, capsys):
+def test_colour_is_an_error_and_for_scoring_a_warning(tmp_path, caplog):
     colour = np.stack([INDICES * 100, INDICES, INDICES * 7], axis=-1)
     Image.fromarray(colour).save(tmp_path / "a.png")
     Image.fromarray(colour).save(tmp_path / "b.png")
@@ -98,8 +98,8 @@ def test_colour_is_an_error_and_for_scoring_a_warning(tmp_path, capsys):
         read_indices(tmp_path / "a.png", (2, 3))
     for name in ("a.png", "b.png"):
         assert np.array_equal(read_indices(tmp_path / name, (2, 3), scoring=True), expected)
-    told = capsys.readouterr().err
-    assert told.count("warning: ") == 1  # once a folder
-    assert "a.png: a RGB picture" in told
+    (record,) = caplog.records  # once a folder
+    assert record.levelname == "WARNING"
+    assert "a.png: a RGB picture" in record.getMessage()
     with pytest.raises(DataError, match="the annotation is 2x3, the video 3x2"):
         read_indices(tmp_path / "a.png", (3, 2), scoring=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from veason import masks
 from veason.datasets import open_dataset
-from veason.datasets.refvos import _object_number
+from veason.datasets.refvos import object_number
 from veason.errors import DataError
 
 
@@ -251,7 +251,7 @@ VALUES = st.recursive(st.none() | st.text() | st.integers() | st.floats(), st.li
 @given(VALUES)
 def test_an_object_number_is_a_number_or_an_error(value):
     try:
-        number = _object_number({"obj_id": value}, "here")
+        number = object_number({"obj_id": value}, "here")
     except DataError as error:
         message = str(error)
     else:
