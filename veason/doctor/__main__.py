@@ -1,11 +1,11 @@
-"""Look over a copy of a data set, say what is wrong, and what to do about it.
+"""Examine a copy of a data set and print what is wrong with it, with the remedies.
 
 Usage: python -m veason.doctor --dataset revos --data-root ROOT [--split valid]
 
-Checks, none of which decodes a picture: is every frame there and of the annotated size; are lists of masks as long as
-lists of frames, and every RLE sound; are frames stored in sorted order; does every expression point at something
-visible; is the stored foreground the union of the masks; is the data set as large as published; which annotations does
-no expression name; how fast is the storage.
+These checks decode no picture: every frame is there and of the annotated size; lists of masks are as long as lists of
+frames, and every RLE is sound; frames are stored in sorted order; every expression has a visible target; the stored
+foreground is the union of the masks; the data set is as large as published; every annotation is named by an
+expression; the storage is fast.
 
 --deep decodes a few frames of every target as well: the true box is given to a tracker, and expressions are ranked by
 how badly its masks and the annotated ones disagree. The J of this oracle is for finding drift: it looks at up to six
@@ -23,7 +23,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from veason import atomic, trackers
 from veason.command import run_command
@@ -66,12 +65,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _tracker_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"config": args.sam2_config, "checkpoint": args.sam2_checkpoint} if args.tracker == "sam2" else {}
-
-
 def run(args: argparse.Namespace) -> int:
-    """Examine, write, print; the exit code. DataError if the data set cannot be opened."""
+    """Examine, write and print; returns the exit code. DataError if the data set cannot be opened."""
     try:
         dataset = open_dataset(
             args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
@@ -80,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         if disorder := index.frame_order(args.data_root, args.meta):
             print(report.findings_text(disorder) + "\n")
         raise
-    oracle = Oracle(args.tracker, _tracker_options(args)) if args.deep else None
+    options = {"config": args.sam2_config, "checkpoint": args.sam2_checkpoint} if args.tracker == "sam2" else {}
+    oracle = Oracle(args.tracker, options) if args.deep else None
     examiner = examination.Examiner(dataset, part=args.subset or args.meta is not None, oracle=oracle)
     found = examination.examine(examiner, workers=args.workers, threshold=args.threshold)
     print(report.text(found))

@@ -1,4 +1,4 @@
-"""The whole examination of a data set: the annotation files first, then every video in a pool of processes."""
+"""Examines a whole data set: the annotation files first, then every video in a pool of worker processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veason import masks
-from veason.datasets.sample_list import SampleList
+from veason.datasets.base import Dataset
 from veason.doctor import index, sheet, video
 from veason.doctor.findings import Finding
 from veason.doctor.oracle import Agreement, Oracle
@@ -23,20 +23,20 @@ SLOW = 0.005
 
 @dataclass(frozen=True)
 class Examiner:
-    """What is done to each video. Pickled once for each worker."""
+    """The settings of an examination; pickled once for each worker."""
 
-    dataset: SampleList
+    dataset: Dataset
     part: bool
-    """The expressions are some of the benchmark's, or no benchmark's at all: sizes are not compared."""
+    """True for a part of a benchmark, or for data of no benchmark: sizes are not compared."""
     oracle: Oracle | None
     """Compares masks with pictures, where pictures are to be decoded."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What the doctor found."""
+    """The result of an examination."""
 
-    dataset: SampleList
+    dataset: Dataset
     findings: tuple[Finding, ...]
     agreements: tuple[Agreement, ...]
     """Worst first; empty unless pictures were decoded."""
@@ -47,12 +47,12 @@ class Examination:
 
 
 def examine(examiner: Examiner, *, workers: int, threshold: float) -> Examination:
-    """Look over the whole data set. threshold: a J of the oracle below it is a finding."""
+    """Examine the whole data set. threshold: a J of the oracle below it is a finding."""
     dataset = examiner.dataset
     findings = [*index.ground_truth(dataset), *index.annotation_ids(dataset), *index.foreground_file(dataset)]
     if not examiner.part:
         findings += index.counts(dataset)
-    times, agreements = array("d"), []
+    times, agreements = array("d"), list[Agreement]()
     work = map_in_order(
         examine_video, examiner, list(dataset.by_video), workers=workers, label="examining", unit="video"
     )
@@ -61,7 +61,16 @@ def examine(examiner: Examiner, *, workers: int, threshold: float) -> Examinatio
         agreements += agreed
         times.extend(checked.seconds)
     agreements.sort(key=lambda agreement: (agreement.j, agreement.sample))
-    findings += [_disagreement(agreement) for agreement in agreements if agreement.j < threshold]
+    for agreement in agreements:
+        if agreement.j < threshold:
+            what = (
+                f"the oracle's masks have J {100 * agreement.j:.0f} against the annotated ones, "
+                f"{100 * agreement.worst_j:.0f} in frame id {agreement.worst}"
+            )
+            remedy = (
+                "look at it (--contact-sheet); leave it out if mask and picture have drifted apart (--write-exclude)"
+            )
+            findings.append(Finding("warning", "disagreement", agreement.sample, what, remedy, (agreement.sample,)))
     seconds = statistics.median(times) if times else 0.0
     if seconds > SLOW:
         what = f"a picture's header takes {seconds * 1e3:.1f} ms to read (median of {len(times)})"
@@ -71,7 +80,7 @@ def examine(examiner: Examiner, *, workers: int, threshold: float) -> Examinatio
 
 
 def examine_video(examiner: Examiner, name: str) -> tuple[video.Checked, list[Agreement]]:
-    """One video's files and masks, and with an oracle how well the sound ones fit together."""
+    """Examine one video's files and masks, and with an oracle how well the sound ones fit together."""
     checked = video.check(examiner.dataset, name, part=examiner.part)
     if examiner.oracle is None:
         return checked, []
@@ -87,17 +96,8 @@ def examine_video(examiner: Examiner, name: str) -> tuple[video.Checked, list[Ag
         return dataclasses.replace(checked, findings=(*checked.findings, broken)), []
 
 
-def _disagreement(agreement: Agreement) -> Finding:
-    what = (
-        f"the oracle's masks have J {100 * agreement.j:.0f} against the annotated ones, "
-        f"{100 * agreement.worst_j:.0f} in frame id {agreement.worst}"
-    )
-    remedy = "look at it (--contact-sheet); leave it out if mask and picture have drifted apart (--write-exclude)"
-    return Finding("warning", "disagreement", agreement.sample, what, remedy, (agreement.sample,))
-
-
 def worst_targets(examination: Examination, n: int) -> list[Agreement]:
-    """The `n` worst, each target once: several expressions may be about one."""
+    """The `n` worst agreements, each target once: several expressions may be about one."""
     found: dict[tuple[str, tuple[int | str, ...]], Agreement] = {}
     targets = {sample.key: (sample.video, sample.anno_ids) for sample in examination.dataset}
     for agreement in examination.agreements:
@@ -111,7 +111,7 @@ def tiles(examiner: Examiner, worst: Sequence[Agreement], *, workers: int) -> li
 
 
 def draw(examiner: Examiner, agreement: Agreement) -> sheet.Tile:
-    """The worst frame of an expression: annotated mask, the oracle's, and which it is."""
+    """Draw the worst frame of an expression: the annotated mask, the oracle's, and its name."""
     assert examiner.oracle is not None
     dataset = examiner.dataset
     sample = next(s for s in dataset.by_video[agreement.sample.rpartition("/")[0]] if s.key == agreement.sample)

@@ -1,4 +1,4 @@
-"""What the doctor found: one record a fault, with the file or sample it is about and the remedy."""
+"""The record of a finding: a fault, the file or sample that has it, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
-"""error: something cannot be read or scored; warning: it can, and looks wrong; note: good to know, and no fault."""
+"""error: something cannot be read or scored; warning: it can, but looks wrong; note: no fault, but good to know."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found."""
+    """One finding of the examination."""
 
     severity: Severity
     kind: str
-    """What sort of thing, in a word or two: findings of a kind are counted together."""
+    """Its kind in a word or two; findings of a kind are counted together."""
     where: str
     """The file, folder, video or ``video/exp_id``."""
     what: str
@@ -26,5 +26,5 @@ class Finding:
     """Keys of the samples that should not be used because of it."""
 
     def record(self) -> dict[str, Any]:
-        """As the JSON report lists it."""
+        """The finding as the JSON report lists it."""
         return asdict(self)

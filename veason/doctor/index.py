@@ -1,4 +1,4 @@
-"""What can be said of a data set from its annotation files alone: order of frames, counts, ids that nobody names."""
+"""Checks the annotation files of a data set alone: the order of frames, counts, ids that no expression names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from veason.datasets import base, open_dataset
+from veason.datasets.base import Dataset
 from veason.datasets.json_index import JsonIndex
-from veason.datasets.sample_list import SampleList
 from veason.doctor import published
 from veason.doctor.findings import Finding
 from veason.errors import DataError
 
 _EXPRESSIONS = ("meta_expressions*.json", "*/meta_expressions*.json", "meta_expressions/*/meta_expressions.json")
-"""Where the benchmarks keep expressions below their roots."""
+"""Places below their roots in which the benchmarks keep expressions."""
 
 
 def frame_order(root: Path, meta: Path | None = None) -> list[Finding]:
@@ -29,23 +29,24 @@ def frame_order(root: Path, meta: Path | None = None) -> list[Finding]:
         except (DataError, KeyError, TypeError, AttributeError):
             continue  # no expression file; if the reader wants it, it says so
         for video, entry in videos:
-            if isinstance(entry, dict) and (what := _disorder(entry.get("frames"))) is not None:
+            frames = entry.get("frames") if isinstance(entry, dict) else None
+            if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
+                continue
+            twice = len(frames) - len(set(frames))
+            wrong = sum(a != b for a, b in zip(frames, sorted(frames), strict=True))
+            what = (
+                f"{twice} frames are listed twice"
+                if twice
+                else f"{wrong} of {len(frames)} frames are not at their sorted place"
+            )
+            if twice or wrong:
                 remedy = "sort the list, and the masks along with it"
                 found.append(Finding("error", "frame order", f"{path}: video {video}", what, remedy))
     return found
 
 
-def _disorder(frames: object) -> str | None:
-    if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
-        return None
-    if len(set(frames)) < len(frames):
-        return f"{len(frames) - len(set(frames))} frames are listed twice"
-    wrong = sum(a != b for a, b in zip(frames, sorted(frames), strict=True))
-    return f"{wrong} of {len(frames)} frames are not at their sorted place" if wrong else None
-
-
-def counts(dataset: SampleList) -> list[Finding]:
-    """The split's size against the published one; for ReVOS also that of both splits together."""
+def counts(dataset: Dataset) -> list[Finding]:
+    """Compare the split's size with the published one; for ReVOS also that of both splits together."""
     name = f"{dataset.name} {dataset.split}"
     found = published.compare(name, published.measure(dataset), published.SPLITS.get((dataset.name, dataset.split)))
     both = [other for split in ("train", "valid") if (other := _revos_split(dataset, split)) is not None]
@@ -56,8 +57,8 @@ def counts(dataset: SampleList) -> list[Finding]:
     return found
 
 
-def _revos_split(dataset: SampleList, split: str) -> SampleList | None:
-    """A split of the ReVOS that `dataset` is of; None if it is no ReVOS, or the split is not there or not readable."""
+def _revos_split(dataset: Dataset, split: str) -> Dataset | None:
+    """A split of the ReVOS to which `dataset` belongs; None for another benchmark, or a split that cannot be read."""
     if dataset.name != "revos":
         return None
     if split == dataset.split:
@@ -68,8 +69,8 @@ def _revos_split(dataset: SampleList, split: str) -> SampleList | None:
         return None
 
 
-def ground_truth(dataset: SampleList) -> Iterator[Finding]:
-    """Whether a split that names no annotations has ground truth at all; the reader says where to get it."""
+def ground_truth(dataset: Dataset) -> Iterator[Finding]:
+    """A note for a split that names no annotations and has no ground truth; the reader's error says where to get it."""
     if any(sample.anno_ids or sample.type_id is not None for sample in dataset):
         return
     try:
@@ -79,8 +80,8 @@ def ground_truth(dataset: SampleList) -> Iterator[Finding]:
         yield Finding("note", "ground truth", f"{dataset.name} {dataset.split}", str(error), remedy)
 
 
-def annotation_ids(dataset: SampleList) -> Iterator[Finding]:
-    """Annotations that no expression names, where one file holds all annotations of the root."""
+def annotation_ids(dataset: Dataset) -> Iterator[Finding]:
+    """A note for annotations that no expression names, where one file holds all annotations of the root."""
     if "masks" not in dataset.files or not dataset.files["masks"].is_file():
         return
     path = dataset.files["masks"]
@@ -98,12 +99,12 @@ def annotation_ids(dataset: SampleList) -> Iterator[Finding]:
         yield Finding("note", "unreferenced ids", str(path), what, "harmless; ids that moved would show like this, too")
 
 
-def _named(dataset: SampleList) -> set[str]:
+def _named(dataset: Dataset) -> set[str]:
     return {str(anno_id) for sample in dataset for anno_id in sample.anno_ids}
 
 
-def foreground_file(dataset: SampleList) -> Iterator[Finding]:
-    """Videos that the foreground file leaves out, if there is such a file; without it R is computed from the masks."""
+def foreground_file(dataset: Dataset) -> Iterator[Finding]:
+    """A note for videos that the foreground file leaves out, or for no such file: R is then computed from the masks."""
     path = dataset.files.get("foreground")
     if path is None:
         return

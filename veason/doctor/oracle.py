@@ -1,4 +1,4 @@
-"""How badly masks and pictures disagree: the true box is tracked over a few frames, and the masks are compared.
+"""Measures how badly masks and pictures disagree: tracks the true box over a few frames and compares the masks.
 
 The oracle knows the target: in each of a few stretches of the video it takes the frame where the target is largest and
 the true boxes there, and a tracker that looks at the pixels finds the object in that frame and the next. Where the
@@ -13,31 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from veason import ground_truth, masks, trackers
-from veason.datasets.sample_list import SampleList
+from veason.datasets.base import Dataset
 from veason.frames import VideoFrames
 from veason.ground_truth import Tracks
+from veason.trackers.base import Tracker
 from veason.types import VideoSample
 
 STRETCHES = 3
-"""Parts of a video, equal in length, that are each looked at in one place."""
+"""Parts of a video, equal in length, each of which is examined in one place."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the masks of one expression fit its pictures."""
+    """The agreement of one expression's masks with its pictures."""
 
     sample: str
     """``video/exp_id``"""
     j: float
     """Mean J of the tracked masks against the annotated ones, 0 … 1."""
     worst: int
-    """Frame id of the least J among those looked at."""
+    """Frame id of the least J among the examined frames."""
     worst_j: float
     looked_at: tuple[int, ...]
     """Frame ids."""
@@ -48,13 +48,17 @@ class Agreement:
 
 
 class Oracle:
-    """Compares masks with pictures; builds its tracker when it is first needed, in the process that needs it."""
+    """Compares masks with pictures; the tracker is built when it is first needed, in the process that needs it."""
 
     def __init__(self, tracker: str, options: dict[str, Any]) -> None:
         self._name, self._options = tracker, options
+        self._tracker: Tracker | None = None
 
-    def agreements(self, dataset: SampleList, samples: Sequence[VideoSample]) -> list[Agreement]:
-        """One for each of some samples of a video that has a visible target; samples of one target share the work."""
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tracker": None}
+
+    def agreements(self, dataset: Dataset, samples: Sequence[VideoSample]) -> list[Agreement]:
+        """One agreement for each of a video's samples with a visible target; samples of one target share the work."""
         video = VideoFrames(samples[0])
         found: dict[tuple[int | str, ...], dict[int, float]] = {}
         for sample in samples:
@@ -64,26 +68,28 @@ class Oracle:
                     t: masks.iou(mask, masks.union([rles[t] for rles in tracks], sample.size))
                     for t, mask in self.masks(tracks, dataset.gt_frames(sample), video).items()
                 }
-        return [_agreement(sample.key, found[sample.anno_ids]) for sample in samples if found.get(sample.anno_ids)]
+        agreements = []
+        for sample in samples:
+            if j := found.get(sample.anno_ids):
+                worst, looked_at = min(j, key=lambda t: j[t]), tuple(sorted(j))
+                mean = sum(j.values()) / len(j)
+                agreements.append(Agreement(sample.key, mean, worst=worst, worst_j=j[worst], looked_at=looked_at))
+        return agreements
 
     def masks(self, tracks: Tracks, scored: Sequence[int], video: VideoFrames) -> dict[int, np.ndarray]:
-        """What the tracker makes of the true boxes: (H, W) bool by frame id, in the frames looked at.
+        """The masks that the tracker makes of the true boxes: (H, W) bool by frame id, in the examined frames.
 
         tracks: the target's objects. scored: ids of the frames with ground truth. Empty for a target that is nowhere.
         """
-        tracker = _tracker(self._name, tuple(sorted(self._options.items())))
+        if self._tracker is None:
+            self._tracker = trackers.open_tracker(self._name, **self._options)
         found: dict[int, np.ndarray] = {}
         for keyframe, pair in keyframes(tracks, scored):
             true = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
-            encoded = tracker.encode([video[t] for t in pair])
-            tracked = tracker.track(encoded, keyframe=pair.index(keyframe), boxes=true)
+            encoded = self._tracker.encode([video[t] for t in pair])
+            tracked = self._tracker.track(encoded, keyframe=pair.index(keyframe), boxes=true)
             found |= {t: masks.track_union(tracked, i) for i, t in enumerate(pair)}
         return found
-
-
-@lru_cache(maxsize=1)
-def _tracker(name: str, options: tuple[tuple[str, Any], ...]) -> trackers.base.Tracker:
-    return trackers.open_tracker(name, **dict(options))
 
 
 def keyframes(tracks: Tracks, scored: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
@@ -101,9 +107,3 @@ def keyframes(tracks: Tracks, scored: Sequence[int]) -> list[tuple[int, tuple[in
         other = scored[place + 1 : place + 2] or scored[max(place - 1, 0) : place]
         found.append((keyframe, tuple(sorted({keyframe, *other}))))
     return found
-
-
-def _agreement(key: str, found: dict[int, float]) -> Agreement:
-    worst = min(found, key=lambda t: found[t])
-    mean = sum(found.values()) / len(found)
-    return Agreement(key, j=mean, worst=worst, worst_j=found[worst], looked_at=tuple(sorted(found)))

@@ -1,4 +1,4 @@
-"""How large each benchmark is, as its authors publish it: a copy of another size gives other numbers."""
+"""The published sizes of the benchmarks: a copy of another size gives other scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from veason.doctor.findings import Finding
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a split; None where nobody publishes one."""
+    """The counts of a split; None for a count that is not published."""
 
     videos: int
     expressions: int | None = None

@@ -1,4 +1,4 @@
-"""What the doctor says: a table of the kinds of findings with examples, a JSON file, a list of samples to leave out."""
+"""Writes the report: a table of the kinds of findings with examples, a JSON file, a list of samples to leave out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKED = 10
 
 
 def text(examination: Examination) -> str:
-    """What the command prints."""
+    """The text that the command prints."""
     dataset = examination.dataset
     head = (
         f"{dataset.name} {dataset.split}: {len(dataset)} expressions, {len(dataset.by_video)} videos, "
@@ -29,7 +29,7 @@ def text(examination: Examination) -> str:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """A table of the kinds, then a few of each."""
+    """A table of the kinds of findings, then a few of each."""
     if not findings:
         return "nothing found"
     kinds = Counter((SEVERITIES.index(f.severity), f.kind) for f in findings)
@@ -51,13 +51,13 @@ def _ranking(examination: Examination) -> list[str]:
     ranked = aligned(("masks and pictures, worst first", "J", "frame id", "J there"), rows)
     mean = sum(a.j for a in examination.agreements) / len(examination.agreements)
     frames = max(len(a.looked_at) for a in examination.agreements)
-    told = (
+    explanation = (
         f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions, in up to {frames} "
         "frames of each: frames with true boxes, and one beside each.\nThis is to find drift. eval scores every frame "
         "of a video, tracked from one keyframe, and averages as its benchmark\ndoes, so its J for `--policy oracle` is "
         "another number."
     )
-    return [ranked, told]
+    return [ranked, explanation]
 
 
 def document(examination: Examination) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def document(examination: Examination) -> dict[str, Any]:
 
 
 def write_exclude(path: Path, examination: Examination) -> int:
-    """Write the samples to leave out as `veason.exclude` reads them, by reason; how many there are."""
+    """Write the samples to leave out as `veason.exclude` reads them, by reason; returns their number."""
     reasons: dict[str, str] = {}
     for finding in examination.findings:
         for key in finding.samples:

@@ -1,4 +1,4 @@
-"""The contact sheet: the frames in which masks and pictures disagree most, side by side in one PNG.
+"""Draws the contact sheet: the frames in which masks and pictures disagree most, side by side in one PNG.
 
 Blue is the outline of the annotated mask, orange that of the oracle's.
 """
@@ -25,12 +25,12 @@ _ANNOTATED, _TRACKED = (86, 180, 233), (230, 159, 0)  # sky blue and orange of O
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the sheet, small already."""
+    """One picture of the sheet, scaled down."""
 
     picture: np.ndarray
     """(h, w, 3) uint8 RGB, not larger than `TILE`."""
     label: tuple[str, str]
-    """Two lines of text."""
+    """Two lines of text above the picture."""
 
 
 def tile(frame: np.ndarray, annotated: np.ndarray, tracked: np.ndarray, label: tuple[str, str]) -> Tile:
@@ -62,7 +62,7 @@ def write(path: Path, tiles: Sequence[Tile]) -> None:
     atomic.write_bytes(path, data.tobytes())
 
 
-def _fitting(text: str, font: ImageFont.ImageFont) -> str:
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """`text`, its middle left out if it is wider than a tile; what the font cannot draw becomes a box."""
     if font.getlength(text) <= TILE[1]:
         return text

@@ -1,4 +1,4 @@
-"""One video looked over without decoding a picture: its files, their sizes, its masks, what its expressions name."""
+"""Examines one video without decoding a picture: its files, their sizes, its masks, the targets of its expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from veason import frames, ground_truth, masks
+from veason.datasets.base import Dataset
 from veason.datasets.pictures import picture_size
-from veason.datasets.sample_list import SampleList
 from veason.doctor.findings import Finding
 from veason.errors import DataError
 from veason.types import Rle, VideoSample
@@ -17,22 +17,22 @@ from veason.types import Rle, VideoSample
 ABSENT = 2
 """type_id of an expression that has no target."""
 FOREGROUND_FRAMES = 4
-"""Frames of a video in which the stored foreground is compared."""
+"""Number of frames of a video in which the stored foreground is compared."""
 
 Track = tuple[Rle | None, ...]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one video, and what reading it cost."""
+    """The findings in one video, and the time that reading it took."""
 
     findings: tuple[Finding, ...]
     seconds: tuple[float, ...]
     """Clock time of reading each picture's header."""
 
 
-def check(dataset: SampleList, video: str, *, part: bool = False) -> Checked:
-    """Look over one video of a data set. part: the expressions are some of the video's, not all."""
+def check(dataset: Dataset, video: str, *, part: bool = False) -> Checked:
+    """Examine one video of a data set. part: the expressions are some of the video's, not all."""
     samples = dataset.by_video[video]
     seconds, found = _check_frames(samples)
     tracks, broken = _read_tracks(dataset, samples)
@@ -45,14 +45,16 @@ def check(dataset: SampleList, video: str, *, part: bool = False) -> Checked:
 
 
 def _check_frames(samples: Sequence[VideoSample]) -> tuple[list[float], list[Finding]]:
-    """(seconds for each header, findings): is every frame there, and as large as the annotations say?"""
+    """(seconds for each header, findings) of the check that every frame is there, of the annotated size."""
     sample, keys = samples[0], tuple(sample.key for sample in samples)
     try:
         names = {entry.name for entry in os.scandir(sample.frame_dir)}
     except (FileNotFoundError, NotADirectoryError):
         what, remedy = "the folder of the video's frames is not there", "fetch the video, or name --image-root"
         return [], [Finding("error", "missing frames", str(sample.frame_dir), what, remedy, keys)]
-    found, seconds, wrong = [], [], []
+    found: list[Finding] = []
+    seconds: list[float] = []
+    wrong = []
     lacking = [frame for frame in sample.frames if f"{frame}{sample.suffix}" not in names]
     if lacking:
         what = f"{len(lacking)} of {len(sample)} frames are not there, first {lacking[0]}{sample.suffix}"
@@ -84,13 +86,14 @@ def _check_frames(samples: Sequence[VideoSample]) -> tuple[list[float], list[Fin
     return seconds, found
 
 
-def _read_tracks(dataset: SampleList, samples: Sequence[VideoSample]) -> tuple[dict[int | str, Track], list[Finding]]:
+def _read_tracks(dataset: Dataset, samples: Sequence[VideoSample]) -> tuple[dict[int | str, Track], list[Finding]]:
     """(checked tracks by annotation id, findings): each annotation of a video is read once."""
     users: dict[int | str, list[VideoSample]] = {}
     for sample in samples:
         for anno_id in dict.fromkeys(sample.anno_ids):
             users.setdefault(anno_id, []).append(sample)
-    tracks, found = {}, []
+    tracks: dict[int | str, Track] = {}
+    found = []
     for anno_id, named_by in users.items():
         keys = tuple(sample.key for sample in named_by)
         try:
@@ -104,8 +107,8 @@ def _read_tracks(dataset: SampleList, samples: Sequence[VideoSample]) -> tuple[d
     return tracks, found
 
 
-def _check_target(dataset: SampleList, sample: VideoSample, tracks: dict[int | str, Track]) -> Iterator[Finding]:
-    """Does an expression point at something, if it should?"""
+def _check_target(dataset: Dataset, sample: VideoSample, tracks: dict[int | str, Track]) -> Iterator[Finding]:
+    """Check that an expression names a visible target, unless its type says that it has none."""
     if sample.type_id == ABSENT:
         if sample.anno_ids:
             what = f"the type says that there is no target, {len(sample.anno_ids)} annotations are named"
@@ -128,8 +131,8 @@ def _check_target(dataset: SampleList, sample: VideoSample, tracks: dict[int | s
         yield Finding("warning", "target", sample.key, what, remedy, (sample.key,))
 
 
-def _check_foreground(dataset: SampleList, video: str, tracks: Sequence[Track], part: bool) -> Iterator[Finding]:
-    """Is the stored foreground the union of the annotations, in a few frames? Of some annotations it may be more."""
+def _check_foreground(dataset: Dataset, video: str, tracks: Sequence[Track], part: bool) -> Iterator[Finding]:
+    """Check that the stored foreground is the union of the annotations, in a few frames; of a part it may be more."""
     path = dataset.files["foreground"]
     try:
         stored = dataset.foreground(video)
@@ -138,15 +141,16 @@ def _check_foreground(dataset: SampleList, video: str, tracks: Sequence[Track], 
         yield Finding("error", "foreground", f"{path}: {video}", str(error), "fetch the file again", keys)
         return
     some = frames.linspace(len(stored), FOREGROUND_FRAMES)
-    other = [t for t in some if not _fits(stored[t], masks.merge([track[t] for track in tracks]), part)]
+    other = []
+    for t in some:
+        area, union_area = masks.area(stored[t]), ground_truth.area(tracks, t)
+        both = masks.area(
+            masks.merge([stored[t], *(track[t] for track in tracks)])
+        )  # as large where one holds the other
+        if area != both or (union_area != both and not part):
+            other.append(t)
     if other:
         t = other[0]
         areas = f"{masks.area(stored[t])} pixels stored, {ground_truth.area(tracks, t)} annotated"
         what = f"{len(other)} of {len(some)} frames looked at differ from the union of the masks, frame id {t}: {areas}"
         yield Finding("warning", "foreground", f"{path}: {video}", what, "R depends on it; fetch both files again")
-
-
-def _fits(stored: Rle | None, union: Rle | None, part: bool) -> bool:
-    """Are two masks equal, or the first the larger where that is allowed? Merged, they are no larger then."""
-    merged = masks.area(masks.merge([stored, union]))
-    return masks.area(stored) == merged and (part or masks.area(union) == merged)
