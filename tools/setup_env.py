@@ -107,7 +107,7 @@ def run(label, command, env=None):
     started = time.time()
     live = sys.stdout.isatty()
     print(f"  {label} ...", end="" if live else "\n", flush=True)
-    tail = deque(maxlen=40)
+    tail: deque[str] = deque(maxlen=40)
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def run(label, command, env=None):
         env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **(env or {})},
     )
     seen = 0
-    for line in process.stdout:
+    for line in process.stdout or ():
         tail.append(line)
         seen += line.startswith(("Collecting", "Requirement already"))
         if live:
@@ -278,16 +278,10 @@ def installed():
     return probe()["installed"]
 
 
-MAIN_PARTS = ("torch", "torchvision", "transformers", "llamafactory", "ray", "sam2", "numpy", "scipy", "pillow", "av")
-MAIN_PARTS += (
-    "opencv-python-headless",
-    "pycocotools",
-    "qwen-vl-utils",
-    "openai",
-    "wandb",
-    "tensorboard",
-    "pytest",
-    "ruff",
+MAIN_PARTS = (
+    *("torch", "torchvision", "transformers", "llamafactory", "ray", "sam2", "numpy", "scipy", "pillow", "av"),
+    *("opencv-python-headless", "pycocotools", "qwen-vl-utils", "openai", "wandb", "tensorboard"),
+    *("pytest", "ruff", "mypy"),
 )
 
 

@@ -24,8 +24,8 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_kept = []  # torch.library.Library objects: their operators vanish with them
-_problems = {}  # package → why its library does not load
+_kept: list = []  # torch.library.Library objects: their operators vanish with them
+_problems: dict[str, str] = {}  # package → why its library does not load
 
 
 class ShimFinder:
@@ -133,7 +133,7 @@ def _stand_in_type():
     return _StandIn
 
 
-_StandIn = None
+_StandIn: type | None = None
 
 
 def _real_spec(name, path, target, skip):
