@@ -1,7 +1,7 @@
 """Turn a checkpoint into a folder that transformers and vLLM load: ``python -m verl.export CKPT OUT``.
 
 A LoRA adapter is merged into its base model unless ``--no-merge`` asks for the adapter itself, in PEFT's format. The
-folder says in ``veason.json`` how the policy wants to be asked: as the run's task said it, else as its base model does.
+folder's ``veason.json`` holds the prompt settings of the policy: the run's task gave them, else its base model does.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from verl.config import LoraConfig, ModelConfig
 from verl.engines import pretrained
@@ -25,17 +25,17 @@ from verl.models import loading
 from verl.workers import checkpoint
 
 ASKED = "veason.json"
-"""The record beside the weights of how a policy wants to be asked; what it holds is the task's affair."""
+"""Name of the file beside the weights that holds a policy's prompt settings; what they mean is the task's affair."""
 
 
 def export(folder: str | Path, out: str | Path, *, merge: bool = True, base: str | Path | None = None) -> None:
     """Write the policy of a checkpoint, on the CPU, in the number type of its base model.
 
-    `base` says where the base model is now, if not where the run found it. ValueError, before anything is written, for
-    a damaged checkpoint, a base model that is not whole, and weights that do not fit it.
+    `base` says where the base model is now, if not where the run found it. Raises ValueError, before anything is
+    written, for a damaged checkpoint, a base model that is not whole, and weights that do not fit it.
     """
     facts = checkpoint.read(folder)
-    config = _model_config(facts["model"])
+    config = ModelConfig(**{**facts["model"], "lora": LoraConfig(**facts["model"]["lora"])})
     out, source = Path(out), str(base or config.model_path)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
@@ -49,19 +49,31 @@ def export(folder: str | Path, out: str | Path, *, merge: bool = True, base: str
         raise ValueError(f"{folder} does not fit {source}: of {len(weights)} trained weights, {problem}")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _finished(policy, merge=merge, dtype=dtype).save_pretrained(partial)
-    pretrained.load_processor(source).save_pretrained(partial)
-    asked = _asked(facts, source)
-    if asked:
-        (partial / ASKED).write_text(json.dumps(asked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    try:
+        if not isinstance(policy, PeftModel):
+            policy.to(dtype).save_pretrained(partial)
+        elif merge:  # in float32, and rounded after it
+            policy.merge_and_unload().to(dtype).save_pretrained(partial)
+        else:
+            policy.save_pretrained(partial)
+        pretrained.load_processor(source).save_pretrained(partial)
+        of_base = Path(source) / ASKED
+        asked = json.loads(of_base.read_text(encoding="utf-8")) if of_base.is_file() else {}
+        asked |= facts.get("asked", {})
+        if asked:
+            (partial / ASKED).write_text(json.dumps(asked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fill(policy: nn.Module, weights: dict[str, Tensor]) -> str | None:
-    """Put trained weights in their places; None, or why not all of them fit and nothing was done: each parameter that
-    is trained must be there, and no other."""
+    """Put trained weights in their places, which must be those of all trained parameters and no others.
+
+    Returns None, or why they do not fit; then nothing was done.
+    """
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     both = sorted(weights.keys() & parameters.keys())
     problem = pretrained.misfits(
@@ -79,24 +91,6 @@ def fill(policy: nn.Module, weights: dict[str, Tensor]) -> str | None:
     return problem
 
 
-def _asked(facts: dict[str, Any], source: str) -> dict[str, Any]:
-    """How the policy wants to be asked: what the run's task said, on top of what the base model says."""
-    path = Path(source) / ASKED
-    base = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {**base, **facts.get("asked", {})}
-
-
-def _finished(policy: PreTrainedModel | PeftModel, *, merge: bool, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
-    """Adapter merged in float32, or left alone in float32; a model in the base's type."""
-    if not isinstance(policy, PeftModel):
-        return policy.to(dtype)
-    return policy.merge_and_unload().to(dtype) if merge else policy
-
-
-def _model_config(fields: dict) -> ModelConfig:
-    return ModelConfig(**{**fields, "lora": LoraConfig(**fields["lora"])})
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m verl.export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a folder such as checkpoints/step_000050")
@@ -109,10 +103,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(arguments.checkpoint, arguments.out, merge=arguments.merge, base=arguments.base)
     except (ValueError, OSError) as error:
-        print(f"verl.export: {error}", file=sys.stderr)
+        sys.stderr.write(f"verl.export: {error}\n")
         return 1
     return 0
 
 
+def command() -> int:
+    """`main` as a command. SIGTERM (exit status 143) and Ctrl-C (130) leave no unfinished folder behind."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        return main()
+    except KeyboardInterrupt:
+        sys.stderr.write("verl.export: stopped; nothing was written\n")
+        return 128 + signal.SIGINT
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import actor_cases as cases
 import numpy as np
@@ -105,6 +108,27 @@ def test_a_base_model_that_has_moved(adapter, tmp_path):
     shutil.copytree(base, tmp_path / "moved")
     export.export(saved, tmp_path / "out", base=tmp_path / "moved")
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_sigterm_ends_it_with_the_usual_status_and_leaves_nothing(adapter, tmp_path):
+    code = """if True:
+        import sys, time
+        from verl import export
+
+        def block(source):  # the weights are written by now
+            print("half-way", flush=True)
+            time.sleep(600)
+
+        export.pretrained.load_processor = block
+        sys.exit(export.command())
+    """
+    command = [sys.executable, "-c", code, str(adapter[1]), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "half-way\n"
+        assert list((tmp_path / "out.partial").glob("*.safetensors"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(600) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported(adapter, tmp_path, capsys):
