@@ -1,4 +1,4 @@
-"""Run benchmarks and write what each prints into benchmarks/README.md."""
+"""Runs benchmarks and writes the output of each into benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ benchmarks.NAME`, both sides of a ratio in the same process, or in turns on the 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"{__doc__} With names only those are run, and the others' blocks stay as they are.",
+        description=f"{__doc__} Given names, it runs those alone and keeps the blocks of the others.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     names = parser.parse_args(argv).names or list(BENCHMARKS)
@@ -58,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_blocks(path: Path) -> dict[str, str]:
-    """The blocks of an earlier run, by the name of their benchmark."""
+    """Reads the blocks of an earlier run, by the name of their benchmark."""
     text = path.read_text() if path.exists() else ""
     _, *parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     return {part.split("`")[1]: f"{part.rstrip()}\n" for part in parts}
 
 
 def _run(name: str) -> str:
-    """What a benchmark prints."""
+    """Runs a benchmark and returns its output."""
     return subprocess.run(
         [sys.executable, "-m", *f"benchmarks.{name}".split()],
         stdout=subprocess.PIPE,

@@ -1,17 +1,17 @@
-"""One GRPO step, phase by phase, against TRL's GRPOTrainer: same tiny Qwen2.5-VL, prompts, group size, reply length.
+"""Compares one GRPO step, phase by phase, with TRL's GRPOTrainer: same tiny model, prompts, group size, reply length.
 
-Usage: ``python -m benchmarks.bench_grpo [--prompts N] [--frames N] [--replies N] [--tokens N] …``. Both sides live in
+Usage: ``python -m benchmarks.bench_grpo [--prompts N] [--frames N] [--replies N] [--tokens N] …``. Both sides run in
 this process and take turns: after each step of TRL's own training loop comes one of ours on the same prompts, so a busy
-machine slows them alike. Ours is what a rank does (`verl.workers.worker`, no Ray); the whole `RayTrainer` on one rank
-follows, in seconds of the clock. All in float32 on one thread: one optimiser step a batch, KL loss against a reference
-model, no gradient checkpointing, as many rows a pass, replies that never end by themselves, a reward that counts
-letters. Exits with 1 if the two sides did not have the same work.
+machine slows them alike. Ours is the work of a rank (`verl.workers.worker`, no Ray); the whole `RayTrainer` on one rank
+follows, in wall-clock seconds. Both run in float32 on one thread: one optimiser step a batch, KL loss against a
+reference model, no gradient checkpointing, as many rows a pass, replies that never end by themselves, a reward that
+counts letters. It exits with 1 if the two sides did not have the same work.
 
-Where they still differ: our update also holds the engine's log-probabilities against the actor's, and TRL has no
-engine of its own to bring up to date. Equal work means the same prompts and as many tokens drawn; how many tokens the
-models then read for it, padding and repeats of a prompt included, is what the two sides do differently, and is told.
+Two differences remain: our update also compares the engine's log-probabilities with the actor's, and TRL has no engine
+of its own to update. Equal work means the same prompts and as many generated tokens; the number of tokens that the
+models read for it, with padding and repeats of a prompt, differs by design and is printed.
 
-TRL 0.24 does not run this model under transformers 5 as it stands; `trl_trainer` says what was put right.
+TRL 0.24 does not run this model under transformers 5; `trl_trainer` lists the corrections.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ from verl.utils.plugins import reads
 from verl.workers.worker import Worker
 
 WARM_UP = 2
-"""Steps of each side that do not count."""
+"""Number of first steps of each side that are not measured."""
 PHASES = ("generate", "reference", "reward", "update", "sync")
-"""As the trainer names them in ``timings.jsonl``."""
+"""Names of the phases in the trainer's ``timings.jsonl``."""
 TOKENS = ("prompt tokens, all rows", "reply tokens")
-"""Work that must be equal."""
+"""Work that must be equal on both sides."""
 READ = ("tokens through text layers", "pictures encoded")
-"""What was made of it, by all models and in all passes."""
+"""Work over all models and passes, which may differ."""
 MOST_APART = 1e-4
-"""Between the two sides' reference log-probabilities of the same replies."""
+"""Largest difference between the two sides' reference log-probabilities of the same replies."""
 QUESTION = (
     "These are frames of a video in order. Find the shape that moves from left to right while all others stand still, "
     "say in which frame it is seen best, and give its box in that frame. Think first, then answer. This is shape {}."
@@ -80,7 +80,7 @@ class PictureOptions(DataConfig):
 
 
 class Pictures:
-    """As many prompts as wanted, with a few pictures each: a data set plug-in."""
+    """A data set plug-in with prompts of a few random pictures each."""
 
     def __init__(self, config: PictureOptions) -> None:
         self._frames, self._side = config.pictures, config.side
@@ -102,12 +102,12 @@ def open_pictures(config: PictureOptions, *, split: str) -> Pictures:
 
 
 def letters(reply: str) -> float:
-    """The share of letters in a reply."""
+    """Returns the share of letters in a reply."""
     return sum(char.isalpha() for char in reply) / max(1, len(reply))
 
 
 class Letters:
-    """The same as a reward plug-in."""
+    """A reward plug-in that gives the share of letters."""
 
     def __init__(self, config: RewardConfig) -> None: ...
 
@@ -116,14 +116,14 @@ class Letters:
 
 
 def write_policy(folder: Path) -> None:
-    """The tiny policy, with a generation configuration in which no token ends a reply."""
+    """Writes the tiny policy, with a generation configuration in which no token ends a reply."""
     write_tiny_policy(folder, seed=0)
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
 
 
 def settings(args: argparse.Namespace, policy: Path, output: Path) -> Config:
-    """What both sides are to do, in our terms."""
+    """Returns the settings of both sides as our configuration."""
     total = args.prompts * args.replies
     rows = args.rows or total
     return configuration.load(
@@ -160,14 +160,14 @@ def settings(args: argparse.Namespace, policy: Path, output: Path) -> Config:
 
 @dataclass
 class Step:
-    """What one side did in one step, and how long it took."""
+    """Work and times of one step of one side."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the processor, by phase."""
+    """CPU seconds by phase."""
     wall: float = 0.0
-    """Seconds of the clock, the whole step."""
+    """Wall-clock seconds of the whole step."""
     work: Counter[str] = field(default_factory=Counter)
-    """Tokens over all rows (a prompt counts once per reply); what went through the models for it."""
+    """Tokens over all rows (a prompt counts once per reply), and tokens and pictures that the models read."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -183,7 +183,7 @@ class Step:
 
 
 class Side:
-    """The steps of one side; the last is under way."""
+    """The steps of one side; the last may be unfinished."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -204,11 +204,11 @@ class Side:
         return self.steps[WARM_UP:]
 
     def seconds(self, phase: str) -> float:
-        """Of the processor, mean per step; 0 for a phase that this side does not have."""
+        """Returns mean CPU seconds per step; 0 for a phase that this side does not have."""
         return statistics.fmean(step.seconds.get(phase, 0.0) for step in self.measured)
 
     def wall(self) -> float:
-        """Seconds of the clock, mean per step."""
+        """Returns mean wall-clock seconds per step."""
         return statistics.fmean(step.wall for step in self.measured)
 
 
@@ -217,7 +217,7 @@ class Side:
 
 @contextmanager
 def group_of_one() -> Iterator[None]:
-    """The environment from which a worker joins its process group, and that group's end."""
+    """Sets the environment from which a worker joins its process group, and ends that group."""
     before = dict(os.environ)
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -230,7 +230,7 @@ def group_of_one() -> Iterator[None]:
 
 
 class Ours(Side):
-    """A worker, driven as `RayTrainer` drives it."""
+    """Our side: a worker, driven as `RayTrainer` drives it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -259,8 +259,10 @@ class Ours(Side):
         step.work[TOKENS[1]] = sum(rollout.response_tokens for rollout in rollouts)
 
     def gap(self, prompts: Sequence[Prompt], scored: dict[str, Any]) -> float:
-        """Largest distance of our reference log-probabilities from TRL's, on what TRL drew. ValueError if its prompts
-        have other tokens."""
+        """Returns the largest difference of our reference log-probabilities from TRL's on TRL's replies.
+
+        A ValueError says that TRL's prompts have other tokens.
+        """
         n = self.config.worker.rollout.n
         made = [process(prompt, self.worker.processor, max_length=10**6) for prompt in prompts]
         inputs = [prompt for prompt in made for _ in range(n)]
@@ -273,7 +275,7 @@ class Ours(Side):
 
 
 def with_ray(config: Config) -> list[float]:
-    """Seconds of the clock per measured step of the whole trainer on one rank."""
+    """Runs the whole trainer on one rank; returns wall-clock seconds per measured step."""
     from verl.ray.placement import connect
     from verl.trainer.ray_trainer import RayTrainer
 
@@ -292,7 +294,7 @@ def with_ray(config: Config) -> list[float]:
 
 
 class Theirs(Side, TrainerCallback):
-    """Takes the time of a GRPOTrainer's steps; after each of them, `after_step` has its turn."""
+    """TRL's side: times the steps of a GRPOTrainer and calls `after_step` after each of them."""
 
     def __init__(self, trainer: Any, after_step: Callable[[int, dict[str, Any]], None]) -> None:
         super().__init__()
@@ -303,8 +305,7 @@ class Theirs(Side, TrainerCallback):
         self.count_work(trainer.model, trainer.ref_model)
 
     def _wrap(self, trainer: Any) -> None:
-        """Put clocks around the trainer's methods. What lies between them in `_prepare_inputs` is the reward's, what is
-        outside it the update's."""
+        """Times the trainer's methods. The rest of `_prepare_inputs` is the reward, the rest of a step the update."""
         generate, prepare = trainer._generate, trainer._prepare_inputs
         score, judge = trainer._get_per_token_logps_and_entropies, trainer._generate_and_score_completions
 
@@ -348,10 +349,10 @@ class Theirs(Side, TrainerCallback):
 
 
 def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
-    """A GRPOTrainer over these prompts, in order.
+    """Returns a GRPOTrainer over these prompts, in order.
 
-    Put right for TRL 0.24 under transformers 5: ``warnings_issued``, which models no longer have; `_with_token_types`;
-    and what `trl_peer` says.
+    Corrections for TRL 0.24 under transformers 5: ``warnings_issued``, which models no longer have;
+    `_with_token_types`; and those of `trl_peer`.
     """
     trainer_class = trl_peer.grpo_trainer()
     from trl.trainer.grpo_config import GRPOConfig
@@ -370,7 +371,7 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         num_generations=config.worker.rollout.n,
         max_prompt_length=None,
         max_completion_length=config.data.max_response_length,
-        # ours never draws vision tokens, which mean nothing in a reply
+        # our engine never generates vision tokens, which mean nothing in a reply
         generation_kwargs={"suppress_tokens": [*ends, *generation.banned_ids(model.config)]},
         temperature=config.worker.rollout.temperature,
         top_k=0,
@@ -389,11 +390,18 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
+
+    def share_of_letters(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [letters(messages[0]["content"]) for messages in completions]
+
     trainer = trainer_class(
         model=model,
-        reward_funcs=_letters_of_each,
+        reward_funcs=share_of_letters,
         args=arguments,
-        train_dataset=[_as_trl(prompt) for prompt in prompts],
+        train_dataset=[
+            {"prompt": prompt.messages, "images": [Image.fromarray(image) for image in prompt.images]}
+            for prompt in prompts
+        ],
         processing_class=processor,
     )
     trainer.remove_callback(PrinterCallback)
@@ -401,17 +409,12 @@ def trl_trainer(config: Config, prompts: Sequence[Prompt], output: Path) -> Any:
     return trainer
 
 
-def _letters_of_each(completions: Sequence[Any], **_: Any) -> list[float]:
-    return [letters(messages[0]["content"]) for messages in completions]
-
-
-def _as_trl(prompt: Prompt) -> dict[str, Any]:
-    return {"prompt": prompt.messages, "images": [Image.fromarray(image) for image in prompt.images]}
-
-
 def _with_token_types(trainer: Any) -> None:
-    """Give the models ``mm_token_type_ids``, 1 on image tokens, in TRL's log-probability passes. TRL hands on those of
-    the prompts alone, to a method that does not take them; without any, image tokens get the positions of text."""
+    """Gives the models ``mm_token_type_ids``, 1 on image tokens, in TRL's log-probability passes.
+
+    TRL passes on those of the prompts alone, to a method that does not take them; without any, image tokens get the
+    positions of text.
+    """
     generate = trainer._generate_single_turn
 
     def without_types(*args: Any) -> tuple:
@@ -432,7 +435,7 @@ def _with_token_types(trainer: Any) -> None:
 
 
 def compare(args: argparse.Namespace, folder: Path) -> bool:
-    """Print the tables; whether both sides had the same work."""
+    """Prints the tables; returns True if both sides had the same work."""
     write_policy(folder / "policy")
     config = settings(args, folder / "policy", folder / "ours")
     pictures, size = Pictures(config.data), args.prompts
@@ -445,7 +448,7 @@ def compare(args: argparse.Namespace, folder: Path) -> bool:
         def after_step(step: int, scored: dict[str, Any]) -> None:
             mine = prompts[step * size : (step + 1) * size]
             ours.step(mine)
-            if step == 0:  # before either side has learnt anything that the other has not
+            if step == 0:  # while both sides still have the same weights
                 gaps.append(ours.gap(mine, scored))
 
         theirs = Theirs(trainer, after_step)
@@ -472,7 +475,7 @@ def phase_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _against(theirs: float, ours: float) -> tuple[str, str, str]:
-    """Both and their ratio; a dash for what was not done."""
+    """Formats both and their ratio; a phase that a side does not have is a dash."""
     ratio = f"x{theirs / ours:.2f}" if theirs and ours else "–"
     return *(f"{seconds:.3f}" if seconds else "–" for seconds in (theirs, ours)), ratio
 
@@ -484,13 +487,13 @@ def work_rows(theirs: Side, ours: Side) -> Iterator[tuple[str, str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_grpo", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--prompts", type=int, default=4, help="a step; default: %(default)s")
-    parser.add_argument("--frames", type=int, default=4, help="a prompt; default: %(default)s")
-    parser.add_argument("--side", type=int, default=84, help="of a frame, in pixels; default: %(default)s")
-    parser.add_argument("--replies", type=int, default=8, help="a prompt; default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=32, help="a reply; default: %(default)s")
-    parser.add_argument("--rows", type=int, default=0, help="a pass, on both sides; default: all")
-    parser.add_argument("--steps", type=int, default=8, help="measured, on each side; default: %(default)s")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts of a step; default: %(default)s")
+    parser.add_argument("--frames", type=int, default=4, help="frames of a prompt; default: %(default)s")
+    parser.add_argument("--side", type=int, default=84, help="side of a frame in pixels; default: %(default)s")
+    parser.add_argument("--replies", type=int, default=8, help="replies to a prompt; default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of a reply; default: %(default)s")
+    parser.add_argument("--rows", type=int, default=0, help="rows of a pass, on both sides; default: all")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps of each side; default: %(default)s")
     parser.add_argument("--no-ray", action="store_true", help="leave the whole RayTrainer out")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as a Ray worker; a tiny model is no faster on more

@@ -1,10 +1,10 @@
-"""Predictions per minute on a CPU: batched policies and shared features, against one sample at a time.
+"""Measures predictions per minute on a CPU: batched policies and shared features, against one sample at a time.
 
-Usage: ``python -m benchmarks.bench_inference [--videos N] [--policies hf,vllm]``. The plain loop is what a script does
-that has no pipeline: for each expression, decode the frames, one `generate` of batch 1, then a stock SAM2 session of
-its own. Model, tracker, prompts, pictures and the longest reply are the same; models are loaded, and each side has
-answered a few (workers have not), before its clock starts. The replies must be the plain loop's; exits with 1 if one
-differs.
+Usage: ``python -m benchmarks.bench_inference [--videos N] [--policies hf,vllm]``. The plain loop stands for a script
+without a pipeline: for each expression it decodes the frames, calls `generate` with batch 1, then runs a stock SAM2
+session. Model, tracker, prompts, pictures and the longest reply are the same; before its clock starts, each side has
+loaded its models and, but for workers, answered a few expressions. It exits with 1 if a reply differs from the plain
+loop's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from benchmarks.bench_sam2 import quiet
 from demo.writer import build_world
 from inference import distributed, pipeline, predict
-from inference.policies.base import Policy
+from inference.policies import Policy
 from inference.policies.engine import EnginePolicy
 from inference.workers import Job
 from veason import frames, masks
@@ -33,60 +33,53 @@ from veason.datasets import open_dataset
 from veason.tables import aligned
 from veason.trackers.sam2 import Sam2Tracker
 from veason.trackers.sam2_tiny import TinySam2, tiny_sam2
-from veason.types import Prediction, Question, Rle, VideoSample
+from veason.types import Prediction, Question, VideoSample
 from verl.engines.generation import banned_ids, pad_id
 from verl.engines.inputs import collate
 
 MODEL = Path(__file__).parents[1] / "demo" / "base_policy"
 SHOWN = pipeline.Sampling(n=6, size=(84, 84))
 LONGEST = 120
-"""Tokens of a reply."""
+"""Most tokens of a reply."""
 BATCH = 32
 WORKERS, WORKERS_BATCH = 2, 16
-"""Pairs of policy and tracker on Ray, a core each."""
+"""Number of pairs of policy and tracker on Ray, one core each, and their batch size."""
 
 
 def plain(samples: Sequence[VideoSample], policy: EnginePolicy, tracker: Sam2Tracker) -> list[Prediction]:
-    """One sample after the other, nothing kept from one to the next."""
-    return [_alone(sample, policy, tracker) for sample in samples]
-
-
-def _generate(question: Question, policy: EnginePolicy) -> str:
-    """A reply by `generate` of transformers."""
-    none = torch.zeros(1, 0, dtype=torch.long)
-    given = collate(policy.prompts([question]), none, none, pad_id=pad_id(policy.processor))
-    model = policy.engine.model
-    tokens = model.generate(**given, max_new_tokens=LONGEST, do_sample=False, suppress_tokens=banned_ids(model.config))
-    return policy.processor.decode(tokens[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def _alone(sample: VideoSample, policy: EnginePolicy, tracker: Sam2Tracker) -> Prediction:
-    clip, video = SHOWN.clip(sample), frames.VideoFrames(sample)
-    shown = tuple(frames.resize(video[t], clip.size) for t in clip.frame_ids)
-    question = Question(sample=sample, clip=clip, images=shown)
-    prediction = pipeline.ground(_generate(question, policy), question, policy.family)
-    if prediction.keyframe is not None:
-        _session(tracker, sample.frame_dir, prediction)
-    return prediction
-
-
-def _session(tracker: Sam2Tracker, folder: Path, prediction: Prediction) -> list[Rle]:
-    """One stock session with all boxes; the RLE of every object in every frame, in the order it came."""
-    state, keyframe = tracker.predictor.init_state(str(folder)), prediction.keyframe
-    for number, box in enumerate(prediction.boxes):
-        tracker.predictor.add_new_points_or_box(state, keyframe, obj_id=number, box=np.array(box, np.float32))
-    steps = [tracker.predictor.propagate_in_video(state, keyframe, reverse=reverse) for reverse in (False, True)]
-    return [masks.encode((one[0] > 0.0).numpy()) for _, _, logits in chain(*steps) for one in logits]
+    """Predicts one sample after the other and keeps nothing from one to the next."""
+    predictions = []
+    for sample in samples:
+        clip, video = SHOWN.clip(sample), frames.VideoFrames(sample)
+        shown = tuple(frames.resize(video[t], clip.size) for t in clip.frame_ids)
+        question = Question(sample=sample, clip=clip, images=shown)
+        none = torch.zeros(1, 0, dtype=torch.long)
+        inputs = collate(policy.prompts([question]), none, none, pad_id=pad_id(policy.processor))
+        model = policy.engine.model
+        banned = banned_ids(model.config)
+        tokens = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, suppress_tokens=banned)
+        reply = policy.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        prediction = pipeline.ground(reply, question, policy.family)
+        predictions.append(prediction)
+        if prediction.keyframe is None:
+            continue
+        # one stock session with all boxes, and the RLE of every object in every frame
+        state, keyframe = tracker.predictor.init_state(str(sample.frame_dir)), prediction.keyframe
+        for number, box in enumerate(prediction.boxes):
+            tracker.predictor.add_new_points_or_box(state, keyframe, obj_id=number, box=np.array(box, np.float32))
+        steps = [tracker.predictor.propagate_in_video(state, keyframe, reverse=reverse) for reverse in (False, True)]
+        _ = [masks.encode((one[0] > 0.0).numpy()) for _, _, logits in chain(*steps) for one in logits]
+    return predictions
 
 
 def in_process(samples: Sequence[VideoSample], policy: Policy, tracker: Sam2Tracker) -> list[str]:
-    """The replies of `inference.predict` without workers."""
+    """Returns the replies of `inference.predict` without workers."""
     done = pipeline.run(samples, policy=policy, tracker=tracker, sampling=SHOWN, batch_size=BATCH)
     return [finished.prediction.reply.text for finished in done]
 
 
 def on_workers(name: str, root: Path, sam2: TinySam2) -> tuple[list[str], float]:
-    """The replies of `inference.predict --workers`, in the order of the samples, and the seconds they took."""
+    """Returns the replies of `inference.predict --workers`, in the order of the samples, and their seconds."""
     args = predict.build_parser().parse_args(
         [
             *("--data-root", str(root), "--output", str(root / name), "--masks", "rle", "--device", "cpu"),
@@ -110,7 +103,7 @@ def on_workers(name: str, root: Path, sam2: TinySam2) -> tuple[list[str], float]
 
 
 def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
-    """The table, and whether all replies are the plain loop's."""
+    """Returns the table, and True if all replies are the plain loop's."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "world"
         build_world(root, videos=videos, seed=11, policy=False)
@@ -130,7 +123,9 @@ def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
         for name in names:
             found, seconds = on_workers(name, root, sam2)  # before vLLM is in this process: workers get its environment
             workers = (f"ours, {name}, --workers {WORKERS}, {WORKERS_BATCH} together", found, seconds)
-            policy = _vllm() if name == "vllm" else hf
+            policy = hf
+            if name == "vllm":
+                policy = EnginePolicy("vllm", MODEL, device="cpu", max_new_tokens=LONGEST, max_model_len=2048)
             found, seconds = timed(lambda some, policy=policy: in_process(some, policy, tracker))
             for label, replies, clock in ((f"ours, {name}, {BATCH} together", found, seconds), workers):
                 equal &= replies == expected
@@ -140,14 +135,10 @@ def measure(videos: int, names: Sequence[str]) -> tuple[str, bool]:
     return aligned((title, "predictions a minute", "ratio"), rows), equal
 
 
-def _vllm() -> Policy:
-    return EnginePolicy("vllm", MODEL, device="cpu", max_new_tokens=LONGEST, max_model_len=2048)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_inference", description=__doc__)
     parser.add_argument(
-        "--videos", type=int, default=64, help="of the synthetic world, a quarter is used (default: 64)"
+        "--videos", type=int, default=64, help="videos of the synthetic world; a quarter is used (default: 64)"
     )
     installed = "hf,vllm" if importlib.util.find_spec("vllm") else "hf"
     parser.add_argument("--policies", default=installed, help="default: %(default)s")

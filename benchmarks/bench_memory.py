@@ -1,10 +1,10 @@
-"""What policy and tracker hold at their real sizes, and so how they can share a GPU: bytes of tensors, by tracing.
+"""Measures the memory of policy and tracker at their real sizes by tracing tensors, and so how they can share a GPU.
 
 Usage: ``python -m benchmarks.bench_memory [--frames T]``. Qwen2.5-VL 3B and 7B and SAM2.1 hiera-large have random
-weights and run here on the CPU in float32; every tensor that is alive is counted, so the numbers are those of any
-device but for what kernels hold inside. A prompt's pass is measured in one layer of each kind (the next one finds the
-room of the last one free again) and halved for bfloat16; weights and cache are counted from the configuration. The
-tracker is measured as a whole: on a GPU, under autocast, it takes less.
+weights and run here on the CPU in float32; every live tensor is counted, so the numbers hold for any device except for
+memory inside of kernels. A prompt's pass is measured in one layer of each kind (the next layer reuses the memory of the
+last one) and halved for bfloat16; weights and cache are computed from the configuration. The tracker is measured as a
+whole: on a GPU, under autocast, it takes less.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from veason.trackers.sam2 import FEATURE_BUDGET, Sam2Tracker, build_predictor
 
 GIB = 1 << 30
 SHOWN, CELLS, WORDS, REPLY = 8, 20, 300, 1024
-"""Frames of a prompt; tokens along a side of one (560 / 28); tokens of text; of the longest reply."""
+"""Frames of a prompt; tokens along a side of a frame (560 / 28); tokens of text; tokens of the longest reply."""
 CARDS = (24, 40, 80)
-"""GiB."""
+"""Memory of common cards in GiB."""
 CONTEXT = 0.6
-"""GiB of a process for CUDA itself, its libraries and what the allocator cannot use: an allowance, not measured."""
+"""GiB of a process for CUDA itself, its libraries and fragmentation: an allowance, not measured."""
 HIERA_LARGE = "configs/sam2.1/sam2.1_hiera_l.yaml"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Widths of a published Qwen2.5-VL."""
+    """Dimensions of a published Qwen2.5-VL."""
 
     hidden: int
     mlp: int
@@ -97,7 +97,7 @@ def prompt_tokens() -> int:
 
 
 def prompts(config: Qwen2_5_VLConfig, rows: int) -> dict[str, Any]:
-    """Inputs of so many equal prompts: the frames, then the text."""
+    """Returns the inputs of `rows` equal prompts: the frames, then the text."""
     frame = [config.vision_start_token_id, *[config.image_token_id] * CELLS**2, config.vision_end_token_id]
     ids = torch.tensor([frame * SHOWN + [100] * WORDS] * rows)
     return {
@@ -110,7 +110,7 @@ def prompts(config: Qwen2_5_VLConfig, rows: int) -> dict[str, Any]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every tensor that is made inside, until it is let go of."""
+    """Counts the bytes of every tensor that is made inside, until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,14 +136,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 @torch.inference_mode()
 def peak(work: Callable[[], Any]) -> tuple[int, int, Any]:
-    """(bytes at the peak of some work, bytes at its end, what it gave), of the tensors it makes."""
+    """Returns (bytes at the peak, bytes at the end, result) of some work, counting the tensors that it makes."""
     with LiveBytes() as alive:
         made = work()
         return alive.peak, alive.now, made
 
 
-def passing(policy: Policy) -> int:
-    """Bytes that reading one more prompt takes beyond weights and cache, in bfloat16: the growth from one to two."""
+def prompt_bytes(policy: Policy) -> int:
+    """Returns the bytes in bfloat16 that one more prompt takes beyond weights and cache: the growth from one to two."""
     config = policy.config(layers=1, vision_layers=1)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     found = []
@@ -161,11 +161,11 @@ class Tracking:
 
     weights: int
     feature: int
-    """Of a frame."""
+    """Bytes of the features of a frame."""
     encoding: int
-    """At the peak of encoding a frame, beyond its features."""
+    """Bytes at the peak of encoding a frame, beyond its features."""
     at_work: dict[int, int]
-    """At the peak of tracking so many objects, beyond weights and features."""
+    """Bytes at the peak of tracking, beyond weights and features, by the number of objects."""
 
 
 def tracking(frames: int, objects: Sequence[int]) -> Tracking:
@@ -211,7 +211,7 @@ def tracker_table(found: Tracking, frames: int) -> str:
 
 
 def share_table(needs: dict[str, tuple[int, int, int]], tracker: int, lean: int) -> str:
-    """How large a batch fits beside the tracker in the default shares of some cards."""
+    """Formats the largest batch that fits beside the tracker in the default shares of some cards."""
     rows = []
     for card in CARDS:
         room = [share * card - CONTEXT for share in options.GPU_SHARES]
@@ -225,10 +225,10 @@ def share_table(needs: dict[str, tuple[int, int, int]], tracker: int, lean: int)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_memory", description=__doc__)
-    parser.add_argument("--frames", type=int, default=8, metavar="T", help="of the tracked clip (default: 8)")
+    parser.add_argument("--frames", type=int, default=8, metavar="T", help="frames of the tracked clip (default: 8)")
     args = parser.parse_args(argv)
     quiet()
-    needs = {name: (p.weights, p.cache, passing(p)) for name, p in POLICIES.items()}
+    needs = {name: (p.weights, p.cache, prompt_bytes(p)) for name, p in POLICIES.items()}
     print(f"{SHOWN} frames of 560 px, {prompt_tokens():,} tokens a prompt, replies of {REPLY:,}\n")
     print(policy_table(needs), end="\n\n")
     found = tracking(args.frames, (1, 4))

@@ -1,7 +1,7 @@
-"""How much faster `eval.metrics` is than the plain definition, on one core, and whether it is still equal.
+"""Compares the speed of `eval.metrics` with the plain definition on one core, and checks that the scores are equal.
 
 Usage: ``python -m benchmarks.bench_metrics [--pairs N]``. Times are the least of several rounds, J and F together, of
-masks as the evaluator holds them (row-major uint8, 0/255 against 0/1). Exits with 1 if any pair of masks scores
+masks as the evaluator holds them (row-major uint8, 0/255 against 0/1). It exits with 1 if any pair of masks scores
 differently.
 """
 
@@ -25,7 +25,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def blob(size: Size, *, side: float, at: tuple[float, float] = (0.5, 0.5), seed: int = 0) -> np.ndarray:
-    """An object with a wavy outline that takes `side` of each side of the frame, centred `at` (down, right)."""
+    """Draws an object with a wavy outline that takes `side` of each side of the frame, centred `at` (down, right)."""
     height, width = size
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def moved(mask: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def cases(size: Size) -> dict[str, Pair]:
-    """Named (prediction, ground truth) pairs."""
+    """Returns (prediction, ground truth) pairs by name."""
     nothing = np.zeros(size, np.uint8)
     typical, large = blob(size, side=0.35), blob(size, side=0.84)
     noise = (np.random.default_rng(0).random(size) < 0.05).astype(np.uint8)
@@ -69,7 +69,7 @@ def numba_path(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
 
 
 def milliseconds(score: Callable[..., object], pair: Pair, *, rounds: int) -> float:
-    """Least time of one call over a few rounds."""
+    """Returns the least time of one call over a few rounds."""
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
@@ -79,7 +79,7 @@ def milliseconds(score: Callable[..., object], pair: Pair, *, rounds: int) -> fl
 
 
 def speed(budget: float) -> str:
-    """The table of times. The three take turns, so that a slow moment of the machine hits all of them."""
+    """Measures the table of times. The three take turns, so that a slow moment of the machine affects all of them."""
     rows = []
     for name, size in SIZES.items():
         for case, pair in cases(size).items():
@@ -95,7 +95,7 @@ def speed(budget: float) -> str:
 
 
 def random_mask(rng: np.random.Generator, size: Size) -> np.ndarray:
-    """An object anywhere (over the border, too), a hole, noise, a line, one pixel, nothing, or the full frame."""
+    """Draws an object anywhere (over the border, too), a hole, noise, a line, one pixel, nothing, or the full frame."""
     place = {"side": rng.uniform(0.02, 1.2), "at": tuple(rng.uniform(0, 1, 2)), "seed": int(rng.integers(1 << 30))}
     match rng.integers(8):
         case 0:
@@ -119,7 +119,7 @@ def random_mask(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 
 def differing(pairs: int) -> int:
-    """How many of `pairs` random pairs, of 480p, 1080p and odd sizes, do not score equal to the last bit."""
+    """Counts random pairs, of 480p, 1080p and odd sizes, whose scores are not equal to the last bit."""
     rng = np.random.default_rng(1)
     wrong = 0
     for number in range(pairs):

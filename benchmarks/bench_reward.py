@@ -1,13 +1,13 @@
-"""The reward of one training step, against one stock SAM2 session per reply, as the released trainer called it.
+"""Compares the reward of one training step with one stock SAM2 session per reply, as in the released trainer.
 
 Usage: ``python -m benchmarks.bench_reward [--prompts N] [--image-size N]``: 16 prompts of 5 frames x 8 replies, on a
 random SAM2 as deep as hiera-large and a quarter as wide and as large in all its parts. Encoding a frame takes 7 times
 as long as tracking an object through it; hiera-large itself, random, at 1024 px on one CPU core, took 8 times (23.5 and
 3.1 s), and its eight different replies to one prompt 241 s where stock sessions take 1250 (x5.2), the total equal.
-Two groups of replies: all different and well-formed; and as a policy in training gives them, where some repeat
-another's answer and some cannot be used, which released skipped too. Seconds are those of the processor, one thread: a
-busy machine stretches them less. The JPEG frames that a stock session needs are written before the clock starts. Exits
-with 1 if a reward differs.
+There are two groups of replies: all different and well-formed; and as a policy in training gives them, where some
+repeat another's answer and some are unusable, which the released trainer skipped too. Times are CPU seconds of one
+thread, which a busy machine changes less. The JPEG frames that a stock session needs are written before the clock
+starts. It exits with 1 if a reward differs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from verl.protocol import Prompt
 
 SIDE, FRAMES, GROUP = 280, 5, 8
 REPEATED, UNUSABLE = 3, 1
-"""Of the eight replies of a group in training: so many repeat another's answer, so many have none."""
+"""Of the eight replies of a group in training, the number that repeat another's answer, and that have none."""
 
 
 TRUNK = {
@@ -54,11 +54,11 @@ TRUNK = {
     "global_att_blocks": [23, 33, 43],
     "window_spec": [8, 4, 16, 8],
 }
-"""hiera-large's, but for a width of 36 where it has 144; the tiny one's other widths are a quarter already."""
+"""hiera-large's trunk with a width of 36 instead of 144; the other widths of the tiny one are a quarter already."""
 
 
 def quarter_sam2(folder: Path, image_size: int) -> Sam2Tracker:
-    """hiera-large, a quarter as wide in every part that a config decides on."""
+    """Builds hiera-large, a quarter as wide in every part that a config decides on."""
     model = yaml.safe_load(tiny_sam2(folder, 0, image_size=image_size).config.read_text())["model"]
     model["image_encoder"]["trunk"] |= TRUNK
     model["image_encoder"]["neck"]["backbone_channel_list"] = [288, 144, 72, 36]
@@ -80,7 +80,7 @@ class Case:
 
 
 def make_case(root: Path, number: int) -> Case:
-    """A square drifts over blotches; frame ids are 0, 10, 20, …"""
+    """Draws a square that drifts over blotches; frame ids are 0, 10, 20, …"""
     rng = np.random.default_rng(number)
     blotches = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
     picture = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE)))
@@ -101,20 +101,20 @@ def make_case(root: Path, number: int) -> Case:
 
 
 def make_replies(case: Case, rng: Random, *, repeated: int, unusable: int) -> list[str]:
-    """`GROUP` replies about the true box moved a little, shuffled."""
-    said = []
+    """Writes `GROUP` replies with the true box moved a little, in random order."""
+    answers = []
     for i in range(GROUP - repeated - unusable):
         moved = tuple(value + rng.uniform(-12, 12) + i / 10 for value in case.box)
-        said.append(Answer(10 * rng.randrange(FRAMES), (moved,)))
-    said += rng.choices(said, k=repeated)
-    replies = [format_reply(f"thought {i}", answer) for i, answer in enumerate(said)]
+        answers.append(Answer(10 * rng.randrange(FRAMES), (moved,)))
+    answers += rng.choices(answers, k=repeated)
+    replies = [format_reply(f"thought {i}", answer) for i, answer in enumerate(answers)]
     replies += ["<think>the square, of course</think><answer>top left</answer>"] * unusable
     rng.shuffle(replies)
     return replies
 
 
 def stock(tracker: Sam2Tracker, case: Case, reply: str) -> float:
-    """Total of one reply, its masks from a session of its own."""
+    """Returns the total of one reply, with masks from a session of its own."""
     target = case.prompt.target
     reading = reward_score.read(reply, target, STRICT)
     if reading.position is None:
@@ -138,8 +138,10 @@ def stock(tracker: Sam2Tracker, case: Case, reply: str) -> float:
 
 
 def compare(tracker: Sam2Tracker, cases: Sequence[Case], groups: Sequence[list[str]]) -> tuple[list, list, bool]:
-    """(seconds, encoder calls) of stock and ours, and whether the totals are the same. They take turns, prompt by
-    prompt: a machine that gets slower does so for both."""
+    """Returns (seconds, encoder calls) of stock and ours, and True if the totals are the same.
+
+    The two take turns, prompt by prompt, so that a machine that gets slower does so for both.
+    """
     calls, reward = counted(tracker), KeyframeReward(tracker=tracker)
     theirs, ours, equal = [0.0, 0], [0.0, 0], True
 

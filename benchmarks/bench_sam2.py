@@ -1,8 +1,8 @@
-"""What sharing image features buys: prompts on one clip, against one stock SAM2 session each.
+"""Measures the gain of shared image features: prompts on one clip, against one stock SAM2 session each.
 
 Usage: ``python -m benchmarks.bench_sam2 [--prompts N] [--frames T]`` counts image encoder calls and times both on a
-tiny random SAM2 at several input sizes; exits with 1 if a mask differs. ``--memory`` prints instead the growth of peak
-resident memory over short and long videos, each in a fresh process. The JPEG frames that a stock session needs are
+tiny random SAM2 at several input sizes; it exits with 1 if a mask differs. ``--memory`` prints instead the growth of
+peak resident memory over short and long videos, each in a fresh process. The JPEG frames that a stock session needs are
 written before the clock starts.
 """
 
@@ -34,7 +34,7 @@ Prompt = tuple[int, tuple[float, float, float, float]]
 
 
 class DriftingFrames(Sequence):
-    """T frames (240, 320, 3) of a drifting picture, made when asked for."""
+    """T frames (240, 320, 3) of a drifting picture, made on access."""
 
     def __init__(self, length: int) -> None:
         blotches = np.random.default_rng(7).integers(0, 255, (12, 16, 3), dtype=np.uint8)
@@ -56,7 +56,7 @@ def write_jpegs(frames: Sequence[np.ndarray], folder: Path) -> None:
 
 
 def stock(tracker: Sam2Tracker, folder: Path, prompt: Prompt) -> list[Rle]:
-    """One stock session: the RLE of every frame."""
+    """Runs one stock session; returns the RLE of every frame."""
     keyframe, box = prompt
     state = tracker.predictor.init_state(str(folder))
     tracker.predictor.add_new_points_or_box(state, frame_idx=keyframe, obj_id=0, box=np.array(box, np.float32))
@@ -68,13 +68,13 @@ def stock(tracker: Sam2Tracker, folder: Path, prompt: Prompt) -> list[Rle]:
 
 
 def shared(tracker: Sam2Tracker, frames: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[list[Rle]]:
-    """One encoding, every prompt: the RLEs of each."""
+    """Encodes once and tracks every prompt; returns the RLEs of each."""
     encoded = tracker.encode(frames)
     return [list(tracker.track(encoded, keyframe=keyframe, boxes=[box]).objects[0]) for keyframe, box in prompts]
 
 
 def counted(tracker: Sam2Tracker) -> list[int]:
-    """A list that grows by one with each image encoder call."""
+    """Returns a list that grows by one with each image encoder call."""
     calls: list[int] = []
     tracker.predictor.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     return calls
@@ -88,7 +88,7 @@ def random_prompts(number: int, length: int) -> Iterator[Prompt]:
 
 
 def compare(image_sizes: Sequence[int], *, prompts: int, length: int) -> tuple[str, bool]:
-    """The table of calls and times, and whether every mask is the stock one."""
+    """Returns the table of calls and times, and True if every mask is the stock one."""
     rows, equal = [], True
     asked = list(random_prompts(prompts, length))
     with tempfile.TemporaryDirectory() as temporary:
@@ -120,7 +120,7 @@ def compare(image_sizes: Sequence[int], *, prompts: int, length: int) -> tuple[s
 
 
 def growth(way: str, length: int, budget_bytes: int) -> float:
-    """MiB by which the peak resident memory of this process grows over one prompt on `length` frames."""
+    """Returns the MiB by which this process's peak resident memory grows over one prompt on `length` frames."""
     quiet()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,7 +132,7 @@ def growth(way: str, length: int, budget_bytes: int) -> float:
         folder.mkdir()
         write_jpegs(DriftingFrames(length) if way == "stock" else [], folder)
         prompt = (length // 2, (40.0, 40.0, 160.0, 160.0))
-        shared(tracker, DriftingFrames(40), [(20, prompt[1])])  # what libraries allocate once
+        shared(tracker, DriftingFrames(40), [(20, prompt[1])])  # before measuring: libraries allocate memory once
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if way == "stock":
             stock(tracker, folder, prompt)
@@ -142,7 +142,7 @@ def growth(way: str, length: int, budget_bytes: int) -> float:
 
 
 def memory(lengths: Sequence[int], *, budget_bytes: int) -> str:
-    """The table of growths, every one measured in a process of its own."""
+    """Returns the table of growths, each measured in a process of its own."""
     rows = []
     context = multiprocessing.get_context("spawn")
     ways = (
@@ -158,15 +158,15 @@ def memory(lengths: Sequence[int], *, budget_bytes: int) -> str:
 
 
 def quiet() -> None:
-    """No remark on the missing extension, which neither side has here."""
+    """Silences the warning about the C extension, which neither side has here."""
     warnings.filterwarnings("ignore", message="cannot import name '_C'")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_sam2", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--image-sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--prompts", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--frames", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--image-sizes", type=int, nargs="+", default=[128, 256], help="SAM2's input sizes")
     parser.add_argument("--memory", action="store_true", help="measure memory on 250 and 1,000 frames instead")
     parser.add_argument("--budget-mib", type=int, default=8, help="feature budget of the last row of --memory")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""Seed-CoT against a server that takes its time, from the command line to the records; killed, and refused, too.
+"""Measures Seed-CoT with a slow server, from the command line to the records, also when killed and when requests fail.
 
-Usage: ``python -m benchmarks.bench_seed_cot [--requests N] [--videos N] [--delay S]``. The least time there is:
-requests times delay over the requests in flight. The stand-in teacher, in this process, computes on the same cores, so
-that a server of its own would leave more to the client. Exits with 1 if a record is lost or doubled.
+Usage: ``python -m benchmarks.bench_seed_cot [--requests N] [--videos N] [--delay S]``. The least possible time is
+requests times delay over the requests in flight. The stand-in teacher runs in this process on the same cores, so that a
+remote server would leave more to the client. It exits with 1 if a record is lost or doubled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KILLS = 3
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_seed_cot", description=__doc__)
     parser.add_argument("--requests", type=int, default=2000, help="default: %(default)s")
-    parser.add_argument("--videos", type=int, default=480, help="of the synthetic world (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=480, help="videos of the synthetic world (default: %(default)s)")
     parser.add_argument("--delay", type=float, default=0.5, help="seconds of a request (default: %(default)s)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -43,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(root: Path, requests: int, *, videos: int, delay: float) -> tuple[str, bool]:
-    """The table, and whether every run has each record once."""
+    """Returns the table, and True if every run has each record once."""
     build_world(root, videos=videos, seed=3, policy=False)
     words = ("--input_json", root / "meta_expressions_train_.json", "--output_json", root / "select.json")
-    _run("training_data_construction.data_sampling", *words, "--target_size", requests)
+    sampling = _command("training_data_construction.data_sampling", *words, "--target_size", requests)
+    subprocess.run(sampling, check=True, stdout=subprocess.DEVNULL)
     least = requests * delay / IN_FLIGHT
     rows = [("least possible", f"{least:.1f}", "x1.00", "")]
     with serve(root, delay=delay) as url:
@@ -57,7 +58,10 @@ def measure(root: Path, requests: int, *, videos: int, delay: float) -> tuple[st
         _timed(root, url, "killed")
     with serve(root, fail_rate=FAIL_RATE) as url:
         failing = _timed(root, url, "failing")
-    counts = {name: _records(root / f"{name}.json") for name in ("all", "killed", "failing")}
+    counts = {}  # (records, different ones)
+    for name in ("all", "killed", "failing"):
+        keys = [(record["video"], record["exp_id"]) for record in json.loads((root / f"{name}.json").read_text())]
+        counts[name] = (len(keys), len(set(keys)))
     rows += [
         ("start-up: one request, less its delay", f"{start_up:.1f}", "", ""),
         ("all, start-up included", f"{seconds:.1f}", f"x{seconds / least:.2f}", _words(counts["all"])),
@@ -68,10 +72,6 @@ def measure(root: Path, requests: int, *, videos: int, delay: float) -> tuple[st
     title = f"{requests} requests of {delay:g} s, {IN_FLIGHT} in flight, {peak:.0f} MiB"
     table = aligned((title, "seconds", "ratio", "records"), rows)
     return table, all(count == (requests, requests) for count in counts.values())
-
-
-def _run(module: str, *words: object) -> None:
-    subprocess.run(_command(module, *words), check=True, stdout=subprocess.DEVNULL)
 
 
 def _command(module: str, *words: object) -> list[str]:
@@ -98,7 +98,7 @@ def _timed(root: Path, url: str, name: str, *words: object) -> float:
 
 
 def _kill(root: Path, url: str, name: str, *, within: float) -> list[int]:
-    """Answers in the journal after each SIGKILL at a random moment. A new moment every time: no seed."""
+    """Kills the client `KILLS` times at random moments, without a seed; returns the answers so far at each kill."""
     answered, chance = [], Random()
     for _ in range(KILLS):
         client = subprocess.Popen(_ask(root, url, name), stdout=subprocess.DEVNULL, env=_KEY)
@@ -106,14 +106,10 @@ def _kill(root: Path, url: str, name: str, *, within: float) -> list[int]:
         client.send_signal(signal.SIGKILL)
         client.wait()
         journal = root / f"{name}.json.journal.jsonl"
-        answered.append(max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0)  # without its head
+        answered.append(
+            max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
+        )  # without the line of settings
     return answered
-
-
-def _records(path: Path) -> tuple[int, int]:
-    """(records, different ones)"""
-    keys = [(record["video"], record["exp_id"]) for record in json.loads(path.read_text())]
-    return len(keys), len(set(keys))
 
 
 def _words(count: tuple[int, int]) -> str:

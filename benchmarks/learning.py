@@ -1,10 +1,10 @@
-"""Does GRPO learn? A small policy on a small synthetic world, three seeds, the four-term reward with grabcut.
+"""Shows that GRPO learns: a small policy on a small synthetic world, three seeds, the four-term reward with grabcut.
 
     python -m benchmarks.learning [--output docs] [--steps 60]
 
-The policy begins with a short imitation of replies that have the right form and poor answers (any shown frame, a
-jittered box), so that there is something to be paid for and much to be gained. Then the real command trains it, once
-per seed. The picture and a table of the first and last ten steps are written to the output folder.
+The policy is first fine-tuned briefly on replies with the right format and poor answers (any shown frame, a jittered
+box), so that it gets some reward and can gain much. Then the real command trains it, once per seed. The picture and a
+table of the first and last ten steps are written to the output folder.
 """
 
 from __future__ import annotations
@@ -46,24 +46,22 @@ CONFIG = Path(__file__).parents[1] / "training_scripts" / "grpo_tiny.yaml"
 
 
 def poor_reply(prompt: Prompt, rng: Random) -> str:
-    """A well-formed reply: any shown frame that has the target, its boxes moved and resized at random."""
+    """Writes a well-formed reply: any shown frame that has the target, its boxes moved and resized at random."""
     target = prompt.target
     present = [t for t, found in enumerate(target.boxes) if any(found)]
     t = rng.choice(present)
-    found = [_jittered(box, target.size[0], rng) for box in target.boxes[t] if box is not None]
+    side, found = target.size[0], []
+    for box in (box for box in target.boxes[t] if box is not None):
+        centre = [(box[i] + box[i + 2]) / 2 + rng.uniform(-0.15, 0.15) * side for i in (0, 1)]
+        half = [max(3.0, (box[i + 2] - box[i]) / 2 * rng.uniform(0.6, 1.6)) for i in (0, 1)]
+        low = [min(max(0.0, centre[i] - half[i]), side - 4.0) for i in (0, 1)]
+        high = [max(low[i] + 2, min(side - 1.0, centre[i] + half[i])) for i in (0, 1)]
+        found.append(tuple(float(round(value)) for value in (*low, *high)))
     return format_reply("so", Answer(keyframe=target.frame_ids[t], boxes=tuple(found)))
 
 
-def _jittered(box: Sequence[float], side: int, rng: Random) -> tuple[float, ...]:
-    centre = [(box[i] + box[i + 2]) / 2 + rng.uniform(-0.15, 0.15) * side for i in (0, 1)]
-    half = [max(3.0, (box[i + 2] - box[i]) / 2 * rng.uniform(0.6, 1.6)) for i in (0, 1)]
-    low = [min(max(0.0, centre[i] - half[i]), side - 4.0) for i in (0, 1)]
-    high = [max(low[i] + 2, min(side - 1.0, centre[i] + half[i])) for i in (0, 1)]
-    return tuple(float(round(value)) for value in (*low, *high))
-
-
 def imitate(world: Path, policy: Path, out: Path, *, steps: int, batch_size: int = 16) -> None:
-    """Teach the tiny policy the form of a reply by cross-entropy; written to `out` with its processor."""
+    """Fine-tunes the tiny policy on poor replies by cross-entropy; writes it to `out` with its processor."""
     rng, processor = Random(0), load_processor(policy)
     data = configuration.load([f"config={CONFIG}", f"data.train_files={world}", "data.sampled_frames=4"]).data
     task = build(data, split="train")
@@ -89,7 +87,7 @@ def imitate(world: Path, policy: Path, out: Path, *, steps: int, batch_size: int
 
 
 def cross_entropy(model, prompts: Sequence[PromptInputs], replies: Sequence[str], processor) -> Tensor:
-    """Mean over the replies' tokens."""
+    """Returns the mean over the replies' tokens."""
     rows = [processor.tokenizer(reply, return_tensors="pt")["input_ids"][0] for reply in replies]
     responses_BR = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask_BR = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -99,7 +97,7 @@ def cross_entropy(model, prompts: Sequence[PromptInputs], replies: Sequence[str]
 
 
 def train(world: Path, policy: Path, folder: Path, *, seed: int, steps: int) -> list[dict[str, float]]:
-    """One run of the real command; its metrics."""
+    """Runs the real command once; returns its metrics."""
     settings = {
         "config": CONFIG,
         "data.train_files": world,
@@ -129,7 +127,7 @@ def train(world: Path, policy: Path, folder: Path, *, seed: int, steps: int) -> 
 
 
 def summary(runs: dict[int, list[dict[str, float]]]) -> str:
-    """First and last ten steps of each seed, and the gain in standard errors of the difference."""
+    """Formats the first and last ten steps of each seed, and the gain in standard errors of the difference."""
     rows = []
     for seed, run in runs.items():
         first, last = ([line["reward/total"] for line in part] for part in (run[:WINDOW], run[-WINDOW:]))
@@ -140,7 +138,7 @@ def summary(runs: dict[int, list[dict[str, float]]]) -> str:
 
 
 def draw(runs: dict[int, list[dict[str, float]]], path: Path) -> None:
-    """Total and terms against steps, a line per seed."""
+    """Plots total and terms against steps, one line per seed."""
     names = ["total", "format", "keyframe", "spatial", "consistency"]
     figure, axes = plt.subplots(1, len(names), figsize=(16, 3.2), constrained_layout=True)
     for axis, name in zip(axes, names, strict=True):

@@ -1,6 +1,7 @@
-"""J and F as the DAVIS definition reads, on whole frames and without a trick: the peer of `eval.metrics`.
+"""Implements J and F as the DAVIS definition reads, on whole frames: the peer of `eval.metrics`.
 
-Written to be compared by eye with the definition; the tests demand equal floats, the benchmark measures the distance.
+It is written for comparison with the definition; tests demand equal floats, a benchmark measures the difference in
+speed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def region_similarity(pred: np.ndarray, gt: np.ndarray) -> float:
-    """|P ∩ G| / |P ∪ G|, nonzero = inside; 1 if the union is empty."""
+    """Returns |P ∩ G| / |P ∪ G|, nonzero = inside; 1 if the union is empty."""
     pred, gt = pred.astype(bool), gt.astype(bool)
     union = np.sum(pred | gt)
     if union == 0:
@@ -19,7 +20,7 @@ def region_similarity(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def boundary_measure(pred: np.ndarray, gt: np.ndarray) -> float:
-    """Harmonic mean of the precision and recall of boundary pixels, matched within a disk of 0.8 % of the diagonal."""
+    """Returns the F score of boundary pixels, matched within a disk of 0.8 % of the diagonal."""
     radius = int(np.ceil(0.008 * np.linalg.norm(pred.shape)))
     pred_boundary, gt_boundary = boundary(pred), boundary(gt)
     pred_near = cv2.dilate(pred_boundary.astype(np.uint8), disk(radius))
@@ -40,7 +41,7 @@ def boundary_measure(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixel differs from the one to its right, below it, or below right.
+    """Returns (H, W) bool: the pixel differs from the one to its right, below it, or below right.
 
     The last row looks to the right only, the last column below only, and the last corner is never a boundary.
     """
@@ -54,6 +55,6 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def disk(radius: int) -> np.ndarray:
-    """(2r + 1, 2r + 1) uint8: offsets with dx² + dy² ≤ r²."""
+    """Returns (2r + 1, 2r + 1) uint8: offsets with dx² + dy² ≤ r²."""
     offset = np.arange(-radius, radius + 1)
     return (offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2).astype(np.uint8)

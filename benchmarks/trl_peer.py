@@ -1,13 +1,13 @@
-"""TRL's GRPOTrainer, importable beside what is installed here: the benchmarks' and the tests' peer."""
+"""Imports TRL's GRPOTrainer beside the versions installed here, as a peer for benchmarks and tests."""
 
 from __future__ import annotations
 
 
 def grpo_trainer() -> type:
-    """The class. ImportError without TRL.
+    """Returns the class; ImportError without TRL.
 
-    TRL 0.24 asks transformers which optional packages there are; transformers 5 answers with a tuple, which is always
-    true. And it is not to see vLLM, of which it wants another version than `make setup-vllm` brings.
+    TRL 0.24 asks transformers for optional packages; transformers 5 answers with a tuple, which is always true. vLLM is
+    hidden from TRL, which needs another version than `make setup-vllm` brings.
     """
     import trl.import_utils as flags
 
