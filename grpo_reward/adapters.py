@@ -114,7 +114,7 @@ def _loaded(paths: tuple[Path, ...], size: Size) -> list[np.ndarray]:
 
 
 def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """What the model wrote: the string, or the text of a list of chat messages."""
+    """The text of a completion, which is a string or a list of chat messages."""
     if isinstance(completion, str):
         return completion
     contents = [message["content"] for message in completion]

@@ -55,7 +55,7 @@ class KeyframeReward:
 
     @property
     def tracks(self) -> bool:
-        """Whether the consistency term is computed at all."""
+        """True if the consistency term is computed at all."""
         return self.weights["consistency"] != 0
 
     def score(self, prompt: Prompt, replies: Sequence[str]) -> list[Reward]:

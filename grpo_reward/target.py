@@ -1,4 +1,4 @@
-"""What a reply is judged against: true boxes and masks on the shown frames, small enough to travel with its prompt."""
+"""The ground truth of a prompt: boxes and masks on the shown frames, small enough to travel with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from veason.types import Box, Clip, Rle, Size
 
 @dataclass(frozen=True)
 class Target:
-    """Ground truth of one prompt at model size: a few kB, picklable, and JSON both ways."""
+    """Replies to a prompt are judged against this, at model size: a few kB, picklable, and JSON both ways."""
 
     frame_ids: tuple[int, ...]
     """Ascending ids of the T shown frames."""

@@ -1,4 +1,4 @@
-"""Expressions as prompts: a clip around a keyframe in training, evenly spaced frames in validation.
+"""Turns expressions into prompts: a clip around a keyframe in training, evenly spaced frames in validation.
 
 The data is a folder in ReVOS form, or data sets by name (`veason.datasets.mixture`): ``mevis=ROOT``,
 ``revos=ROOT+refytvos=ROOT+vicas=ROOT:v1.0/train``. ``python -m grpo_reward.task DATA`` lists the samples whose target
@@ -46,7 +46,8 @@ class TaskError(DataError, PromptError):
 
 
 @contextmanager
-def _told_to_the_trainer() -> Iterator[None]:
+def _as_task_errors() -> Iterator[None]:
+    """A `DataError` of the block becomes a `TaskError`, whose notes are lines of the message."""
     try:
         yield
     except DataError as error:
@@ -80,7 +81,11 @@ class KeyframeTask:
         record: how a checkpoint of the run wants to be asked. remarks: what a user should know of the data.
         DataError for a side that the family's processor would change, or where no sample is left.
         """
-        _check_exclude(dataset, exclude)
+        nameless = [key for key in exclude if key.partition("/")[0] not in NAMES]
+        if nameless and isinstance(dataset, Mixture):  # there such a key would leave nothing out
+            raise DataError(
+                f"data.exclude: {min(nameless)!r} names no data set; in a mixture a line is NAME/video/exp_id"
+            )
         self.dataset, self.policy, self.n, self.seed = dataset, policy, n, seed
         self.size, self.template, self.family = family.check_size((side, side)), template, family
         self._numbers = [
@@ -89,7 +94,8 @@ class KeyframeTask:
             if s.type_id != ABSENT and exclude.isdisjoint((unique_key(dataset, s), named_key(s)))
         ]
         if not self._numbers:
-            raise DataError(f"{_meta_files(dataset)}: no sample is left of {len(dataset)}; too much is excluded")
+            expressions = ", ".join(str(path) for role, path in dataset.files.items() if role.endswith("meta"))
+            raise DataError(f"{expressions}: no sample is left of {len(dataset)}; too much is excluded")
         self.excluded, self.record, self.remarks = exclude, record, list(remarks)
         self._reading = Lock()
 
@@ -104,9 +110,18 @@ class KeyframeTask:
         """Prompt number `index` as `epoch` shows it; frames at model size. TaskError if its target is in no frame, or
         a file of it cannot be read."""
         sample = self.sample(index)
-        with _told_to_the_trainer():
-            tracks = self._tracks(sample)
-            clip = self._clip(sample, tracks, Random(f"{self.seed}/{epoch}/{index}"))
+        with _as_task_errors():
+            tracks, areas = self._tracks(sample), None
+            if self.policy == "train_grid":  # which is around a keyframe; the areas come from the RLEs
+                areas = ground_truth.areas(tracks, len(sample))
+                if not any(areas):
+                    raise DataError(
+                        f"{unique_key(self.dataset, sample)}: the target is in no frame, so there is no keyframe to "
+                        "learn; add the sample to data.exclude (`python -m grpo_reward.task DATA` lists all of its "
+                        "kind)"
+                    )
+            rng = Random(f"{self.seed}/{epoch}/{index}")
+            clip = frames.sample_clip(len(sample), policy=self.policy, n=self.n, size=self.size, areas=areas, rng=rng)
             video = frames.VideoFrames(sample)
             target = Target.of_tracks(tracks, clip, size=sample.size, family=self.family.name)
             return Prompt(
@@ -121,7 +136,7 @@ class KeyframeTask:
         """Prompt number `index` without pixels and masks, with as many frames as it may show in any epoch."""
         sample = self.sample(index)
         longest = frames.linspace if self.policy == "linspace" else _longest_grid
-        with _told_to_the_trainer():
+        with _as_task_errors():
             clip = Clip(frame_ids=longest(len(sample), self.n), size=self.size)
             messages = self._messages(sample, clip)
         return Outline(
@@ -135,7 +150,7 @@ class KeyframeTask:
     def fingerprint(self) -> dict[str, str]:
         """Fingerprints of all files that prompts and targets are read from, by role (see `inputs.fingerprints`); hashes
         of the samples that are left out and of the prompt's wording."""
-        with _told_to_the_trainer():
+        with _as_task_errors():
             found = inputs.fingerprints(self.dataset, (self.dataset[number] for number in self._numbers))
         return {
             **{role: ", ".join(f"{name} {value}" for name, value in each.items()) for role, each in found.items()},
@@ -148,11 +163,11 @@ class KeyframeTask:
         return {} if self.record is None else {**asdict(self.record), "size": list(self.record.size)}
 
     def notes(self, model_path: str) -> list[str]:
-        """What a user should know of the data; and which settings the checkpoint was not trained with, if it says.
+        """Remarks on the data for the user, and the settings that the checkpoint was not trained with, if it names any.
 
         TaskError for a checkpoint that speaks its boxes in another space.
         """
-        with _told_to_the_trainer():
+        with _as_task_errors():
             trained = read_asked(model_path)
             if trained is None or self.record is None:
                 return self.remarks
@@ -181,18 +196,6 @@ class KeyframeTask:
         with self._reading:
             return self.dataset.object_rles(sample)
 
-    def _clip(self, sample: VideoSample, tracks: ground_truth.Tracks, rng: Random) -> Clip:
-        """The shown frames; areas of all frames come from the RLEs, and only where the policy asks for them."""
-        if self.policy != "train_grid":
-            return frames.sample_clip(len(sample), policy=self.policy, n=self.n, size=self.size)
-        areas = ground_truth.areas(tracks, len(sample))
-        if not any(areas):
-            raise DataError(
-                f"{unique_key(self.dataset, sample)}: the target is in no frame, so there is no keyframe to learn; "
-                "add the sample to data.exclude (`python -m grpo_reward.task DATA` lists all of its kind)"
-            )
-        return frames.sample_clip(len(sample), policy=self.policy, n=self.n, size=self.size, areas=areas, rng=rng)
-
     def _messages(self, sample: VideoSample, clip: Clip) -> list[dict]:
         """Chat messages with bare image places."""
         turns = prompt.messages(sample.expression, clip, [None] * len(clip), template=self.template)
@@ -220,48 +223,50 @@ def build(config: DataOptions, *, split: Literal["train", "val"]) -> KeyframeTas
     `train_meta` replaces the training expressions, `exclude` holds for both; which samples are validated on is the
     trainer's choice. TaskError for whatever the user can put right, samples that a benchmark scores among it.
     """
-    with _told_to_the_trainer():
-        return _build(config, training=split == "train")
-
-
-def _build(config: DataOptions, *, training: bool) -> KeyframeTask:
-    if config.keyframe_resize != config.reference_image_resize:
-        raise DataError(
-            f"data.keyframe_resize is {config.keyframe_resize}, data.reference_image_resize "
-            f"{config.reference_image_resize}: boxes and frames need the same size"
+    training = split == "train"
+    with _as_task_errors():
+        if config.keyframe_resize != config.reference_image_resize:
+            raise DataError(
+                f"data.keyframe_resize is {config.keyframe_resize}, data.reference_image_resize "
+                f"{config.reference_image_resize}: boxes and frames need the same size"
+            )
+        if not config.train_files:
+            raise DataError("data.train_files is empty: give the folder that holds mask_dict.json, or names")
+        if config.sampled_frames < 2:
+            shown = f"data.sampled_frames is {config.sampled_frames}"
+            raise DataError(f"{shown}: training's grid of frames needs 2 or more")
+        exclude = read_exclude(Path(config.exclude)) if config.exclude else frozenset()
+        template = None
+        if config.prompt_template:
+            files.check_regular(Path(config.prompt_template), hint="data.prompt_template is a text file")
+            template = prompt.load_template(Path(config.prompt_template))
+        dataset, remarks = _open_training(config) if training else (_open_validation(config), [])
+        if training and exclude:
+            keys = (key for s in dataset for key in (unique_key(dataset, s), named_key(s)))
+            if exclude.isdisjoint(keys):
+                lines = f"none of its {len(exclude):,} lines is a sample to train on"
+                remarks.append(f"data.exclude={config.exclude}: {lines}")
+        side = config.keyframe_resize
+        task = KeyframeTask(
+            dataset,
+            policy="train_grid" if training else "linspace",
+            n=config.sampled_frames if training else config.val_frames,
+            side=side,
+            seed=config.seed,
+            exclude=exclude,
+            template=template,
+            record=PromptSettings(
+                config.val_frames, (side, side), QWEN2_5_VL.name, template, config.max_response_length
+            ),
+            remarks=remarks,
         )
-    if not config.train_files:
-        raise DataError("data.train_files is empty: give the folder that holds mask_dict.json, or data sets by name")
-    if config.sampled_frames < 2:
-        raise DataError(f"data.sampled_frames is {config.sampled_frames}: training's grid of frames needs 2 or more")
-    exclude = read_exclude(Path(config.exclude)) if config.exclude else frozenset()
-    template = prompt.load_template(_regular(config.prompt_template)) if config.prompt_template else None
-    dataset, remarks = _open_training(config) if training else (_open_validation(config), [])
-    if (
-        training
-        and exclude
-        and exclude.isdisjoint(key for s in dataset for key in (unique_key(dataset, s), named_key(s)))
-    ):
-        remarks.append(f"data.exclude={config.exclude}: none of its {len(exclude):,} lines is a sample to train on")
-    side = config.keyframe_resize
-    task = KeyframeTask(
-        dataset,
-        policy="train_grid" if training else "linspace",
-        n=config.sampled_frames if training else config.val_frames,
-        side=side,
-        seed=config.seed,
-        exclude=exclude,
-        template=template,
-        record=PromptSettings(config.val_frames, (side, side), QWEN2_5_VL.name, template, config.max_response_length),
-        remarks=remarks,
-    )
-    task.check_files()
-    return task
+        task.check_files()
+        return task
 
 
 def _open_training(config: DataOptions) -> tuple[Dataset, list[str]]:
-    """The data set to train on, and what is to be said of it. DataError if a benchmark scores some of it, unless that
-    is asked for."""
+    """The data set to train on, and remarks on it. DataError if a benchmark scores some of it, unless that is asked
+    for."""
     meta, parts = config.train_meta, mixture.parse_parts(config.train_files)
     if parts:
         _check_default("train_split", config.train_split, DataOptions.train_split)
@@ -274,11 +279,6 @@ def _open_training(config: DataOptions) -> tuple[Dataset, list[str]]:
     if reason is not None:
         remarks.append(f"{reason}. data.allow_scored_split=true does it all the same")
     return mixture.open_parts(named, split=mixture.TRAINING, meta=meta or None), remarks
-
-
-def _regular(path: str) -> Path:
-    files.check_regular(Path(path), hint="data.prompt_template is a text file")
-    return Path(path)
 
 
 def _open_validation(config: DataOptions) -> Dataset:
@@ -294,20 +294,9 @@ def _open_validation(config: DataOptions) -> Dataset:
 
 
 def _check_default(key: str, value: str, default: str) -> None:
-    """DataError for a split that would go unheard."""
+    """DataError for a split that would not be read."""
     if value != default:
         raise DataError(f"data.{key} is {value!r}, but data sets that go by their names have theirs: NAME=ROOT:{value}")
-
-
-def _check_exclude(dataset: Dataset, exclude: frozenset[str]) -> None:
-    """DataError for a key without a name in a mixture, where it would leave nothing out."""
-    nameless = [key for key in exclude if key.partition("/")[0] not in NAMES]
-    if nameless and isinstance(dataset, Mixture):
-        raise DataError(f"data.exclude: {min(nameless)!r} names no data set; in a mixture a line is NAME/video/exp_id")
-
-
-def _meta_files(dataset: Dataset) -> str:
-    return ", ".join(str(path) for role, path in dataset.files.items() if role.endswith("meta"))
 
 
 def without_target(dataset: Dataset) -> list[str]:

@@ -39,7 +39,7 @@ def consistency_term(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) ->
 
 
 def is_undefined(predicted: Sequence[Box], true: Sequence[Box]) -> bool:
-    """Whether the released arithmetic finds no number for some pair of boxes, so that its matching fails as a whole.
+    """True if the released arithmetic finds no number for some pair of boxes, so that its matching fails as a whole.
 
     Areas are not clipped there: a box turned inside out may have exactly minus the area of a true box, and NaN or
     infinity times zero is no area.

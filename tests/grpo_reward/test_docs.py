@@ -8,9 +8,9 @@ import pytest
 
 from grpo_reward.options import TERMS, Preset
 from veason.answer import Rules
-from verl.config import ConfigError, RewardConfig
+from verl.config import ConfigError, RewardConfig, load
 from verl.utils import plugins
-from verl.workers.reward.base import check_reward
+from verl.workers.reward import check_reward
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -30,6 +30,18 @@ def test_the_reward_in_ten_lines_runs(prompt, say, tmp_path, monkeypatch):
         check_reward(replace(named, options={}))
     with pytest.raises(ConfigError, match=r"worker\.reward\.options\.longes is no option of it \(did you mean longest"):
         check_reward(replace(named, options={"longes": "10"}))
+
+
+def test_a_reward_with_a_record_of_its_own_is_configured_by_its_keys(tmp_path, monkeypatch):
+    [example] = re.findall(r"```python\n(from dataclasses.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "brief.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = load(["worker.reward.compute_score=brief:build", "worker.reward.longest=10"]).worker.reward
+    assert (reward.longest, reward.share) == (10, 0.5)
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'worker\.reward\.long'; the nearest is 'worker\.reward\.longest'"
+    ):
+        load(["worker.reward.compute_score=brief:build", "worker.reward.long=10"])
 
 
 def test_every_term_and_switch_is_named():

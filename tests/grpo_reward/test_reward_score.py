@@ -18,7 +18,7 @@ from veason.trackers.sam2_tiny import tiny_sam2
 from veason.types import Answer
 from verl.config import ConfigError
 from verl.protocol import Prompt
-from verl.workers.reward.base import check_reward
+from verl.workers.reward import check_reward
 
 NAME = "video_match_keyframe_sft_sam_mod"
 

@@ -1,4 +1,4 @@
-"""What must hold of and between the values, and which of them the chosen parts never read."""
+"""Checks single values and combinations of them, and finds values that the chosen parts never read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which keys a configuration has, and how a file and arguments become one.
+"""Reads a YAML file and ``key=value`` arguments as a configuration, and writes one.
 
 OmegaConf merges and converts by the records. What it would take more loosely than a configuration should be read (a
 number as text, ``yes`` as true, ``${…}`` as a reference, such as to the environment) is refused before.
@@ -323,7 +323,7 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _parse(text: str) -> Any:
-    """What YAML makes of `text`; `_Unfit` if it makes nothing of it."""
+    """The YAML document `text`; `_Unfit` if it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:

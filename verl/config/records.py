@@ -34,9 +34,9 @@ class DataConfig:
     name: str = ""
     """Data set plug-in: an entry point of ``verl.datasets``, or ``package.module:attribute``."""
     train_files: str = ""
-    """What the plug-in trains on: a folder, a file, or what else it reads."""
+    """The training data: a folder, a file, or names that the plug-in reads."""
     val_files: str = ""
-    """What it validates on; empty: the plug-in's choice, such as train_files."""
+    """The validation data, likewise; empty: the plug-in's choice, such as train_files."""
     max_prompt_length: int = 7100
     """Tokens, images included."""
     filter_overlong_prompts: bool = True
@@ -174,9 +174,9 @@ class RewardConfig:
     timeout_s: float = 600.0
     """Seconds one prompt's replies may take before their worker is replaced."""
     max_retries: int = number(2, least=0)
-    """How often one prompt's work is redone on a new worker before the run stops."""
+    """Times that one prompt's work is redone on a new worker before the run stops."""
     options: dict[str, str] = field(default_factory=dict)
-    """Anything a plug-in of your own wants to know."""
+    """Further settings of a plug-in that has no record of its own."""
 
 
 @dataclass
@@ -196,7 +196,7 @@ class TrainerConfig:
         default_factory=lambda: ["console", "jsonl"],
         metadata={"known": ("console", "jsonl", "tensorboard", "wandb"), "why_not": {}},
     )
-    """Of console, jsonl, tensorboard, wandb."""
+    """Any of console, jsonl, tensorboard, wandb."""
     nnodes: int = 1
     n_gpus_per_node: int = 2
     """Processes per node; CPU ranks where there is no GPU."""
@@ -214,7 +214,7 @@ class TrainerConfig:
     """Keys that may differ from those of the checkpoint that is resumed, such as [worker.actor.optim.lr]. Without it a
     resumed run may change its length, limits, machines, logging and saving only."""
     max_restarts: int = number(3, least=0)
-    """How often a lost worker or node may restart the run from its last checkpoint."""
+    """Times that a lost worker or node may restart the run from its last checkpoint."""
     placement_timeout_s: float = 120.0
     """Seconds to wait for room in the cluster, at the start and after a loss, before the run stops and says what it
     lacks."""
@@ -222,9 +222,9 @@ class TrainerConfig:
     """Seconds after which ranks that have not finished a part of a step count as lost, as a dead rank does; 0: never.
     More than the longest part takes: loading the model, generating, updating, saving."""
     max_bad_steps: int = number(3, least=0)
-    """Skipped steps (loss not finite) in a row that are borne; one more stops the run."""
+    """Skipped steps (loss not finite) in a row that are tolerated; one more stops the run."""
     max_empty_steps: int = number(10, least=0)
-    """Steps in a row of which algorithm.drop_equal_groups left nothing to learn from that are borne; one more stops
+    """Steps in a row of which algorithm.drop_equal_groups left nothing to learn from that are tolerated; one more stops
     the run."""
     rollouts_kept: int = number(4, least=0)
     """Rollouts written as text per step."""

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from verl import config as configuration
 from verl.config import Config, ConfigError
-from verl.ray.errors import NoRoom, WorkerError, WorkerLost
+from verl.ray import NoRoom, WorkerError, WorkerLost
 from verl.trainer import RunStopped
 from verl.utils import logs, plugins, tracking
 
@@ -51,7 +51,7 @@ def check_parts(config: Config) -> None:
     from verl.engines import GROUP as ENGINES
     from verl.engines import check_installed, pretrained
     from verl.engines.generation import samplings
-    from verl.workers.reward.base import check_reward
+    from verl.workers.reward import check_reward
 
     tracking.check(config.trainer.logger)
     engine = config.worker.rollout.name
@@ -106,7 +106,7 @@ def run(config: Config) -> None:
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 """Errors of the file system that a user can put right."""
 UNSAVED = "verl.workers.checkpoint.CheckpointError: "
-"""How the last line of a rank's traceback begins where a checkpoint could not be saved."""
+"""Start of the last line of a rank's traceback where a checkpoint could not be saved."""
 
 
 def command() -> int:
