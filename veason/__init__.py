@@ -1,3 +1,3 @@
-"""What a sample, a prompt, a reply and a mask are. Imports nothing else of the project, and no torch until asked."""
+"""Samples, prompts, replies and masks. Imports nothing else of the project, and torch in the trackers alone."""
 
 __version__ = "0.1.0"

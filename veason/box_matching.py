@@ -1,4 +1,4 @@
-"""Which predicted box stands for which true one: the assignment of largest total overlap, and what it is worth."""
+"""Matches predicted boxes with true ones by the assignment of largest total overlap, and scores the matching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from veason import boxes as geometry
 from veason.types import Box
 
 MAX_BOXES = 120
-"""Boxes a side that are looked at; the rest is as if it had not been said."""
+"""Boxes on each side that are matched; the rest is ignored."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,6 @@ def match(predicted: Sequence[Box], true: Sequence[Box]) -> Matching:
 
 def share(overlaps: Sequence[float], *, predicted: int, true: int) -> float:
     """0 … 1: sum of the matched pairs' IoU over the larger number of boxes, so that missing and surplus ones cost."""
-    if max(predicted, true) == 0:  # nothing said, nothing there
+    if max(predicted, true) == 0:  # no box on either side
         return 0.0
     return sum(overlaps) / max(predicted, true)

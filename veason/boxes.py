@@ -1,4 +1,4 @@
-"""Box geometry: one IoU, one rescaling.
+"""Computes with boxes: IoU, rescaling, clipping.
 
 Boxes are ``(x1, y1, x2, y2)`` with **inclusive** pixel corners, so a box is ``x2 - x1 + 1`` wide: the convention of the
 released reward and of boxes read from masks.
@@ -47,6 +47,6 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 def true_box(box: Box, size: Size, to: Size) -> Box:
     """A ground-truth box of a picture of `size`, scaled to size `to`, all four sides moved by 0.5, as the released data
-    set has them: what the reward compares with and what SFT teaches. Near the border it may lie up to half outside."""
+    set has them. The reward compares with these boxes and SFT teaches them; they may lie half a pixel outside."""
     x1, y1, x2, y2 = rescale([box], size, to)[0]
     return (x1 + 0.5, y1 + 0.5, x2 + 0.5, y2 + 0.5)

@@ -58,7 +58,7 @@ _QUOTA = {
     *("billing_error", "exceeded_current_quota_error"),  # of Anthropic, of Moonshot
     *("quotaexceeded", "accountoverdueerror", "arrearage"),  # of Volcano Ark, twice, and of DashScope
 }
-"""Codes and types, in lower case, of errors that stay until somebody pays, whatever their HTTP status."""
+"""Codes and types, in lower case, of errors that last until the account is paid, whatever their HTTP status."""
 _ACCOUNT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 """Environment variables that the client sends as headers."""
 _WITHHELD = {"content_filter", "content_policy_violation"}
@@ -67,7 +67,7 @@ _ADAPTED = {
     "seed": "answers come without a seed, so a repeated run may differ",
     "temperature": "answers come at the server's own temperature",
 }
-"""Fields of a request that some models refuse, and what holds from then on."""
+"""Fields of a request that some models refuse, with the consequence."""
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 """The format that zlib is to expect: either, told apart by its head."""
 _ANSWER_RUN = 12
@@ -354,14 +354,14 @@ class _Bounded(httpx.AsyncByteStream):
 
 
 class Pace:
-    """At most so many requests a minute, evenly spaced."""
+    """Spaces requests evenly, at most so many a minute."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap = 60.0 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     def wait(self, now: float) -> float:
-        """Take the next place in the row: seconds until it comes."""
+        """Take the next time slot; returns the seconds until it comes."""
         mine = max(now, self._next)
         self._next = mine + self._gap
         return mine - now

@@ -1,4 +1,4 @@
-"""`veason.mask_png.unfilter` compiled by numba, which takes a fraction of the time where a picture mixes its filters.
+"""Does `veason.mask_png.unfilter` by numba, which takes a fraction of the time where a picture mixes its filters.
 
 Compiled once per machine: the result is cached beside this file or in numba's own cache folder.
 """
@@ -9,12 +9,12 @@ import numpy as np
 from numba import njit, types, uint8
 
 BLOCK = 32
-"""Bytes that are looked at together: nearly all of a mask add nothing."""
+"""Bytes that are tested together: nearly all bytes of a mask add nothing."""
 
 
 @njit(cache=True)
 def _nearest(left: int, above: int, corner: int) -> int:
-    """As `veason.mask_png._nearest`."""
+    """The same as `veason.mask_png._nearest`."""
     by_left, by_above, by_corner = abs(above - corner), abs(left - corner), abs(left + above - 2 * corner)
     if by_left <= by_above and by_left <= by_corner:
         return left

@@ -1,4 +1,4 @@
-"""Run-length encodings read and overlaid by numba; `veason.masks` does the same with NumPy and pycocotools.
+"""Reads and overlays run-length encodings by numba; `veason.masks` does the same with NumPy and pycocotools.
 
 Nothing here trusts a string: no run is read beyond its end, none is added up beyond the frame. Compiled once per
 machine: the result is cached beside this file or in numba's own cache folder.

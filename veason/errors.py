@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right: a file, an entry, an option."""
+"""The exception for faults that a user can put right: a file, an entry, an option."""
 
 
 class DataError(ValueError):

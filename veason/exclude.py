@@ -1,15 +1,16 @@
-"""The list of samples to leave out: a text file of ``video/exp_id`` lines, the same for sampling and for training."""
+"""Reads and writes the list of samples to leave out, the same for sampling and for training: ``video/exp_id`` lines."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from veason import files
+from veason import atomic, files
 from veason.errors import DataError
 
 
 def read_exclude(path: Path) -> frozenset[str]:
-    """Keys ``video/exp_id``, one a line; empty lines and those after # do not count."""
+    """The keys ``video/exp_id`` of a file, one a line; empty lines and lines that open with # do not count."""
     files.check_regular(path, hint="an exclude file has a video/exp_id a line")
     content = path.read_bytes()
     try:
@@ -24,3 +25,11 @@ def read_exclude(path: Path) -> frozenset[str]:
     if wrong:
         raise DataError(f"{path}: {min(wrong)!r} is no video/exp_id")
     return keys
+
+
+def write_exclude(path: Path, title: str, reasons: Mapping[str, str]) -> None:
+    """Write the keys of `reasons`, sorted below each reason; the title and the reasons are comments."""
+    lines = [f"# {title}"]
+    for reason in dict.fromkeys(reasons.values()):
+        lines += [f"# {reason}", *sorted(key for key, this in reasons.items() if this == reason)]
+    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode())

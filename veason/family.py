@@ -1,4 +1,4 @@
-"""What a family of vision-language models wants of a picture, and in which frame it speaks its boxes. The one place."""
+"""The facts of a family of vision-language models: the picture sizes it takes, and the coordinates of its boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from veason.types import Size
 
 @dataclass(frozen=True)
 class Family:
-    """Facts of a model family that the rest of the project asks for by name."""
+    """A model family, by its name."""
 
     name: str
     multiple: int
@@ -19,7 +19,7 @@ class Family:
     """Boxes run 0 … box_range over each side whatever the picture's size; None: they are in model pixels."""
 
     def check_size(self, size: Size) -> Size:
-        """`size` if the processor will take it as it is; a DataError with the nearest good size if not."""
+        """`size` if the processor takes it as it is; otherwise a DataError with the nearest good size."""
         if all(side > 0 and side % self.multiple == 0 for side in size):
             return size
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in size)
@@ -29,7 +29,7 @@ class Family:
         )
 
     def answer_size(self, model_size: Size) -> Size:
-        """Size of the space the family's boxes live in, for pictures of `model_size`; rescale from it."""
+        """(height, width) to which the family's boxes refer, for pictures of `model_size`; rescale from it."""
         return model_size if self.box_range is None else (self.box_range, self.box_range)
 
 
@@ -41,6 +41,7 @@ BY_MODEL_TYPE = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
 
 
 def family_of(model_type: str) -> Family:
+    """The family of a Hugging Face ``model_type``; DataError for one that is not known."""
     if model_type not in BY_MODEL_TYPE:
         raise DataError(f"no known family for model type {model_type!r}; known: {', '.join(BY_MODEL_TYPE)}")
     return BY_MODEL_TYPE[model_type]

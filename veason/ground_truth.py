@@ -1,6 +1,6 @@
-"""The ground truth of a clip: areas of all frames and boxes straight from the RLEs, masks of the shown frames alone.
+"""Computes the ground truth of a clip: areas and boxes straight from the RLEs, masks of the shown frames alone.
 
-`tracks` is what `Dataset.object_rles` gives: N objects x T frames of RLE or None.
+`tracks` are those of `Dataset.object_rles`: N objects x T frames of RLE or None.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def boxes(tracks: Tracks, frame_id: int) -> list[Box | None]:
 def clip_masks(tracks: Tracks, clip: Clip, size: Size) -> np.ndarray:
     """Union masks of the shown frames at model size: (len(clip), h, w) bool. `size`: native (height, width).
 
-    Resized by nearest neighbour as torch's ``interpolate`` picks it, which is how the released data set does it; OpenCV
-    rounds otherwise in some rows and columns.
+    They are resized by nearest neighbour as torch's ``interpolate`` picks it, like the released data set; OpenCV rounds
+    otherwise in some rows and columns.
     """
     rows, columns = (nearest(n, out) for n, out in zip(size, clip.size, strict=True))
     unions = (masks.union([rles[t] for rles in tracks], size) for t in clip.frame_ids)

@@ -1,4 +1,4 @@
-"""A sample's masks as one line of ``masks.jsonl``: run-length encoded, a whole run in one file.
+"""Writes and reads the lines of ``masks.jsonl``: a sample's masks, run-length encoded, a whole run in one file.
 
 A line is ``{"video": str, "exp_id": str, "size": [H, W], "counts": [str | null, …]}``: per frame, in frame order, the
 compressed COCO runs of the union over the objects, null where it is empty. The file only grows: a run killed between a
@@ -49,7 +49,7 @@ def track_record(sample: VideoSample, track: MaskTrack) -> dict[str, Any]:
 
 
 def parse(line: object, where: str) -> MaskLine:
-    """The line that a JSON value of untrusted origin holds; a DataError that opens with `where` if it holds none."""
+    """The line that a JSON value of untrusted origin holds; otherwise a DataError that opens with `where`."""
     if not isinstance(line, dict):
         raise DataError(f"{where}: expected an object with video, exp_id, size and counts, found {type(line).__name__}")
     video, exp_id, size, counts = (line.get(name) for name in ("video", "exp_id", "size", "counts"))

@@ -297,7 +297,7 @@ def _add_prediction(row: np.ndarray, above: np.ndarray, out: np.ndarray, *, paet
 
 
 def _nearest(left: int, above: int, corner: int) -> int:
-    """Of three neighbours the one that is nearest to left + above - corner; in this order among equals."""
+    """The one of three neighbours that is nearest to left + above - corner; the first among equals."""
     by_left, by_above, by_corner = abs(above - corner), abs(left - corner), abs(left + above - 2 * corner)
     if by_left <= by_above and by_left <= by_corner:
         return left

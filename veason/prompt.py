@@ -1,4 +1,4 @@
-"""The only prompt: one template, one function that fills it, for construction, training and inference alike.
+"""Writes the prompt: one template and one function that fills it, for construction, training and inference alike.
 
 A prompt is first a list of segments, text and image places in order. From it come the chat messages of a processor or
 of an OpenAI-compatible server, and the plain text with ``<image>`` marks that LLaMA-Factory data sets use.
@@ -25,12 +25,12 @@ _DEFAULT_TEMPLATE = Path(__file__).with_name("prompt_template.txt")
 _FIELDS = {"frames", "expression", "width", "height"}
 
 MARKS = re.compile(r"<(?:image|video|audio)>|<\|[^<>|]{0,64}\|>", re.IGNORECASE)
-"""What a processor, LLaMA-Factory or the tokenizer would take for a picture, a sound or a control token.
+"""Marks that a processor, LLaMA-Factory or the tokenizer takes for a picture, a sound or a control token.
 
-No expression, template or chain of thought may hold one: this is the one list for all of them.
+No expression, template or chain of thought may hold one.
 """
 REPLY_TAGS = re.compile(r"</?\s{0,9}(?:think|answer)\s{0,9}>", re.IGNORECASE)
-"""Tags of the reply format, which no chain of thought may hold, however they are spelt."""
+"""Tags of the reply format in any spelling; no chain of thought may hold one."""
 
 
 @cache
@@ -82,12 +82,13 @@ def segments(expression: str, clip: Clip, *, template: str | None = None) -> lis
     before, after = re.split(r"\$frames|\$\{frames\}", template, maxsplit=1)
     height, width = clip.size
     values = {"expression": normalise(expression), "width": width, "height": height}
-    pieces: list[str | None] = [Template(before).substitute(values)]
+    pieces: list[str | None] = []
+    text = Template(before).substitute(values)
     for i, frame_id in enumerate(clip.frame_ids):
-        pieces[-1] += f"{', ' if i else ''}({frame_id}s)"  # type: ignore[operator] # the last piece is text here
-        pieces += [None, ""]
-    pieces[-1] += Template(after).substitute(values)  # type: ignore[operator]
-    return [piece for piece in pieces if piece is None or piece]
+        pieces += [f"{text}{', ' if i else ''}({frame_id}s)", None]
+        text = ""
+    text += Template(after).substitute(values)
+    return [*pieces, text] if text else pieces
 
 
 def messages(

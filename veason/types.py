@@ -1,4 +1,4 @@
-"""The records everything else speaks in. Read this file first.
+"""The records that the whole project uses. Read this file first.
 
 Conventions, everywhere in the project:
 
@@ -34,7 +34,7 @@ class Rle(TypedDict):
 
 @dataclass(frozen=True)
 class VideoSample:
-    """One expression about one video: what a benchmark asks. Holds no pixels and no masks."""
+    """One expression about one video, as a benchmark has it. Holds no pixels and no masks."""
 
     dataset: str
     video: str
@@ -74,7 +74,7 @@ class Clip:
     frame_ids: tuple[int, ...]
     """Ascending ids of the shown frames."""
     size: Size
-    """Model (height, width): what every frame is resized to before the policy sees it."""
+    """Model (height, width), to which every frame is resized before the policy sees it."""
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -86,7 +86,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the policy says: where to look, and what to segment there."""
+    """The answer of a policy: a keyframe, and the boxes of the target in it."""
 
     keyframe: int
     """Frame id in the video, not a clip index."""
@@ -96,7 +96,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reply:
-    """A policy's whole reply, parsed: what was usable, how far it got, and the first thing wrong with it."""
+    """A policy's whole reply, parsed: the usable answer, the last step of reading that succeeded, the first problem."""
 
     text: str
     thinking: str | None = None
@@ -114,7 +114,7 @@ class Reply:
     detail: str = ""
     """One sentence on the problem, for a person."""
     repairs: tuple[str, ...] = ()
-    """What a lenient reading forgave (`veason.answer.REPAIRS`); empty where the strict reading is the one in force."""
+    """The faults that a lenient reading forgave (`veason.answer.REPAIRS`); empty where the strict reading counts."""
 
     @property
     def usable(self) -> bool:
@@ -144,7 +144,7 @@ class MaskTrack:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What inference says of one sample."""
+    """The result of inference for one sample."""
 
     sample: VideoSample
     clip: Clip
@@ -160,9 +160,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Question:
-    """What a policy is asked: a sample and the frames it may look at."""
+    """A question to a policy: a sample and the frames that it is shown."""
 
     sample: VideoSample
     clip: Clip
     images: tuple[np.ndarray, ...] = field(repr=False)
-    """The shown frames at model size, (H, W, 3) uint8 RGB each; empty for a policy that does not look."""
+    """The shown frames at model size, (H, W, 3) uint8 RGB each; empty for a policy that looks at no picture."""

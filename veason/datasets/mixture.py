@@ -106,7 +106,7 @@ class Mixture(SampleList):
         return self._parts[sample.dataset].object_rles(sample)
 
     def foreground(self, video: str) -> tuple[Rle | None, ...]:
-        """As in `Dataset`; video: ``<name>/<video>``."""
+        """See `Dataset`; here a video is called ``<name>/<video>``."""
         name, _, inner = video.partition("/")
         return self._parts[name].foreground(inner)
 

@@ -274,7 +274,7 @@ class RefDAVIS17(_RefVOS):
 
 
 def expression_file(root: Path, split: str) -> Path:
-    """Where both data sets keep a split's expressions."""
+    """The file in which both data sets keep a split's expressions."""
     return root / "meta_expressions" / split / "meta_expressions.json"
 
 

@@ -75,13 +75,13 @@ def check_file(meta: Path, *, roots: Sequence[Path], allowed: bool) -> list[str]
 
 
 def is_scored_file(path: Path) -> bool:
-    """By the name of an expression file, or of its folder where every split's file is called alike."""
+    """True if the name says so: that of the file, or of its folder where every split's file is called alike."""
     path = path.resolve()
     return is_scored_name(path.parent.name if path.name == "meta_expressions.json" else path.stem)
 
 
 def is_scored_name(name: str) -> bool:
-    """``valid``, ``v1.0/test``, ``meta_expressions_valid_``; not ``train_without_valid``."""
+    """True for ``valid``, ``v1.0/test``, ``meta_expressions_valid_``; False for ``train_without_valid``."""
     return bool(_SCORED_WORD.search(name.lower())) and not _TRAIN_WORD.search(name.lower())
 
 

@@ -187,7 +187,7 @@ def _segmentations(content: dict[str, Any], path: Path) -> Iterator[tuple[str, d
         filename = entry.get("filename") if isinstance(entry, dict) else None
         found = _FRAME.fullmatch(filename) if isinstance(filename, str) else None
         if found is None:
-            where = f"{path}: segmentations[{place}]"  # said only here: there are hundreds of entries a video
+            where = f"{path}: segmentations[{place}]"  # made only here: there are hundreds of entries a video
             base.check_object(entry, where)
             raise DataError(f"{where}: filename must be a number and .jpg, found {str(filename)[:80]!r}")
         name = found[1]

@@ -27,7 +27,7 @@ def frame_order(root: Path, meta: Path | None = None) -> list[Finding]:
         try:
             videos = base.load_json(path)["videos"].items()
         except (DataError, KeyError, TypeError, AttributeError):
-            continue  # no expression file; if the reader wants it, it says so
+            continue  # no expression file; a reader that needs it raises the error
         for video, entry in videos:
             frames = entry.get("frames") if isinstance(entry, dict) else None
             if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):

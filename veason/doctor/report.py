@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from veason import atomic
+from veason import exclude
 from veason.doctor.examination import Examination
 from veason.doctor.findings import SEVERITIES, Finding
 from veason.tables import aligned
@@ -82,8 +82,6 @@ def write_exclude(path: Path, examination: Examination) -> int:
     for finding in examination.findings:
         for key in finding.samples:
             reasons.setdefault(key, finding.kind)
-    lines = [f"# {examination.dataset.name} {examination.dataset.split}: {len(reasons)} samples to leave out"]
-    for kind in dict.fromkeys(reasons.values()):
-        lines += [f"# {kind}", *sorted(key for key, reason in reasons.items() if reason == kind)]
-    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode())
+    dataset = examination.dataset
+    exclude.write_exclude(path, f"{dataset.name} {dataset.split}: {len(reasons)} samples to leave out", reasons)
     return len(reasons)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-_SMALLEST = 32  # pixels; DIS refuses sides below 16 or so, reads out of bounds on some of them, and says nothing
+_SMALLEST = 32
+"""Pixels of a side that DIS is given at least: below 16 or so it fails, on some sizes by reading out of bounds."""
 
 
 class NeighbourFlow:

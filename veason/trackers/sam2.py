@@ -232,7 +232,7 @@ class Sam2Tracker:
             state["frames_tracked_per_obj"][k].clear()  # read only where clicks correct a tracked frame
 
     def _new_state(self, encoded: EncodedVideo) -> dict[str, Any]:
-        """What `init_state` returns, but for the images, with every frame's features already in the cache."""
+        """The state of `init_state` without the images, with every frame's features already in the cache."""
         per_object = (
             "point_inputs_per_obj",
             "mask_inputs_per_obj",
