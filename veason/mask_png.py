@@ -270,10 +270,12 @@ def _add_left(body: np.ndarray, out: np.ndarray) -> None:
     if not columns.size:
         return
     left, right = columns[0], columns[-1] + 1
-    sums = cv2.transpose(body[:, left:right]).reshape(right - left, -1)  # adding rows is ten times as fast
+    changed = np.flatnonzero(np.bitwise_or.reduce(body[:, left:right], axis=1))
+    rows = slice(changed[0], changed[-1] + 1)
+    sums = cv2.transpose(body[rows, left:right]).reshape(right - left, -1)  # adding rows is ten times as fast
     np.add.accumulate(sums, axis=0, dtype=np.uint8, out=sums)
-    out[:, left:right] = cv2.transpose(sums).reshape(-1, right - left)
-    out[:, right:] = out[:, right - 1 : right]
+    out[rows, left:right] = cv2.transpose(sums).reshape(-1, right - left)
+    out[rows, right:] = out[rows, right - 1 : right]
 
 
 def _add_prediction(row: np.ndarray, above: np.ndarray, out: np.ndarray, *, paeth: bool) -> None:
