@@ -24,8 +24,7 @@ from inference.workers import Job, PolicyWorker, Replies, TrackerWorker
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.types import VideoSample
-from verl.ray import placement
-from verl.ray.errors import NoRoom
+from verl.ray import NoRoom, placement
 from verl.ray.placement import Placement
 from verl.ray.pool import Limits, NotBuilt, NotReady, Slot, Task, TaskFailed, TooManyLosses, WorkerPool, wait
 

@@ -16,13 +16,13 @@ import cv2
 from inference import options, output, pipeline
 from inference.output import Packed
 from inference.pipeline import Asked
-from inference.policies.base import Policy
+from inference.policies import Policy
 from veason import frames
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.family import Family
 from veason.types import Clip, Question, VideoSample
-from verl.ray.errors import Failure
+from verl.ray import Failure
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from inference import options, predict
 from inference.workers import Job, PolicyWorker, TrackerWorker
 from veason.datasets import open_dataset
 from veason.errors import DataError
-from verl.ray.errors import Failure
+from verl.ray import Failure
 
 
 @pytest.fixture

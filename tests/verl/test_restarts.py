@@ -7,7 +7,7 @@ import json
 import pytest
 
 from verl.config import Config, ConfigError
-from verl.ray.errors import NoRoom, WorkerLost
+from verl.ray import NoRoom, WorkerLost
 from verl.trainer import main as command
 from verl.trainer import ray_trainer
 

@@ -11,8 +11,8 @@ import ray
 
 from verl.config import RewardConfig
 from verl.protocol import Prompt
-from verl.ray.errors import NoRoom
-from verl.workers.reward.pool import RewardError, RewardPool
+from verl.ray import NoRoom
+from verl.workers.reward import RewardError, RewardPool
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def test_a_reward_that_cannot_be_built_says_why(cluster, prompts, tmp_path):
 
 
 def test_a_worker_without_room_is_told_in_time(cluster, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("verl.workers.reward.pool.START_S", 1)
+    monkeypatch.setattr("verl.workers.reward.START_S", 1)
     expected = r"a reward worker with 99 CPU, 0 GPU did not come up in 1 s; the nodes have 4 CPU"
     with opened(tmp_path, num_cpus_per_worker=99) as pool, pytest.raises(NoRoom, match=expected):
         pool.submit(prompts(2), [["a"], ["b"]]).result()

@@ -17,10 +17,10 @@ import pytest
 from demo.policy import write_tiny_policy
 from verl import config as configuration
 from verl.config import ConfigError
-from verl.ray.errors import WorkerLost
+from verl.ray import WorkerLost
 from verl.trainer import RunStopped, run_folder
 from verl.trainer.main import main
-from verl.workers.reward.pool import RewardError
+from verl.workers.reward import RewardError
 
 HERE = str(Path(__file__).parent)
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import ray
 from group_workers import Stubborn, Worker
 
 from verl.config import ConfigError
-from verl.ray.errors import NoRoom, WorkerError, WorkerLost
+from verl.ray import NoRoom, WorkerError, WorkerLost
 from verl.ray.group import WorkerGroup
 from verl.ray.placement import reserve, reserve_ranks
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from verl.ray.errors import Failure, NoRoom, WorkerError, WorkerLost, first_line
+from verl.ray import Failure, NoRoom, WorkerError, WorkerLost, first_line
 from verl.ray.placement import Placement
 
 CPUS = 0.01

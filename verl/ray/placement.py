@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from verl.ray.errors import NoRoom
+from verl.ray import NoRoom
 
 Resources = Mapping[str, float]
 """Logical resources by Ray's names, such as ``{"CPU": 1.0, "GPU": 1.0}``."""

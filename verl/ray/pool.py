@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from verl.ray.errors import Failure, first_line
+from verl.ray import Failure, first_line
 
 Item = TypeVar("Item")
 

@@ -25,7 +25,7 @@ from verl.trainer.prompts import Schedule, batches, open_prompts
 from verl.utils import logs
 from verl.utils.tracking import MetricsLog
 from verl.workers import checkpoint
-from verl.workers.reward.pool import RewardPool
+from verl.workers.reward import RewardPool
 from verl.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -146,9 +146,14 @@ class RayTrainer:
         run_folder.keep_config(self.config, self.folder)
         self.prompts.record(self.folder)
         generation.record(self.config, self.folder)
-        goes_on = self.past is not None and self.past.own
-        where = {"first_step": self.first_step, "total_steps": self.total_steps, "goes_on": goes_on}
-        with MetricsLog(self.config, self.folder, **where) as self.metrics_log:
+        self.metrics_log = MetricsLog(
+            self.config,
+            self.folder,
+            first_step=self.first_step,
+            total_steps=self.total_steps,
+            goes_on=self.past is not None and self.past.own,
+        )
+        with self.metrics_log:
             if self.config.trainer.val_before_train and self.first_step == 0:
                 self.metrics_log.write(0, self.validate(), {})
             left = range(self.first_step, self.total_steps)

@@ -1,7 +1,7 @@
-"""Reward workers: processes that own the reward and judge one prompt's replies at a time, beside the caller's work.
+"""Rewards: what a reward plug-in is, and the worker processes that own one and judge replies beside the caller's work.
 
-A worker that dies or takes too long is replaced, and the prompt it had is judged again. An exception of the reward
-itself is not tried again: it stops the run, naming the prompt.
+A worker judges the replies to one prompt at a time. One that dies or takes too long is replaced, and the prompt it had
+is judged again. An exception of the reward itself is not tried again: it stops the run, naming the prompt.
 """
 
 from __future__ import annotations
@@ -16,23 +16,60 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Protocol
 
 import ray
 
-from verl.config import RewardConfig
+from verl.config import ConfigError, RewardConfig
 from verl.protocol import Prompt, Reward
-from verl.ray import placement
-from verl.ray.errors import Failure, NoRoom
+from verl.ray import Failure, NoRoom, placement
 from verl.ray.pool import Limits, NotBuilt, NotReady, Slot, Task, TaskFailed, TooManyLosses, WorkerPool, wait
 from verl.utils import plugins
-from verl.workers.reward.base import GROUP
 
 START_S, BUILD_S = 300.0, 600.0
 """Seconds a worker may take to come up, and then to build its reward; `timeout_s` is for judging alone."""
 
 POLL_S = 0.1
 """Seconds between two looks for new prompts, while some workers judge and others are free."""
+
+
+class RewardFunction(Protocol):
+    """Built late, inside the reward worker that owns it, by ``factory(config.worker.reward)``.
+
+    The factory is found by name: an entry point of the group ``verl.rewards``, or ``package.module:attribute``. It may
+    have two attributes that are looked at before anything is started: ``check``, called with the same settings, whose
+    ValueError is told in one line; and ``options``, a dataclass that extends `RewardConfig` by the factory's own keys
+    (`verl.utils.plugins.reads` sets both), or a tuple with the names of all ``worker.reward.options`` that it needs.
+    """
+
+    def score(self, prompt: Prompt, replies: Sequence[str]) -> list[Reward]:
+        """Judge the G replies to `prompt` (its images at hand), in their order.
+
+        A malformed reply is data and gets its Reward; an exception is the reward's own failure and stops the run.
+        """
+        ...
+
+
+def check_reward(config: RewardConfig) -> None:
+    """ConfigError if there is no reward of the configured name, or it cannot work with its settings."""
+    try:
+        factory = plugins.find(config.compute_score, group=plugins.REWARDS)
+        wanted = getattr(factory, "options", None)
+        if isinstance(wanted, tuple):
+            for name in config.options.keys() - set(wanted):
+                near = get_close_matches(name, wanted, n=1, cutoff=0.3)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                there = ", ".join(wanted) or "none"
+                raise ValueError(f"worker.reward.options.{name} is no option of it{meant}; it has {there}")
+            missing = [f"worker.reward.options.{name}" for name in wanted if name not in config.options]
+            if missing:
+                raise ValueError(f"it needs {', '.join(missing)}")
+        check = getattr(factory, "check", None)
+        if check is not None:
+            check(config)
+    except ValueError as error:
+        raise ConfigError(f"worker.reward.compute_score={config.compute_score}: {error}") from error
 
 
 class RewardError(RuntimeError):
@@ -56,7 +93,7 @@ class RewardWorker:
 
     def build(self, config: RewardConfig, factory_name: str) -> Failure | None:
         try:
-            self._reward = plugins.find(factory_name, group=GROUP)(config)
+            self._reward = plugins.find(factory_name, group=plugins.REWARDS)(config)
         except Exception:
             return Failure(traceback.format_exc())
         return None
@@ -125,7 +162,7 @@ class RewardPool:
     def __init__(self, config: RewardConfig, factory_name: str, *, slots: Sequence[Any] = ()) -> None:
         """`factory_name` names a `RewardFunction`'s factory (see `plugins.find`); ValueError here and now if there is
         none. `slots`: Ray scheduling strategies for the workers, in turn; none: wherever there is room."""
-        plugins.find(factory_name, group=GROUP)
+        plugins.find(factory_name, group=plugins.REWARDS)
         self._config, self._factory_name = config, factory_name
         self._inbox: queue.SimpleQueue[Task[_Job] | None] = queue.SimpleQueue()
         """Submitted tasks that the thread has not seen; None wakes it up."""
