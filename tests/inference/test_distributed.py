@@ -18,7 +18,6 @@ import psutil
 import pytest
 from commands import command, heed_interrupts, run, tree
 
-pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("VEASON_TEST_WORKER_KILLS", "3"))
 PER_RUN = 4
 """Kills in one run, at most: with more the same sample could lose too many workers."""
@@ -78,6 +77,7 @@ def start(options, path, address) -> subprocess.Popen:
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing(raylets, options, single, tmp_path):
     """SIGKILL for one of two policies and two trackers on two nodes at a random moment, again and again."""
     address, nodes = raylets
@@ -103,6 +103,7 @@ def test_killed_workers_change_nothing(raylets, options, single, tmp_path):
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(raylets, options, single, tmp_path):
     """One process is stopped, not killed: its connection stays, its answer never comes."""
     address, nodes = raylets
@@ -117,6 +118,7 @@ def test_a_worker_that_hangs_is_replaced(raylets, options, single, tmp_path):
     assert tree(tmp_path) == single
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_by_a_single_process(raylets, options, single, tmp_path):
     address, nodes = raylets
     process = start(options, tmp_path, address)
@@ -145,6 +147,7 @@ def test_a_cluster_of_its_own_and_rle_masks(options, tmp_path):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_worker_that_meets_a_broken_frame_ends_the_run_with_one_clear_line(raylets, hand_made, tmp_path):
     hand_made.meta["videos"]["UVO/ok"] = hand_made.meta["videos"][hand_made.video]
     shutil.copytree(hand_made.frame("00000").parent, hand_made.path / "JPEGImages" / "UVO" / "ok")
@@ -158,6 +161,7 @@ def test_a_worker_that_meets_a_broken_frame_ends_the_run_with_one_clear_line(ray
     assert "2" in kept  # the absent target was finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -184,11 +188,13 @@ def changed(change: str, *words: object) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_no_room(raylets, hand_made, tmp_path):
     words = ["--data-root", hand_made.write(), "--workers", "3", "--address", raylets[0], "--output", tmp_path / "out"]
     assert "no room for 3 workers with 1 CPU, 0 GPU each after 0.5 s; the nodes" in changed("impatient", *words)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_every_time_ends_the_run(raylets, hand_made, tmp_path):
     """Its frames kill: a tracker that is lost over them again and again."""
     words = ["--data-root", hand_made.write(), "--workers", "1", "--address", raylets[0], "--output", tmp_path / "out"]
@@ -196,6 +202,7 @@ def test_a_worker_that_dies_every_time_ends_the_run(raylets, hand_made, tmp_path
     assert re.search(r"4 workers in a row were lost over UVO/-a_b, .* What is finished is kept", said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [

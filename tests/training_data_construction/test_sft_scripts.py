@@ -209,7 +209,6 @@ def run_tiny(world, folder, python=sys.executable):
     return done.stdout
 
 
-@pytest.mark.slow
 class TestRealRun:
     def test_it_learns_something(self, trained):
         log = [yaml.safe_load(line) for line in (trained / "adapter/trainer_log.jsonl").read_text().splitlines()]
@@ -260,6 +259,7 @@ class TestRealRun:
         ends = generation.end_ids(trained / "merged", processor)
         assert processor.tokenizer.convert_ids_to_tokens(list(ends)) == ["<|im_end|>", "<|endoftext|>"]
 
+    @pytest.mark.slow
     def test_a_killed_run_goes_on_to_the_same_weights(self, world, trained, tmp_path):
         """Killed while step 4's checkpoint was being written: it is dropped, step 2's is the start."""
         shutil.copytree(trained, tmp_path / "out")

@@ -1,18 +1,17 @@
-"""Let torchvision, torchaudio and torchcodec wheels built for CUDA live beside a CPU build of torch.
+"""Makes torchvision, torchaudio and torchcodec wheels built for CUDA importable beside a CPU build of torch.
 
-Their compiled libraries link CUDA, so beside a CPU torch they do not load, and `import torchvision` dies with
+Their compiled libraries link CUDA, so beside a CPU torch they do not load, and `import torchvision` fails with
 "operator torchvision::nms does not exist". `make setup` copies this module and a one-line .pth into the environment
 of a CPU-only machine; every interpreter started there (Ray and vLLM workers included) then puts one finder at the front
-of sys.meta_path. It is asked about each import and answers for three names only, and acts only where the real library
-turns out not to load:
+of sys.meta_path. The finder handles three names only, and acts only if the real library does not load:
 
     torchvision   two operator schemas are declared, then the real package is imported; nms itself still fails.
     torchaudio    a stand-in that imports; the first use of it says that audio is not available here.
     torchcodec    ModuleNotFoundError, which its users treat as "not installed".
 
-VEASON_CPU_SHIMS=off      leave every import alone
-VEASON_CPU_SHIMS=verbose  one line on stderr for each package acted on
-python -m _veason_cpu_shims   say what would be done here
+VEASON_CPU_SHIMS=off      change no import
+VEASON_CPU_SHIMS=verbose  print a line on stderr for each package that is changed
+python -m _veason_cpu_shims   print what is done here
 """
 
 import os
@@ -29,7 +28,7 @@ _problems: dict[str, str] = {}  # package → why its library does not load
 
 
 class ShimFinder:
-    """Wrap the loader of the three packages; find nothing by itself."""
+    """Wraps the loader of the three packages; it finds nothing by itself."""
 
     def find_spec(self, name, path=None, target=None):
         package, _, submodule = name.partition(".")
@@ -37,7 +36,12 @@ class ShimFinder:
             return None
         if submodule and not isinstance(sys.modules.get(package), _stand_in_type()):
             return None
-        spec = _real_spec(name, path, target, skip=self)
+        spec = None
+        for finder in sys.meta_path:
+            if finder is not self and not isinstance(finder, ShimFinder) and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    break
         if spec is None or spec.loader is None:
             return spec
         spec.loader = StandInLoader(spec.loader) if submodule else PackageLoader(spec.loader)
@@ -45,12 +49,12 @@ class ShimFinder:
 
 
 class PackageLoader:
-    """Loads the real package, with help where its library cannot load."""
+    """Loads the real package, with a correction where its library cannot load."""
 
     def __init__(self, real):
         self.real = real
 
-    def __getattr__(self, name):  # get_code, is_package, get_resource_reader, ...: for who looks without importing
+    def __getattr__(self, name):  # get_code, is_package, …: for tools that inspect without importing
         return getattr(self.__dict__["real"], name)
 
     def create_module(self, spec):
@@ -136,18 +140,8 @@ def _stand_in_type():
 _StandIn: type | None = None
 
 
-def _real_spec(name, path, target, skip):
-    for finder in sys.meta_path:
-        if finder is skip or isinstance(finder, ShimFinder) or not hasattr(finder, "find_spec"):
-            continue
-        spec = finder.find_spec(name, path, target)
-        if spec is not None:
-            return spec
-    return None
-
-
 def _torch_is_cpu_build():
-    """A GPU build whose library does not load is a real fault: leave it to be seen."""
+    """Checks for a CPU build; a GPU build whose library does not load is a real fault and stays visible."""
     try:
         import torch
     except ImportError:
@@ -156,7 +150,7 @@ def _torch_is_cpu_build():
 
 
 def _library_problem(spec, *candidates):
-    """None when the first of the candidates that exists loads, else why it does not."""
+    """Returns why the first existing candidate does not load; None if it loads or none exists."""
     import ctypes
 
     folder = os.path.dirname(spec.origin)
@@ -167,7 +161,7 @@ def _library_problem(spec, *candidates):
             except OSError as error:
                 return _first_line(error)
             return None
-    return None  # no such file: a build without a library, or one of another name; let it speak for itself
+    return None  # no such file: a build without a library, or one of another name; its own import decides
 
 
 def _first_line(error):
@@ -194,7 +188,7 @@ def _mode():
 
 
 def report():
-    """[(package, acted, what)] for this interpreter, each found by importing the package."""
+    """Returns [(package, acted, description)] for this interpreter, found by importing each package."""
     import importlib.util
 
     if _mode() == "off":
@@ -219,13 +213,13 @@ def _outcome(name):
 
 
 def install():
-    """Put the finder first, once."""
+    """Puts the finder first, once."""
     if _mode() != "off" and not any(isinstance(finder, ShimFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, ShimFinder())
 
 
 if __name__ == "__main__":
-    import _veason_cpu_shims  # the copy whose finder is at work, not this one
+    import _veason_cpu_shims  # the copy whose finder is installed, not this one
 
     for package, _, what in _veason_cpu_shims.report():
         print(f"{package:<12} {what}")
