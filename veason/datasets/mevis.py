@@ -15,7 +15,7 @@ from veason.datasets.mask_dict import MaskDict
 from veason.datasets.pictures import picture_size
 from veason.datasets.sample_list import SampleList
 from veason.errors import DataError
-from veason.types import Rle, Size, VideoSample
+from veason.types import Rle, VideoSample
 
 WITH_MASKS = ("train", "valid_u")
 SPLITS = (*WITH_MASKS, "valid", "test")
@@ -89,9 +89,17 @@ class MeViS(SampleList):
             frames, folder = fields.frames(entry, where, self.tolerance), self.image_root / video
             if "height" in entry:
                 size = fields.size(entry, where)
-            else:
-                anno_ids = [anno_id for _, anno_ids in targets.values() for anno_id in anno_ids]
-                size = self._size(folder / f"{frames[0]}.jpg", anno_ids)
+            elif self._masks is None or (folder / f"{frames[0]}.jpg").is_file():
+                size = picture_size(folder / f"{frames[0]}.jpg")
+            else:  # scoring needs no pictures
+                masks, anno_ids = self._masks, (anno_id for _, anno_ids in targets.values() for anno_id in anno_ids)
+                of_mask = next((found for anno_id in anno_ids if (found := masks.size(anno_id))), None)
+                if of_mask is None:
+                    raise DataError(
+                        f"{folder / frames[0]}.jpg: no such file, and no mask tells the video's size; is the data root "
+                        "right?"
+                    )
+                size = of_mask
             for exp_id, text in texts.items():
                 yield VideoSample(
                     dataset=self.name,
@@ -104,12 +112,3 @@ class MeViS(SampleList):
                     obj_ids=targets[exp_id][0],
                     anno_ids=targets[exp_id][1],
                 )
-
-    def _size(self, picture: Path, anno_ids: list[int | str]) -> Size:
-        """The size of a video, from its first picture, or from a mask where there are no pictures (for scoring)."""
-        if self._masks is None or picture.is_file():
-            return picture_size(picture)
-        size = next((size for anno_id in anno_ids if (size := self._masks.size(anno_id))), None)
-        if size is None:
-            raise DataError(f"{picture}: no such file, and no mask tells the video's size; is the data root right?")
-        return size

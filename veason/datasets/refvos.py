@@ -215,20 +215,7 @@ def _left_out(files: dict[str, Path]) -> frozenset[str]:
         )
     if "names" not in files:
         return test
-    names = _read_names(files["names"])
-    if names - videos:
-        raise DataError(
-            f"{files['names']}: the video {min(names - videos)!r} is not in {files['meta']}; correct the list"
-        )
-    if names & test:
-        raise DataError(
-            f"{files['names']}: the video {min(names & test)!r} is in {files['test']}, too; keep one of them"
-        )
-    return videos - names
-
-
-def _read_names(path: Path) -> frozenset[str]:
-    """The videos of a list, one name a line."""
+    path = files["names"]
     check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -236,7 +223,12 @@ def _read_names(path: Path) -> frozenset[str]:
         raise DataError(f"{path}: no text; expected the names of videos, one a line") from None
     if found := foreign_content("\n".join(lines).encode()[:512]):
         raise DataError(f"{path}: not a list of names but {found}")
-    return frozenset(base.check_name(line.strip(), f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip())
+    names = frozenset(base.check_name(line.strip(), f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip())
+    if names - videos:
+        raise DataError(f"{path}: the video {min(names - videos)!r} is not in {files['meta']}; correct the list")
+    if names & test:
+        raise DataError(f"{path}: the video {min(names & test)!r} is in {files['test']}, too; keep one of them")
+    return videos - names
 
 
 class RefDAVIS17(_RefVOS):

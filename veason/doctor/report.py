@@ -25,7 +25,20 @@ def text(examination: Examination) -> str:
         f"{dataset.name} {dataset.split}: {len(dataset)} expressions, {len(dataset.by_video)} videos, "
         f"{examination.files} pictures looked at ({examination.seconds_a_file * 1e3:.2f} ms for a header)"
     )
-    return "\n\n".join([head, findings_text(examination.findings), *_ranking(examination)])
+    parts = [head, findings_text(examination.findings)]
+    if examination.agreements:
+        worst = examination.agreements[:RANKED]
+        rows = [(a.sample, 100 * a.j, a.worst, 100 * a.worst_j) for a in worst]
+        mean = sum(a.j for a in examination.agreements) / len(examination.agreements)
+        frames = max(len(a.looked_at) for a in examination.agreements)
+        parts += [
+            aligned(("masks and pictures, worst first", "J", "frame id", "J there"), rows),
+            f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions, in up to {frames} "
+            "frames of each: frames with true boxes, and one beside each.\nThis is to find drift. eval scores every "
+            "frame of a video, tracked from one keyframe, and averages as its benchmark\ndoes, so its J for `--policy "
+            "oracle` is another number.",
+        ]
+    return "\n\n".join(parts)
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
@@ -41,23 +54,6 @@ def findings_text(findings: Sequence[Finding]) -> str:
         more = [f"  … and {count - EXAMPLES} more"] if count > EXAMPLES else []
         parts.append("\n".join([f"{SEVERITIES[rank]}, {kind}:", *shown, *more]))
     return "\n\n".join([aligned(("finding", "severity", "number", "expressions"), rows), *parts])
-
-
-def _ranking(examination: Examination) -> list[str]:
-    if not examination.agreements:
-        return []
-    worst = examination.agreements[:RANKED]
-    rows = [(a.sample, 100 * a.j, a.worst, 100 * a.worst_j) for a in worst]
-    ranked = aligned(("masks and pictures, worst first", "J", "frame id", "J there"), rows)
-    mean = sum(a.j for a in examination.agreements) / len(examination.agreements)
-    frames = max(len(a.looked_at) for a in examination.agreements)
-    explanation = (
-        f"mean J of the oracle {100 * mean:.2f} over {len(examination.agreements)} expressions, in up to {frames} "
-        "frames of each: frames with true boxes, and one beside each.\nThis is to find drift. eval scores every frame "
-        "of a video, tracked from one keyframe, and averages as its benchmark\ndoes, so its J for `--policy oracle` is "
-        "another number."
-    )
-    return [ranked, explanation]
 
 
 def document(examination: Examination) -> dict[str, Any]:

@@ -56,15 +56,10 @@ def write(path: Path, tiles: Sequence[Tile]) -> None:
         top, left = i // COLUMNS * height, i % COLUMNS * width + 4
         sheet.paste(Image.fromarray(shown.picture), (left, top + _LABEL))
         for line, text in enumerate(shown.label):
-            draw.text((left, top + 2 + 15 * line), _fitting(text, font), fill=(0, 0, 0), font=font)
+            if font.getlength(text) > TILE[1]:  # the middle is left out
+                shorter = (f"{text[:n]}…{text[len(text) - n :]}" for n in range(len(text) // 2, 0, -1))
+                text = next((words for words in shorter if font.getlength(words) <= TILE[1]), "…")
+            draw.text((left, top + 2 + 15 * line), text, fill=(0, 0, 0), font=font)
     ok, data = cv2.imencode(".png", cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
     assert ok, f"a sheet of {sheet.size} could not be encoded"
     atomic.write_bytes(path, data.tobytes())
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """`text`, its middle left out if it is wider than a tile; what the font cannot draw becomes a box."""
-    if font.getlength(text) <= TILE[1]:
-        return text
-    shorter = (f"{text[:n]}…{text[len(text) - n :]}" for n in range(len(text) // 2, 0, -1))
-    return next((words for words in shorter if font.getlength(words) <= TILE[1]), "…")

@@ -143,12 +143,17 @@ class Sam2Tracker:
             budget_bytes=self.feature_budget_bytes,
             spill_dir=self.spill_dir,
         )
-        levels = self.predictor.num_feature_levels
+        levels, side = self.predictor.num_feature_levels, self.predictor.image_size
+        mean, std = _MEAN.to(self.device), _STD.to(self.device)
         size: Size | None = None
         for position, frame in enumerate(frames):
             size = check_frame(frame, position, size)
+            # As the stock loader does it: resized by PIL, float64 until it is a tensor, then normalised.
+            pixels = np.asarray(Image.fromarray(frame).resize((side, side))) / 255.0
+            image = torch.empty(3, side, side, dtype=torch.float32)  # contiguous: the layout decides the kernel
+            image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
             with self._autocast():
-                output = self.predictor.forward_image(self._prepare(frame))
+                output = self.predictor.forward_image(((image.to(self.device) - mean) / std).unsqueeze(0))
             features.append(output["backbone_fpn"][-levels:], output["vision_pos_enc"][-levels:])
         if size is None:
             raise ValueError("no frames to encode")
@@ -254,15 +259,6 @@ class Sam2Tracker:
             "obj_ids": [],
             **{name: {} for name in per_object},
         }
-
-    def _prepare(self, frame: np.ndarray) -> torch.Tensor:
-        """`frame` as the stock loader gives it: (1, 3, S, S) float32, resized by PIL, normalised."""
-        side = self.predictor.image_size
-        pixels = np.asarray(Image.fromarray(frame).resize((side, side))) / 255.0  # float64, as the stock loader
-        image = torch.empty(3, side, side, dtype=torch.float32)  # contiguous: the layout decides the kernel
-        image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-        image = image.to(self.device)
-        return ((image - _MEAN.to(self.device)) / _STD.to(self.device)).unsqueeze(0)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
