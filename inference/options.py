@@ -1,14 +1,14 @@
-"""Command-line options that `predict` and `segment` share, and what they build: policy, tracker, sampling."""
+"""The command-line options that `predict` and `segment` share, and the policy, tracker and sampling made of them."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from inference import policies
 from inference.output import MASKS
 from inference.pipeline import Sampling
-from inference.policies.base import Policy
+from inference.policies import Policy
 from veason import prompt, prompt_settings, trackers
 from veason.answer import READINGS
 from veason.datasets.base import Dataset
@@ -24,23 +24,26 @@ from veason.errors import DataError
 from veason.trackers.base import Tracker
 from veason.types import Size
 
-FAMILY_PIXELS = 28 * 28
-"""Of a picture that one token stands for; no supported family has fewer."""
-TEXT_TOKENS = 4096
-"""Room for a prompt's text."""
+_log = logging.getLogger(__name__)
 
-ASKED = {"frames": 8, "model_size": (560, 560), "max_new_tokens": 1024}
-"""How a model is asked where neither the user nor the checkpoint's ``veason.json`` says it."""
+PIXELS_PER_TOKEN = 28 * 28
+"""The pixels of a picture that one token stands for; no supported family has fewer."""
+TEXT_TOKENS = 4096
+"""The tokens kept for the text of a prompt."""
+
+DEFAULT_FRAMES, DEFAULT_SIZE, DEFAULT_TOKENS = 8, (560, 560), 1024
+"""The prompt settings where neither the user nor the checkpoint's ``veason.json`` gives them."""
 
 GPU_SHARES = (0.7, 0.3)
-"""Of a GPU's memory for policy and tracker. By the bytes of tensors, counted on a CPU (`benchmarks.bench_memory`),
-SAM2.1 hiera-large takes 5.3 GiB with its features; 24 GiB hold Qwen2.5-VL-7B's 15.4 GiB of weights beside it."""
+"""The shares of a GPU's memory for policy and tracker. By the bytes of tensors, counted on a CPU
+(`benchmarks.bench_memory`), SAM2.1 hiera-large takes 5.3 GiB with its features; 24 GiB hold Qwen2.5-VL-7B's 15.4 GiB of
+weights beside it."""
 
 VERSIONED = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless", "pillow", "pycocotools", "scipy")
 
 
 def parse_size(text: str) -> Size:
-    """``560`` or ``HxW`` as (height, width)."""
+    """Parses ``560`` or ``HxW`` as (height, width)."""
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() and 0 < int(side) < 1 << 15 for side in sides):
         raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH in pixels, found {text!r}")
@@ -50,8 +53,11 @@ def parse_size(text: str) -> Size:
 def add_policy_options(
     parser: argparse.ArgumentParser, choices: tuple[str, ...] = policies.NAMES, default: str | None = None
 ) -> None:
-    """`default` says in words which of the `choices` is taken where none is given; without it that is the first."""
-    group = parser.add_argument_group("policy: who names the keyframe and the boxes")
+    """Adds the options that choose and set up a policy.
+
+    default: which of the `choices` is taken where none is given, in words; without it that is the first.
+    """
+    group = parser.add_argument_group("policy, which names the keyframe and the boxes")
     parser.set_defaults(template_text=None)  # of the prompt, once `settle` has read it; None is the built-in one
     first = choices[0] if default is None else None
     group.add_argument("--policy", choices=choices, default=first, help=f"default: {default or first}")
@@ -63,13 +69,13 @@ def add_policy_options(
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
     group.add_argument(
-        "--frames", type=int, metavar="N", help=f"frames shown, evenly spaced (default: {trained} {ASKED['frames']})"
+        "--frames", type=int, metavar="N", help=f"frames shown, evenly spaced (default: {trained} {DEFAULT_FRAMES})"
     )
     group.add_argument(
         "--model-size",
         type=parse_size,
         metavar="S|HxW",
-        help=f"pixels the frames are shown at, a multiple of 28 (default: {trained} {ASKED['model_size'][0]})",
+        help=f"pixels the frames are shown at, a multiple of 28 (default: {trained} {DEFAULT_SIZE[0]})",
     )
     group.add_argument(
         "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
@@ -78,12 +84,12 @@ def add_policy_options(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"hf, vllm, openai: longest reply (default: {trained} {ASKED['max_new_tokens']})",
+        help=f"hf, vllm, openai: longest reply (default: {trained} {DEFAULT_TOKENS})",
     )
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="all three: 0 is greedy (default: 0)"
+        "--temperature", type=float, default=0.0, metavar="T", help="hf, vllm, openai: 0 is greedy (default: 0)"
     )
-    group.add_argument("--seed", type=int, default=0, help="all three: seed of sampled replies (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="hf, vllm, openai: seed of sampled replies (default: 0)")
     group.add_argument(
         "--prompt-template",
         type=Path,
@@ -108,7 +114,7 @@ def add_policy_options(
         "--keep-going", action="store_true", help="hf, vllm, openai: go on even if none of the first replies is usable"
     )
     group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
-    _add_server_options(parser.add_argument_group("server: who is asked by --policy openai"))
+    _add_server_options(parser.add_argument_group("server, which --policy openai asks"))
 
 
 def _add_server_options(group: argparse._ArgumentGroup) -> None:
@@ -122,11 +128,13 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         "--api-key-env",
         metavar="VARIABLE",
         default="OPENAI_API_KEY",
-        help="where the key is; a server on this machine needs none (default: %(default)s)",
+        help="environment variable that holds the key; a server on this machine needs none (default: %(default)s)",
     )
-    group.add_argument("--requests", type=int, default=32, metavar="N", help="in flight at most (default: %(default)s)")
     group.add_argument(
-        "--max-retries", type=int, default=8, metavar="N", help="of a request that brought no reply (default: 8)"
+        "--requests", type=int, default=32, metavar="N", help="requests in flight, at most (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-retries", type=int, default=8, metavar="N", help="retries of a request without a reply (default: 8)"
     )
     group.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="seconds for one attempt (default: %(default)g)"
@@ -143,7 +151,7 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "workers: a policy and a tracker each, as Ray actors; without these options all happens in this process"
+        "workers, with a policy and a tracker each, as Ray actors; without these options one process does everything"
     )
     group.add_argument("--gpus", type=int, metavar="N", help="one worker on each of N GPUs")
     group.add_argument("--workers", type=int, metavar="N", help="N workers on CPUs")
@@ -167,14 +175,14 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=GPU_SHARES[0],
         metavar="SHARE",
-        help="of a worker's GPU memory, for hf or vllm (default: %(default)g; 7B in bfloat16 has 16 GB of weights)",
+        help="share of a worker's GPU memory for hf or vllm (default: %(default)g; 7B in bfloat16 takes 16 GB)",
     )
     group.add_argument(
         "--tracker-gpus",
         type=float,
         default=GPU_SHARES[1],
         metavar="SHARE",
-        help="of a worker's GPU memory, for sam2 (default: %(default)g; with --sam2-offload less will do)",
+        help="share of a worker's GPU memory for sam2 (default: %(default)g; with --sam2-offload less will do)",
     )
 
 
@@ -188,7 +196,7 @@ def add_mask_options(group: argparse._ArgumentGroup) -> None:
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
-    """``1,2,3``"""
+    """Parses token ids such as ``1,2,3``."""
     ids = text.split(",")
     if not all(re.fullmatch(r"[0-9]{1,9}", token) for token in ids):
         raise argparse.ArgumentTypeError(f"expected token ids such as 151652,151653, found {text!r}")
@@ -196,7 +204,7 @@ def parse_ids(text: str) -> tuple[int, ...]:
 
 
 def add_tracker_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("tracker: who turns the boxes into masks on every frame")
+    group = parser.add_argument_group("tracker, which turns the boxes into masks on every frame")
     group.add_argument(
         "--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s, needs no weights"
     )
@@ -224,42 +232,43 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in how the model is asked where the user did not say it: as it was trained, if its folder tells.
+    """Fills in the prompt settings that the user did not give: those the checkpoint was trained with, if it has them.
 
-    What the user says otherwise than the checkpoint is told on stderr. `args` gains ``template_text``.
+    Where the user's differ from the checkpoint's, a message says so. `args` gains ``template_text``.
     """
-    folder = args.model if args.policy in ("hf", "vllm") and args.model and Path(args.model).is_dir() else None
-    trained = prompt_settings.read(folder) if folder else None
+    folder = Path(args.model) if args.policy in ("hf", "vllm") and args.model else None
+    trained = prompt_settings.read(folder) if folder is not None and folder.is_dir() else None
     args.template_text = prompt.load_template(args.prompt_template) if args.prompt_template else None
-    given = {
-        "frames": args.frames,
-        "size": args.model_size,
-        "max_new_tokens": args.max_new_tokens,
-        "prompt_template": args.template_text,
-    }
-    if trained is not None:
-        path = Path(folder) / prompt_settings.NAME
-        said = {name: value for name, value in given.items() if value is not None}
-        for difference in prompt_settings.differences(trained, **said):
-            print(f"note: {difference} ({path})", file=sys.stderr)
-        if len(said) < len(given):
-            size = "x".join(map(str, trained.size))
-            print(
-                f"{path}: asked as it was trained, where no option says otherwise: --frames {trained.frames} "
-                f"--model-size {size} --max-new-tokens {trained.max_new_tokens}",
-                file=sys.stderr,
+    if folder is not None and trained is not None:
+        path = folder / prompt_settings.NAME
+        given = {
+            "frames": args.frames,
+            "size": args.model_size,
+            "max_new_tokens": args.max_new_tokens,
+            "prompt_template": args.template_text,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for difference in prompt_settings.differences(trained, **chosen):
+            _log.info("note: %s (%s)", difference, path)
+        if len(chosen) < len(given):
+            _log.info(
+                "%s: asked as it was trained, where no option says otherwise: --frames %d --model-size %s "
+                "--max-new-tokens %d",
+                *(path, trained.frames, "x".join(map(str, trained.size)), trained.max_new_tokens),
             )
         if args.template_text is None and trained.prompt_template is not None:
             args.template_text = prompt.check_template(trained.prompt_template, f"{path}: prompt_template")
-    took = {"frames": "frames", "model_size": "size", "max_new_tokens": "max_new_tokens"}
-    for name, of_record in took.items():
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(trained, of_record) if trained else ASKED[name])
+    if args.frames is None:
+        args.frames = trained.frames if trained else DEFAULT_FRAMES
+    if args.model_size is None:
+        args.model_size = trained.size if trained else DEFAULT_SIZE
+    if args.max_new_tokens is None:
+        args.max_new_tokens = trained.max_new_tokens if trained else DEFAULT_TOKENS
     args.template_text = args.template_text or prompt.load_template()
 
 
 def build_sampling(args: argparse.Namespace) -> Sampling:
-    """Call `settle` before."""
+    """Builds the sampling of frames and checks the other options of policies; `settle` has to come first."""
     if args.frames < 1 or args.batch_size < 1 or args.max_new_tokens < 1 or not 0 <= args.temperature < math.inf:
         raise DataError("--frames, --batch-size and --max-new-tokens must be at least 1, --temperature at least 0")
     if args.requests < 1 or args.max_retries < 0 or not 0 < args.timeout < math.inf:
@@ -268,7 +277,7 @@ def build_sampling(args: argparse.Namespace) -> Sampling:
 
 
 def check_workers(args: argparse.Namespace) -> bool:
-    """Whether the run is to go to workers; DataError for options that do not make sense together."""
+    """Tells whether the run is to go to workers; DataError for options that do not make sense together."""
     if args.gpus is not None and args.workers is not None:
         raise DataError("--gpus N puts a worker on each of N GPUs, --workers N puts N on CPUs; give one of them")
     count = args.gpus if args.gpus is not None else args.workers
@@ -283,31 +292,41 @@ def check_workers(args: argparse.Namespace) -> bool:
 
 
 def build_policy(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    """The policy that the options ask for; heavy imports happen here."""
-    return BUILDERS[args.policy](args, dataset)
+    """Builds the policy that the options ask for, of `policies.NAMES`; heavy imports happen here."""
+    if args.policy == "oracle":
+        from inference.policies.oracle import OraclePolicy
 
+        assert dataset is not None, "the oracle needs a data set"
+        return OraclePolicy(dataset)
+    if args.policy == "replay":
+        from inference.policies.replay import ReplayPolicy
 
-def _oracle(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    from inference.policies.oracle import OraclePolicy
+        path = _required(args.replay, "--policy replay needs --replay FILE")
+        return ReplayPolicy.from_file(path, n=args.frames, size=args.model_size)
+    answering = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "template": args.template_text,
+    }
+    if args.policy == "openai":
+        model = _required(args.model, "--policy openai needs --model NAME")
+        base_url = _required(args.base_url, "--policy openai needs --base-url URL, or OPENAI_BASE_URL")
+        from inference.policies.openai import OpenAIPolicy
 
-    assert dataset is not None, "the oracle needs a data set"
-    return OraclePolicy(dataset)
-
-
-def _replay(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    from inference.policies.replay import ReplayPolicy
-
-    path = _required(args.replay, "--policy replay needs --replay FILE")
-    return ReplayPolicy.from_file(path, n=args.frames, size=args.model_size)
-
-
-def _engine(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    """hf or vllm. The latter gets room for the pictures, as much text as a prompt and an expression have, and the
-    reply."""
+        return OpenAIPolicy(
+            model,
+            base_url=base_url,
+            api_key_env=args.api_key_env,
+            requests=args.requests,
+            max_retries=args.max_retries,
+            timeout=args.timeout,
+            forbidden=args.forbid_tokens,
+            **answering,
+        )
     model = _required(args.model, f"--policy {args.policy} needs --model DIR")  # before torch is imported
     from inference.policies.engine import EnginePolicy
 
-    pictures = args.frames * args.model_size[0] * args.model_size[1] // FAMILY_PIXELS
+    pictures = args.frames * args.model_size[0] * args.model_size[1] // PIXELS_PER_TOKEN
     memory = {"gpu_memory": args.policy_gpus} if "policy_gpus" in args else {}
     return EnginePolicy(
         args.policy,
@@ -316,59 +335,25 @@ def _engine(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
         dtype=args.dtype,
         generation_defaults=args.generation_defaults,
         batch_size=args.batch_size,
-        max_model_len=pictures + TEXT_TOKENS + args.max_new_tokens,
+        max_model_len=pictures + TEXT_TOKENS + args.max_new_tokens,  # pictures, text and reply
         **memory,
-        **_speech(args),
+        **answering,
     )
 
-
-def _openai(args: argparse.Namespace, dataset: Dataset | None) -> Policy:
-    model = _required(args.model, "--policy openai needs --model NAME")
-    base_url = _required(args.base_url, "--policy openai needs --base-url URL, or OPENAI_BASE_URL")
-    from inference.policies.openai import OpenAIPolicy
-
-    return OpenAIPolicy(
-        model,
-        base_url=base_url,
-        api_key_env=args.api_key_env,
-        requests=args.requests,
-        max_retries=args.max_retries,
-        timeout=args.timeout,
-        forbidden=args.forbid_tokens,
-        **_speech(args),
-    )
-
-
-def _speech(args: argparse.Namespace) -> dict[str, Any]:
-    """What every model is told of how to answer."""
-    return {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "template": args.template_text,
-    }
-
-
-BUILDERS: dict[str, Callable[[argparse.Namespace, Dataset | None], Policy]] = {
-    "oracle": _oracle,
-    "replay": _replay,
-    "hf": _engine,
-    "vllm": _engine,
-    "openai": _openai,
-}
-"""Who makes the policy of each of `policies.NAMES`."""
 
 ON_GPU = {"hf", "vllm", "sam2"}
-"""Policies and trackers that use a GPU where there is one."""
+"""The policies and trackers that use a GPU where there is one."""
 
 
 def asking(args: argparse.Namespace) -> dict[str, int]:
-    """How `pipeline.ask` is to ask: a server takes questions one by one and many at once, a model in batches."""
+    """Chooses how `pipeline.ask` asks: a server takes questions one by one and many at once, a model in batches."""
     if args.policy == "openai":
         return {"batch_size": 1, "in_flight": args.requests}
     return {"batch_size": args.batch_size, "in_flight": 1}
 
 
 def build_tracker(args: argparse.Namespace) -> Tracker:
+    """Builds the tracker that the options ask for."""
     if args.tracker == "grabcut":
         return trackers.open_tracker("grabcut")
     checkpoint = _required(args.sam2_checkpoint, "--tracker sam2 needs --sam2-checkpoint FILE")
@@ -384,7 +369,7 @@ def build_tracker(args: argparse.Namespace) -> Tracker:
 
 
 def public(policy: dict[str, Any]) -> dict[str, Any]:
-    """What a policy says of itself, for a record: not a server's address, which may change and may be private."""
+    """Leaves a server's address, which may change and may be private, out of a policy's description for a record."""
     return {name: value for name, value in policy.items() if name != "base_url"}
 
 
@@ -395,7 +380,7 @@ def _required(value: Any, message: str) -> Any:
 
 
 def versions(*, tracker: str) -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes out."""
+    """Lists the versions of Python and of the packages that the results depend on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in VERSIONED:
         try:

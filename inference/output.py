@@ -1,11 +1,10 @@
-"""The run folder: masks, predictions and timings on disk, written as they come, whole or not at all.
+"""The run folder: masks, predictions and timings on disk, each written when it is made, whole or not at all.
 
 ``Annotations/<video>/<exp_id>/<frame>.png`` (0/255, 8 bits or 1) or ``masks.jsonl`` (`veason.mask_lines`),
-``predictions.jsonl``, ``timings.jsonl``, ``run.json``. A sample counts as done if every one of these files says so: its
-lines stand in the journals and its masks are whole. The line in ``predictions.jsonl`` comes last, once the rest is on
-the disk. What is damaged later is found when the run is started again, and made again. Samples come in any order; a
-finished run has its lines in that of the data set. With several shards each keeps its own lines under ``shards/``;
-whoever finishes last joins them.
+``predictions.jsonl``, ``timings.jsonl``, ``run.json``. A sample is done if its lines stand in the journals and its
+masks are whole. The line in ``predictions.jsonl`` comes last, once the rest is on the disk. Damage is found when the
+run is started again, and what is damaged is made again. Samples come in any order; a finished run has its lines in that
+of the data set. With several shards each keeps its own lines under ``shards/``; the last one to finish joins them.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,22 +29,31 @@ from veason import atomic, mask_lines, mask_png
 from veason.errors import DataError
 from veason.files import check_regular
 from veason.masks import check_track, track_unions
-from veason.safe_text import printable
-from veason.types import MaskTrack, Prediction, Size, VideoSample
+from veason.types import Prediction, Size, VideoSample
+
+_log = logging.getLogger(__name__)
 
 MASKS = ("png", "png1", "rle")
-"""How masks are stored: a PNG a frame of 8 bits or of 1, or all as RLEs in ``masks.jsonl``."""
+"""The forms of stored masks: a PNG a frame of 8 bits or of 1, or all as RLEs in ``masks.jsonl``."""
+
+
+def make_folder(path: Path) -> None:
+    """Makes an output folder and those above it, where they are missing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # with all folders above it there: /proc and its like
+        raise DataError(f"{path}: no folder can be made there; choose another --output") from None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` equal processes, by videos: the i-th takes videos i, i + count, …"""
+    """The share of one of `count` processes: the i-th takes videos i, i + count, …"""
 
     index: int = 0
     count: int = 1
 
     def take(self, samples: Iterable[VideoSample]) -> list[VideoSample]:
-        """This shard's samples in data-set order; the expressions of a video stay together."""
+        """Selects this shard's samples, in data-set order; the expressions of a video stay together."""
         order: dict[str, int] = {}
         return [s for s in samples if order.setdefault(s.video, len(order)) % self.count == self.index]
 
@@ -65,24 +73,26 @@ class Packed:
 
 
 def pack(finished: Finished, *, masks: str) -> Packed:
-    """Encode what `RunFolder.keep` will write; `masks` is one of `MASKS`."""
-    prediction = finished.prediction
+    """Encodes a prediction for `RunFolder.keep`; `masks` is one of `MASKS`."""
+    prediction, track = finished.prediction, finished.prediction.track
     sample = prediction.sample
-    key = {"video": sample.video, "exp_id": sample.exp_id}
-    seconds = {stage: round(value, 6) for stage, value in finished.seconds.items()}
+    pictures: tuple[bytes, ...] | None = None
+    if masks != "rle":
+        bits: mask_png.Bits = 1 if masks == "png1" else 8
+        if track.objects:
+            pictures = tuple(mask_png.encode(mask, bits=bits) for mask in track_unions(track))
+        else:
+            pictures = (mask_png.encode(np.zeros(track.size, bool), bits=bits),) * track.length
     return Packed(
         key=sample.key,
         prediction=prediction_record(prediction),
-        timing={**key, "frames": len(sample), "seconds": seconds},
-        pictures=None if masks == "rle" else _pictures(prediction.track, 1 if masks == "png1" else 8),
-        masks=mask_lines.track_record(sample, prediction.track) if masks == "rle" else None,
+        timing={
+            **{"video": sample.video, "exp_id": sample.exp_id, "frames": len(sample)},
+            "seconds": {stage: round(value, 6) for stage, value in finished.seconds.items()},
+        },
+        pictures=pictures,
+        masks=mask_lines.track_record(sample, track) if masks == "rle" else None,
     )
-
-
-def _pictures(track: MaskTrack, bits: mask_png.Bits) -> tuple[bytes, ...]:
-    if not track.objects:
-        return (mask_png.encode(np.zeros(track.size, bool), bits=bits),) * track.length
-    return tuple(mask_png.encode(mask, bits=bits) for mask in track_unions(track))
 
 
 class RunFolder:
@@ -97,8 +107,10 @@ class RunFolder:
         record: dict[str, Any],
         masks: str = "png",
     ) -> None:
-        """`samples`: the whole run's, all shards. `record`: ``run.json`` (`inference.run_record`). `masks`: how they
-        are stored, one of `MASKS`."""
+        """Takes the samples of the whole run, with those of all shards.
+
+        record: the content of ``run.json`` (`inference.run_record`). masks: the form of stored masks, one of `MASKS`.
+        """
         self.path, self.shard, self.masks = Path(path), shard, masks
         self._all, self.samples = samples, shard.take(samples)
         self._by_key = {sample.key: sample for sample in samples}
@@ -107,12 +119,19 @@ class RunFolder:
         self._names = ("predictions", "timings", *(["masks"] if masks == "rle" else []))
 
     def __enter__(self) -> RunFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._lock = atomic.Lock(self.path / f".lock-{self.shard.index}")  # held until exit
         try:
             with atomic.Lock(self.path / ".lock-run", wait=True):  # shards that start together
-                self._check_origin()
-                run_record.keep(self.path / "run.json", self._record)
+                record = self.path / "run.json"
+                journals = [self.path / "predictions.jsonl", *self.path.glob("shards/predictions-*.jsonl")]
+                found = next((path for path in journals if path.is_file() and path.stat().st_size > 0), None)
+                if found is not None and (not record.exists() or record.stat().st_size == 0):
+                    raise DataError(
+                        f"{record} is {'empty' if record.exists() else 'missing'}, so nothing says how {found.name} "
+                        "was made; put it back, or choose another --output"
+                    )
+                run_record.keep(record, self._record)
             shutil.rmtree(self._partial, ignore_errors=True)
             self.done = self._read_done()
             """Keys of the samples that are finished, by earlier runs or this one."""
@@ -136,28 +155,17 @@ class RunFolder:
             return self.path / f"{name}.jsonl"
         return self.path / "shards" / f"{name}-{index}-of-{self.shard.count}.jsonl"
 
-    def _check_origin(self) -> None:
-        """DataError for predictions without the record that says how they were made: others may not be put to them."""
-        record = self.path / "run.json"
-        journals = [self.path / "predictions.jsonl", *self.path.glob("shards/predictions-*.jsonl")]
-        found = next((path for path in journals if path.is_file() and path.stat().st_size > 0), None)
-        if found is not None and (not record.exists() or record.stat().st_size == 0):
-            raise DataError(
-                f"{record} is {'empty' if record.exists() else 'missing'}, so nothing says how {found.name} was made; "
-                "put it back, or choose another --output"
-            )
-
     def describe(self, policy: dict[str, Any]) -> None:
-        """Keep in ``run.json`` what the policy says of itself: it must be what it was when the run began."""
+        """Keeps the policy's description in ``run.json``; it must be the same as when the run began."""
         self._record = {**self._record, "policy": policy}
         with atomic.Lock(self.path / ".lock-run", wait=True):
             run_record.keep(self.path / "run.json", self._record)
 
     def _read_done(self) -> set[str]:
-        """The samples of which earlier runs left every file whole.
+        """Finds the samples of which earlier runs left every file whole.
 
-        What is damaged is told, and its lines are taken out of the journals, so that it is made again. The journal of
-        predictions must speak of this shard's samples, once of each.
+        The lines of damaged ones are taken out of the journals, with a warning, so that they are predicted again. The
+        journal of predictions must have one line for each of its samples, all of this shard.
         """
         paths = {name: self._lines(name, self.shard.index) for name in self._names}
         spans = {name: self._spans(name, [path]) for name, path in paths.items()}
@@ -173,10 +181,9 @@ class RunFolder:
         unread = [path for name, path in paths.items() if spans[name].unread]
         if lost or unread:
             first = f"first {lost[0]}: {damage[lost[0]]}" if lost else f"{unread[0]} has lines that are no records"
-            print(
-                f"{self.path}: damaged since it was written: {len(lost)} finished samples are made again "
-                f"({printable(first)})",
-                file=sys.stderr,
+            _log.warning(
+                "%s: damaged since it was written: %d finished samples are made again (%s)",
+                *(self.path, len(lost), first),
             )
             for name, path in paths.items():
                 if path.exists():
@@ -185,22 +192,23 @@ class RunFolder:
         return done
 
     def _spans(self, name: str, paths: Iterable[Path]) -> _Spans:
-        """Where the whole lines of some journals are; a line of masks must be one of its sample."""
-        return _spans(paths, self._fits if name == "masks" else None)
+        """Finds the whole lines of some journals; a line of masks must be one of its sample."""
 
-    def _fits(self, key: str, record: dict[str, Any]) -> bool:
-        try:
-            line = mask_lines.parse(record, key)
-            check_track([line.rle(t) for t in range(len(line.counts))], line.size, key)
-        except ValueError:
-            return False
-        sample = self._by_key.get(key)
-        return sample is None or (line.size == sample.size and len(line.counts) == len(sample))
+        def fits(key: str, record: dict[str, Any]) -> bool:
+            try:
+                line = mask_lines.parse(record, key)
+                check_track([line.rle(t) for t in range(len(line.counts))], line.size, key)
+            except ValueError:
+                return False
+            sample = self._by_key.get(key)
+            return sample is None or (line.size == sample.size and len(line.counts) == len(sample))
+
+        return _Spans.read(paths, fits if name == "masks" else lambda key, record: True)
 
     def _damage(self, key: str, spans: dict[str, _Spans]) -> str | None:
-        """The first damage of a sample's files; None if every one is whole."""
-        for name, found in spans.items():
-            if key not in found:
+        """Describes the first damage of a sample's files; None if every one is whole."""
+        for name, lines in spans.items():
+            if key not in lines:
                 return f"{name}.jsonl has no whole line of it"
         if self.masks == "rle":
             return None
@@ -211,14 +219,24 @@ class RunFolder:
         )
 
     def write(self, finished: Finished) -> None:
-        """Keep one prediction."""
+        """Encodes and keeps one prediction."""
         self.keep(pack(finished, masks=self.masks))
 
     def keep(self, packed: Packed) -> Packed:
-        """Write one prediction, not yet `done`: masks first, then, once they are on the disk, its line."""
+        """Writes one prediction, not yet `done`: masks first, then, once they are on the disk, its line."""
         try:
             if packed.pictures is not None:
-                self._write_pictures(self._by_key[packed.key], packed.pictures)
+                sample = self._by_key[packed.key]
+                partial = self._partial / sample.exp_id
+                target = self.path / "Annotations" / sample.video / sample.exp_id
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                for name, data in zip(sample.frames, packed.pictures, strict=True):
+                    (partial / f"{name}.png").write_bytes(data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():  # damaged, or of a run killed between the masks and the line
+                    shutil.rmtree(target)
+                os.replace(partial, target)
             if packed.masks is not None:
                 self._journals["masks"].append(packed.masks)
             self._journals["timings"].append(packed.timing)
@@ -234,21 +252,10 @@ class RunFolder:
         self.done.add(packed.key)
         return packed
 
-    def _write_pictures(self, sample: VideoSample, pictures: Sequence[bytes]) -> None:
-        partial, target = self._partial / sample.exp_id, self.path / "Annotations" / sample.video / sample.exp_id
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, data in zip(sample.frames, pictures, strict=True):
-            (partial / f"{name}.png").write_bytes(data)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # damaged, or of a run killed between the masks and the line
-            shutil.rmtree(target)
-        os.replace(partial, target)
-
     def join(self) -> bool:
-        """Once every shard is complete: put all lines into the data set's order. True if the whole run is done.
+        """Puts all lines into the data set's order if every shard is complete, and tells whether that is so.
 
-        The samples of other shards are looked at as `_read_done` looks at those of this one. The folder takes no more
+        The files of other shards are checked like those of this one (`_read_done`). The folder takes no more
         predictions after this.
         """
         for journal in self._journals.values():
@@ -268,7 +275,7 @@ class RunFolder:
 
 
 def png_damage(path: Path, size: Size) -> str | None:
-    """Why a file is no whole PNG of `size`, as far as that shows without inflating it; None if nothing is wrong."""
+    """Tells why a file is no whole PNG of `size`, as far as that shows without inflating it; None for a whole one."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe of this name does not hold us
     except FileNotFoundError:
@@ -297,18 +304,45 @@ def png_damage(path: Path, size: Size) -> str | None:
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _LARGEST_PNG = 1 << 26
-"""Bytes of a mask's PNG at most."""
+"""The largest number of bytes of a mask's PNG."""
 
 
 class _Spans(dict[str, tuple[Path, int, int]]):
-    """Where the last line of each key lies: file, start and length. In the order of the first lines."""
+    """The place of the last line of each key: file, start and length. They are in the order of the first lines."""
 
     repeated: str | None = None
     """A key that has more than one line: a run was killed between a sample's lines."""
     unread = 0
-    """Whole lines that are no records of the kind."""
+    """The number of whole lines that are no records of the kind."""
+
+    @classmethod
+    def read(cls, paths: Iterable[Path], fits: Callable[[str, dict[str, Any]], bool]) -> _Spans:
+        """Finds the lines of some journals that hold records for which `fits` is true; a missing file has none."""
+        spans = cls()
+        for path in paths:
+            if path.exists():
+                check_regular(path)
+            start = 0
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # a shard that has not begun
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # a shard that is still being written
+                    try:
+                        record = json.loads(line)
+                        key = f"{record['video']}/{record['exp_id']}"
+                        whole = isinstance(record["video"], str) and isinstance(record["exp_id"], str)
+                    except (ValueError, RecursionError, TypeError, KeyError):  # no JSON, or no record of a sample
+                        whole = False
+                    if whole and fits(key, record):
+                        spans.repeated = key if key in spans else spans.repeated
+                        spans[key] = (path, start, len(line))
+                    else:
+                        spans.unread += 1
+                    start += len(line)
+        return spans
 
     def lines(self, keys: Iterable[str]) -> Iterator[bytes]:
+        """Reads the lines of some keys again."""
         files = {path: open(path, "rb") for path in {path for path, _, _ in self.values()}}  # noqa: SIM115
         try:
             for key in keys:
@@ -320,41 +354,8 @@ class _Spans(dict[str, tuple[Path, int, int]]):
                 file.close()
 
 
-def _spans(paths: Iterable[Path], fits: Callable[[str, dict[str, Any]], bool] | None) -> _Spans:
-    """The lines of some journals that hold records for which `fits` is true; a file that is not there has none."""
-    spans = _Spans()
-    for path in paths:
-        if path.exists():
-            check_regular(path)
-        start = 0
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # a shard that has not begun
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # a shard that is still being written
-                key = _key_of(line, fits)
-                if key is None:
-                    spans.unread += 1
-                else:
-                    spans.repeated = key if key in spans else spans.repeated
-                    spans[key] = (path, start, len(line))
-                start += len(line)
-    return spans
-
-
-def _key_of(line: bytes, fits: Callable[[str, dict[str, Any]], bool] | None) -> str | None:
-    """The key of the sample that a line is about; None for a line that is no record of one."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("video", "exp_id")):
-        return None
-    key = f"{record['video']}/{record['exp_id']}"
-    return key if fits is None or fits(key, record) else None
-
-
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as a line of ``predictions.jsonl``; `inference.policies.replay` reads it back."""
+    """Makes the line of ``predictions.jsonl`` of a prediction; `inference.policies.replay` reads it back."""
     sample, reply = prediction.sample, prediction.reply
     return {
         "video": sample.video,

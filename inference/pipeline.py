@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from inference.policies.base import Policy
+from inference.policies import Policy
 from veason import boxes, frames
 from veason.answer import place, read_reply
 from veason.family import Family

@@ -1,6 +1,6 @@
-"""Segment one video from one sentence: masks, an overlay to play, the keyframe with its boxes, the thinking.
+"""Segments one video from one sentence: masks, an overlay to play, the keyframe with its boxes, the thinking.
 
-Example, a checkpoint answering:
+Example, a checkpoint that answers:
 
     python -m inference.segment clip.mp4 "the person who throws last" --output out --policy hf --model CKPT
 
@@ -15,10 +15,10 @@ OUT/prediction.json, in place of what an earlier run left there.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,8 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from inference import options, output, overlay, pipeline, replies
-from inference.policies import replay
-from inference.policies.base import Policy
+from inference.policies import Policy, replay
 from veason import atomic, frames, mask_png, masks, video
 from veason import boxes as geometry
 from veason.answer import REPAIRS
@@ -40,15 +39,19 @@ from veason.safe_text import printable
 from veason.trackers.base import Tracker
 from veason.types import Box, MaskTrack, Prediction, Size, VideoSample
 
-_FOLDER_RATE = Fraction(10)
+_log = logging.getLogger(__name__)
+
+FOLDER_RATE = Fraction(10)
+"""Frames a second at which the overlay of a folder of pictures plays."""
 
 
 def parse_box(text: str) -> Box:
-    """``x1,y1,x2,y2`` in video pixels."""
+    """Parses ``x1,y1,x2,y2`` in video pixels."""
     values = text.split(",")
     if len(values) != 4 or not all(re.fullmatch(r"-?\d{1,6}(\.\d{1,9})?", value.strip()) for value in values):
         raise argparse.ArgumentTypeError(f"expected x1,y1,x2,y2 in video pixels, found {text!r}")
-    return tuple(map(float, values))
+    x1, y1, x2, y2 = map(float, values)
+    return (x1, y1, x2, y2)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,31 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    _check(args)
-    options.settle(args)
-    sampling = options.build_sampling(args)
-    sample, pictures, playback = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
-    with _own_folder(args.output):
-        policy, tracker = _build_policy(args, sample), _WithBars(options.build_tracker(args))
-        policy.family.check_size(sampling.size)
-        (finished,) = pipeline.run(
-            [sample],
-            policy=policy,
-            tracker=tracker,
-            sampling=sampling,
-            seed=args.seed,
-            open_frames=lambda _: pictures,
-            reading=args.reading,
-        )
-        record = {**output.prediction_record(finished.prediction), "policy": options.public(policy.describe())}
-        written = write(args.output, finished.prediction, pictures, playback, record=record)
-    _report(finished.prediction, stride=args.stride)
-    for path in written:
-        print(f"wrote     {printable(path)}")
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Fill in the policy; DataError for options that do not go together."""
     if args.stride < 1 or (args.limit is not None and args.limit < 1):
         raise DataError("--stride and --limit must be at least 1")
     if args.output.resolve() == args.video.resolve():
@@ -121,34 +99,52 @@ def _check(args: argparse.Namespace) -> None:
         raise DataError("--box and --replay both say where the boxes are; give one of them")
     if args.keyframe is not None and not args.box:
         raise DataError("--keyframe says which frame --box is on; give a --box with it")
+    options.settle(args)
+    sampling = options.build_sampling(args)
+    sample, pictures, playback = open_video(args.video, args.sentence, stride=args.stride, limit=args.limit)
+    masks_folder, ours = args.output / "masks", (args.output / ".lock", args.output / "prediction.json")
+    if masks_folder.exists() and not any(path.exists() for path in ours):
+        raise DataError(f"{masks_folder}: not written by this command, which would mix with it; choose another")
+    output.make_folder(args.output)
+    with atomic.Lock(args.output / ".lock"):
+        policy, tracker = _build_policy(args, sample), _TrackerWithBars(options.build_tracker(args))
+        policy.family.check_size(sampling.size)
+        (finished,) = pipeline.run(
+            [sample],
+            policy=policy,
+            tracker=tracker,
+            sampling=sampling,
+            seed=args.seed,
+            open_frames=lambda _: pictures,
+            reading=args.reading,
+        )
+        prediction = finished.prediction
+        record = {**output.prediction_record(prediction), "policy": options.public(policy.describe())}
+        written = write(args.output, prediction, pictures, playback, record=record)
+    for line in summary(prediction, stride=args.stride):
+        print(line)
+    for path in written:
+        print(f"wrote     {printable(path)}")
 
 
-@contextlib.contextmanager
-def _own_folder(folder: Path) -> Iterator[None]:
-    """The output folder, locked; one that holds masks of something else is refused."""
-    ours = (folder / ".lock").exists() or (folder / "prediction.json").exists()
-    if (folder / "masks").exists() and not ours:
-        raise DataError(f"{folder / 'masks'}: not written by this command, which would mix with it; choose another")
-    with atomic.Lock(folder / ".lock"):
-        yield
-
-
-class _WithBars:
-    """A tracker that shows on a terminal how far it is."""
+class _TrackerWithBars:
+    """A tracker that shows its progress on a terminal."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker, self.name, self._length = tracker, tracker.name, 0
 
     def encode(self, frames: Sequence[np.ndarray]) -> Any:
         self._length = len(frames)
-        return self._tracker.encode(_WithBar(frames))
+        return self._tracker.encode(_FramesWithBar(frames))
 
-    def track(self, encoded: Any, *, keyframe: int, boxes: Sequence[Box]) -> MaskTrack:
+    def track(
+        self, encoded: Any, *, keyframe: int, boxes: Sequence[Box], progress: Callable[[], object] | None = None
+    ) -> MaskTrack:
         with tqdm(total=self._length * len(boxes), unit="mask", desc="track", disable=None) as bar:
-            return self._tracker.track(encoded, keyframe=keyframe, boxes=boxes, progress=bar.update)
+            return self._tracker.track(encoded, keyframe=keyframe, boxes=boxes, progress=progress or bar.update)
 
 
-class _WithBar(Sequence[np.ndarray]):
+class _FramesWithBar(frames.Frames):
     """Frames that show on a terminal how many of them have been read."""
 
     def __init__(self, frames: Sequence[np.ndarray]) -> None:
@@ -158,8 +154,8 @@ class _WithBar(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._frames)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        frame = self._frames[position]
+    def frame(self, frame_id: int) -> np.ndarray:
+        frame = self._frames[frame_id]
         if self._bar.n < len(self):
             self._bar.update()
         if self._bar.n == len(self):
@@ -169,7 +165,7 @@ class _WithBar(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class Playback:
-    """How frames are to be shown, as `veason.video.encode` takes it."""
+    """The times and the shape of the pixels of some frames, as `veason.video.encode` takes them."""
 
     rate: Fraction
     times: tuple[Fraction, ...] | None = None
@@ -179,20 +175,33 @@ class Playback:
 def open_video(
     path: Path, sentence: str, *, stride: int = 1, limit: int | None = None
 ) -> tuple[VideoSample, Sequence[np.ndarray], Playback]:
-    """(the sample, its frames, how they play) of a video file or a folder of pictures."""
-    common = {"dataset": "video", "exp_id": "0", "expression": sentence, "frame_dir": path}
+    """Opens a video file or a folder of pictures as (the sample, its frames, their playback)."""
+    pictures: Sequence[np.ndarray]
     if path.is_dir():
-        found = frames.FolderFrames(path, stride=stride, limit=limit)
-        name = path.resolve().name
-        sample = VideoSample(**common, video=name, frames=found.names, size=found.size, suffix=found.paths[0].suffix)
-        return sample, found, Playback(_FOLDER_RATE)
-    decoded = video.decode(path, stride=stride, limit=limit)
-    names = tuple(f"{t * stride:05d}" for t in range(len(decoded.frames)))
-    sample = VideoSample(**common, video=path.stem, frames=names, size=decoded.frames.shape[1:3])
-    return sample, decoded.frames, Playback(decoded.rate, decoded.times, decoded.pixel_aspect)
+        folder = frames.FolderFrames(path, stride=stride, limit=limit)
+        video_name, names, size, suffix = path.resolve().name, folder.names, folder.size, folder.paths[0].suffix
+        pictures, playback = folder, Playback(FOLDER_RATE)
+    else:
+        decoded = video.decode(path, stride=stride, limit=limit)
+        names = tuple(f"{t * stride:05d}" for t in range(len(decoded.frames)))
+        height, width = decoded.frames.shape[1:3]
+        video_name, size, suffix = path.stem, (height, width), ".jpg"
+        pictures, playback = list(decoded.frames), Playback(decoded.rate, decoded.times, decoded.pixel_aspect)
+    sample = VideoSample(
+        dataset="video",
+        video=video_name,
+        exp_id="0",
+        expression=sentence,
+        frames=names,
+        frame_dir=path,
+        size=size,
+        suffix=suffix,
+    )
+    return sample, pictures, playback
 
 
 def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
+    """Builds the policy; boxes given by hand or recorded are checked against the video and replayed."""
     if args.policy != "replay":
         return options.build_policy(args, dataset=None)
     if args.box:
@@ -201,7 +210,7 @@ def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
             used = f" that --stride {args.stride} leaves" if args.stride > 1 else ""
             raise DataError(f"--keyframe {keyframe}: the {len(sample)} frames{used} are 0 to {len(sample) - 1}")
         if args.keyframe is None:
-            print("--box without --keyframe: on frame 0", file=sys.stderr)
+            _log.info("--box without --keyframe: on frame 0")
         records, source = [{"keyframe": keyframe, "boxes": [list(box) for box in args.box]}], "--box"
     elif args.replay:
         records, source = replay.read_records(args.replay), args.replay
@@ -215,13 +224,13 @@ def _build_policy(args: argparse.Namespace, sample: VideoSample) -> Policy:
         if problem:
             raise DataError(f"{said} {problem}")
         if geometry.clip(box, sample.size) != box:
-            print(f"note: {said} is cut off at the border of the picture of {_pixels(sample.size)}", file=sys.stderr)
+            _log.info("note: %s is cut off at the border of the picture of %s", said, _pixels(sample.size))
     record = {**records[0], "video": sample.video, "exp_id": sample.exp_id}
     return replay.ReplayPolicy([record], source=source, n=args.frames, size=args.model_size)
 
 
 def box_problem(box: Box, size: Size) -> str | None:
-    """What is odd about a box in a picture of `size`; None for one that has pixels in it and is no share of it."""
+    """Describes the fault of a box in a picture of `size`; None for a box in pixels, with some of them inside."""
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
         return "has its second corner left of or above its first one; x1,y1 is the upper left one"
@@ -249,10 +258,15 @@ def write(
     *,
     record: dict[str, Any],
 ) -> list[Path]:
-    """Write the masks, the overlay, the keyframe and, last, the `record` of a prediction; where they are.
+    """Writes the masks, the overlay, the keyframe and, last, the `record` of a prediction; returns their paths.
 
-    What an earlier run of this command left there goes first.
+    The files that an earlier run of this command left there are removed first.
     """
+
+    def paint(t: int) -> np.ndarray:
+        objects = [masks.decode(rles[t], prediction.sample.size) for rles in prediction.track.objects]
+        return overlay.paint(pictures[t], objects)
+
     for name in ("prediction.json", "overlay.mp4", "keyframe.png"):
         (folder / name).unlink(missing_ok=True)
     for old in (folder / "masks").glob("*.png"):
@@ -261,42 +275,33 @@ def write(
     for t, name in enumerate(prediction.sample.frames):
         atomic.write_bytes(folder / "masks" / f"{name}.png", mask_png.encode(masks.track_union(prediction.track, t)))
     if prediction.keyframe is not None:
-        picture = overlay.paint(pictures[prediction.keyframe], _objects(prediction, prediction.keyframe))
-        picture = overlay.draw_boxes(picture, prediction.boxes)
+        picture = overlay.draw_boxes(paint(prediction.keyframe), prediction.boxes)
         data = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()  # OpenCV wants BGR
         atomic.write_bytes(folder / "keyframe.png", data)
         written.insert(1, folder / "keyframe.png")
-    video.encode(folder / "overlay.mp4", _painted(prediction, pictures), **vars(playback))
+    painted = map(paint, tqdm(range(len(pictures)), unit="frame", desc="overlay", disable=None))
+    video.encode(folder / "overlay.mp4", painted, **vars(playback))
     atomic.write_json(folder / "prediction.json", record)
     return written
 
 
-def _objects(prediction: Prediction, t: int) -> list[np.ndarray]:
-    return [masks.decode(rles[t], prediction.sample.size) for rles in prediction.track.objects]
-
-
-def _painted(prediction: Prediction, pictures: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    for t in tqdm(range(len(pictures)), unit="frame", desc="overlay", disable=None):
-        yield overlay.paint(pictures[t], _objects(prediction, t))
-
-
-def _report(prediction: Prediction, *, stride: int) -> None:
-    """Say what was answered; the reply is foreign text."""
+def summary(prediction: Prediction, *, stride: int) -> Iterator[str]:
+    """Writes the lines for a terminal about an answer; the reply is foreign text."""
     reply = prediction.reply
-    print(f"thinking: {printable(reply.thinking or '(none)')}")
+    yield f"thinking: {printable(reply.thinking or '(none)')}"
     if reply.repairs:
-        print(f"read leniently: {'; '.join(REPAIRS[name] for name in reply.repairs)}")
+        yield f"read leniently: {'; '.join(REPAIRS[name] for name in reply.repairs)}"
     if prediction.keyframe is None or not prediction.boxes:
-        print(f"no usable answer, so the masks are empty: {printable(reply.detail)}")
-        if reply.problem != "no_boxes":
-            print(f"hint:     {replies.hint(reply.problem)}")
+        yield f"no usable answer, so the masks are empty: {printable(reply.detail)}"
+        if reply.problem is not None and reply.problem != "no_boxes":
+            yield f"hint:     {replies.hint(reply.problem)}"
         return
     place = f" (frame {prediction.keyframe * stride} of the video)" if stride > 1 else ""
-    print(f"keyframe: {prediction.keyframe}{place}")
+    yield f"keyframe: {prediction.keyframe}{place}"
     for box in prediction.boxes:
-        said = ", ".join(f"{value:.1f}" for value in box)
         problem = box_problem(box, prediction.sample.size)
-        print(f"box:      {said}" + (f"  (note: it {problem})" if problem else ""))
+        values = ", ".join(f"{value:.1f}" for value in box)
+        yield f"box:      {values}" + (f"  (note: it {problem})" if problem else "")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 
 from demo.recognition import count_tokens
 from demo.server import Refusal, Server, ServerOptions
-from inference.policies.base import Policy
+from inference.policies import Policy
 from veason import frames, prompt
 from veason.types import Clip, Question, VideoSample
 

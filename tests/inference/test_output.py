@@ -171,7 +171,7 @@ def joined(path):
     [("predictions", "png"), ("timings", "png"), ("predictions", "rle"), ("timings", "rle"), ("masks", "rle")],
 )
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_damaged_journal_is_made_again(finished, tmp_path, capsys, shards, name, masks, how):
+def test_a_damaged_journal_is_made_again(finished, tmp_path, caplog, shards, name, masks, how):
     """The journal of the first shard; what is joined of it is made new in any case."""
     assert complete(tmp_path, finished, masks, shards)[1]
     before = joined(tmp_path)
@@ -182,7 +182,7 @@ def test_a_damaged_journal_is_made_again(finished, tmp_path, capsys, shards, nam
     assert len(made) == {"cut": 1, "zeros": 1, "empty": count, "gone": count}[how]
     assert whole
     assert joined(tmp_path) == before
-    told = capsys.readouterr().err
+    told = caplog.text
     assert ("finished samples are made again" in told) == (name != "predictions" or how == "zeros")
     assert complete(tmp_path, finished, masks, shards) == ([], True)  # and for good
 
@@ -201,7 +201,7 @@ def test_every_flipped_bit_of_a_picture_shows(finished, tmp_path):
         assert png_damage(path, (48, 64)) is not None
 
 
-def test_runs_that_do_not_cover_the_picture_are_made_again(finished, tmp_path, capsys):
+def test_runs_that_do_not_cover_the_picture_are_made_again(finished, tmp_path, caplog):
     assert complete(tmp_path, finished, "rle", 1)[1]
     before = joined(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text().splitlines()]
@@ -209,12 +209,12 @@ def test_runs_that_do_not_cover_the_picture_are_made_again(finished, tmp_path, c
     (tmp_path / "masks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert complete(tmp_path, finished, "rle", 1) == ([f"{lines[1]['video']}/{lines[1]['exp_id']}"], True)
     assert joined(tmp_path) == before
-    assert "1 finished samples are made again" in capsys.readouterr().err
+    assert "1 finished samples are made again" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "missing", "another size", "gone", "a flipped bit"])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how):
+def test_damaged_pictures_are_made_again(finished, tmp_path, caplog, shards, how):
     assert complete(tmp_path, finished, "png", shards)[1]
     before = joined(tmp_path)
     picture = tmp_path / "Annotations" / "b" / "1" / "00010.png"
@@ -231,7 +231,7 @@ def test_damaged_pictures_are_made_again(finished, tmp_path, capsys, shards, how
     made, whole = complete(tmp_path, finished, "png", shards)
     assert (len(made), whole) == (6 if how == "gone" else 1, True)
     assert joined(tmp_path) == before
-    assert "made again" in capsys.readouterr().err
+    assert "made again" in caplog.text
 
 
 def test_a_shard_is_not_told_to_complete_a_run_of_which_another_one_is_damaged(finished, tmp_path):

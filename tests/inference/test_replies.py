@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -103,25 +104,27 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def test_a_checkpoint_is_asked_as_it_was_trained(checkpoint, capsys):
+def test_a_checkpoint_is_asked_as_it_was_trained(checkpoint, caplog):
+    caplog.set_level(logging.INFO)
     args = settled("--model", checkpoint)
     assert (args.frames, args.model_size, args.max_new_tokens) == (4, (84, 112), 120)
     assert args.template_text == "Frames: $frames. Find $expression!"
-    assert "asked as it was trained" in capsys.readouterr().err
+    assert "asked as it was trained" in caplog.text
 
 
-def test_what_the_user_says_wins_and_the_difference_is_told(checkpoint, capsys):
+def test_what_the_user_says_wins_and_the_difference_is_told(checkpoint, caplog):
+    caplog.set_level(logging.INFO)
     args = settled("--model", checkpoint, "--frames", 8, "--max-new-tokens", 120)
     assert (args.frames, args.model_size) == (8, (84, 112))
-    said = capsys.readouterr().err
-    assert "note: frames is 8, the checkpoint was trained with 4" in said
-    assert "max_new_tokens is" not in said
+    assert "note: frames is 8, the checkpoint was trained with 4" in caplog.text
+    assert "max_new_tokens is" not in caplog.text
 
 
-def test_without_a_record_the_defaults_are_those_of_the_paper(tmp_path, capsys):
+def test_without_a_record_the_defaults_are_those_of_the_paper(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     args = settled("--model", tmp_path)
     assert (args.frames, args.model_size, args.max_new_tokens) == (8, (560, 560), 1024)
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     assert settled("--model", "some/hub-name").frames == 8
 
 

@@ -1,6 +1,7 @@
 """Segmenting one video: what goes in is questioned, what comes out is of this run alone."""
 
 import json
+import logging
 import subprocess
 from fractions import Fraction
 
@@ -46,13 +47,13 @@ def segmented(source, output, *words):
     return json.loads((output / "prediction.json").read_text())
 
 
-def test_a_box_alone_is_replayed_on_frame_0_and_says_so(clip, tmp_path, capsys):
+def test_a_box_alone_is_replayed_on_frame_0_and_says_so(clip, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
     record = segmented(clip, tmp_path / "out", *BOX)
     assert (record["keyframe"], record["reply"].startswith("<think>Replayed.")) == (0, True)
     assert record["policy"] == {"name": "replay", "replay": "--box"}
-    printed = capsys.readouterr()
-    assert "--box without --keyframe: on frame 0" in printed.err
-    assert printed.out.count("wrote") == 4
+    assert "--box without --keyframe: on frame 0" in caplog.messages
+    assert capsys.readouterr().out.count("wrote") == 4
 
 
 def test_a_folder_that_was_used_holds_the_results_of_the_last_run_alone(clip, film, tmp_path, capsys):
@@ -107,9 +108,10 @@ def test_the_output_is_not_the_input(clip):
         segmented(clip, clip, *BOX)
 
 
-def test_a_box_that_leaves_the_picture_is_told(clip, tmp_path, capsys):
+def test_a_box_that_leaves_the_picture_is_told(clip, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     segmented(clip, tmp_path / "out", "--box", "10,20,139,49")
-    assert "--box 10,20,139,49 is cut off at the border of the picture of 90 x 60" in capsys.readouterr().err
+    assert "--box 10,20,139,49 is cut off at the border of the picture of 90 x 60" in caplog.text
 
 
 @pytest.mark.parametrize("source", ["clip", "film"])
