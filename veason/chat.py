@@ -68,6 +68,8 @@ _ADAPTED = {
     "temperature": "answers come at the server's own temperature",
 }
 """Fields of a request that some models refuse, with the consequence."""
+_GZIP = b"\x1f\x8b"
+"""The first bytes of each member of a gzip body."""
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 """The format that zlib is to expect: either, told apart by its head."""
 _ANSWER_RUN = 12
@@ -339,6 +341,8 @@ class _Bounded(httpx.AsyncByteStream):
         async for chunk in self._stream:
             received += len(chunk)
             while chunk := chunk.lstrip(b"\0") if between else chunk:  # zeros between members are padding
+                if between and not _GZIP.startswith(chunk[:2]):
+                    return  # no member: what stands behind a body is ignored
                 between = False
                 try:
                     piece = member.decompress(chunk, left + 1) if packed else chunk[: left + 1]

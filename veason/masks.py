@@ -43,6 +43,15 @@ def area(rle: Rle | None) -> int:
     return 0 if rle is None else int(coco.area(rle))
 
 
+def areas(rles: Sequence[Rle | None]) -> np.ndarray:
+    """Returns the `area` of each of N masks, (N,) int64, with one call of pycocotools for all."""
+    found = np.zeros(len(rles), np.int64)
+    there = [i for i, rle in enumerate(rles) if rle is not None]
+    if there:
+        found[there] = coco.area([rles[i] for i in there])
+    return found
+
+
 def box(rle: Rle | None) -> Box | None:
     """Tightest box around the pixels inside, straight from the runs; None if there are none."""
     if rle is None or area(rle) == 0:
@@ -114,12 +123,12 @@ def shared_areas(a: Tracks, b: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarr
         if first is not None and second is not None:
             (ends_a, bounds_a, areas_a), (ends_b, bounds_b, areas_b) = first, second
             return areas_a, areas_b, _compiled.shared(ends_a, bounds_a, len(a), ends_b, bounds_b, len(b))
-    areas_a, areas_b = (np.array([sum(map(area, track)) for track in tracks], np.int64) for tracks in (a, b))
+    areas_a, areas_b = (np.array([areas(track).sum() for track in tracks], np.int64) for tracks in (a, b))
     shared = np.zeros((len(a), len(b)), np.int64)
     for i, one in enumerate(a):
         for j, other in enumerate(b):
             pairs = [pair for pair in zip(one, other, strict=True) if None not in pair]
-            shared[i, j] = sum(int(coco.area(coco.merge(list(pair), intersect=True))) for pair in pairs)
+            shared[i, j] = areas([coco.merge(list(pair), intersect=True) for pair in pairs]).sum()
     return areas_a, areas_b, shared
 
 

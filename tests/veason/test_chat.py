@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -486,8 +487,17 @@ def test_a_gzip_body_may_have_several_members(body):
     assert not client.problems
 
 
-def test_bytes_behind_a_gzip_body_that_are_no_member_are_refused():
-    act = Act(members(completion()) + b"behind", headers={"content-encoding": "gzip"})
+@pytest.mark.parametrize("behind", [b"behind", b"\n", b"\0\0\n"])
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_bytes_behind_a_compressed_body_are_ignored(encoding, pack, behind):
+    act = Act(pack(completion()) + behind, headers={"content-encoding": encoding})
+    (reply,), client = ask(ChatServer(lambda asked: act))
+    assert reply.text == TEXT
+    assert not client.problems
+
+
+def test_a_second_member_that_is_damaged_is_refused():
+    act = Act(members(completion()) + b"\x1f\x8bdamaged", headers={"content-encoding": "gzip"})
     (error,), _ = ask(ChatServer(lambda asked: act), max_retries=0)
     assert isinstance(error, GaveUp)
     assert "cannot be unpacked" in str(error)

@@ -230,7 +230,7 @@ def _read_tracks(content: dict[str, Any], path: Path, sample: VideoSample) -> di
             raise DataError(str(error)) from error
     found: dict[int, list[Rle | None]] = {}
     frame_ids = {name: t for t, name in enumerate(sample.frames)}
-    for (track_id, name), rle in zip(places, checked, strict=True):
-        if masks.area(rle) and name in frame_ids:
+    for (track_id, name), rle, area in zip(places, checked, masks.areas(checked).tolist(), strict=True):
+        if area and name in frame_ids:
             found.setdefault(track_id, [None] * len(sample))[frame_ids[name]] = rle
     return {track_id: tuple(track) for track_id, track in found.items()}
