@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import httpx2 as httpx  # what the openai client speaks
+import httpx2 as httpx  # the library of the openai client
 import openai
 
 from veason.completion import Completion, Malformed, ServerError, read_completion, read_error
@@ -71,7 +71,7 @@ _ADAPTED = {
 _GZIP = b"\x1f\x8b"
 """The first bytes of each member of a gzip body."""
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
-"""The format that zlib is to expect: either, told apart by its head."""
+"""The window bits with which zlib takes either format, by its first bytes."""
 _ANSWER_RUN = 12
 """Characters of a key in a row that an answer may not repeat: long enough that no word of an answer is masked."""
 
@@ -282,7 +282,7 @@ class Chat:
         return replace(completion, **found)
 
     def _check_connection(self, error: BaseException) -> None:
-        """DataError where a proxy wants a password or the server's certificate is not trusted: that will not change."""
+        """DataError where a proxy needs a password or a certificate is not trusted: no retry changes that."""
         if isinstance(error, httpx.ProxyError) and str(error).startswith("407"):
             raise DataError(f"{public_url(self.base_url)}: {_FATAL[407]} ({self.public(error)})") from None
         cause: BaseException | None = error

@@ -162,7 +162,7 @@ def resize(frame: np.ndarray, size: Size) -> np.ndarray:
 class Frames(Sequence[np.ndarray]):
     """The frames of a video, decoded one by one when asked for: T x (H, W, 3) uint8 RGB of one size.
 
-    Nothing is kept: whoever needs a frame twice keeps it.
+    Nothing is kept: a caller that needs a frame twice keeps it.
     """
 
     @abstractmethod

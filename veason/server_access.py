@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # typeshed leaves it out
 
-import httpx2 as httpx  # what the openai client speaks
+import httpx2 as httpx  # the library of the openai client
 
 from veason.errors import DataError
 from veason.safe_text import printable

@@ -1,6 +1,6 @@
 """Parses the fields of annotation entries: each function gives a checked value or a DataError.
 
-Every error opens with `where`, the file and the entry that a person has to look at. With a `base.Tolerance`, which a
+Every error opens with `where`, the file and the entry that are at fault. With a `base.Tolerance`, which a
 reader has for scoring, faults that the published scripts ignore are noted there and let through.
 """
 

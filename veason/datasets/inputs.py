@@ -16,7 +16,7 @@ def fingerprints(dataset: Dataset, samples: Iterable[VideoSample]) -> dict[str, 
     keeps its ground truth in files of their own, of the ``truth`` of the `samples`.
 
     Frames and truth count by name, size and time of change; their contents are not read. A file that is missing counts
-    as missing: whoever needs it says so.
+    as missing; a reader that needs it raises the error.
     """
     found = {role: fingerprint(path) for role, path in sorted(dataset.files.items()) if path.is_file()}
     by_video: dict[str, VideoSample] = {}

@@ -35,7 +35,7 @@ def tiny_sam2(folder: str | Path, seed: int, *, image_size: int = 128, **model: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = build_predictor(files.config, torch.device("cpu"))
-        # As drawn, some see no object anywhere and none heeds its memory much.
+        # As drawn, some models find no object anywhere, and the memory changes their masks but little.
         with torch.no_grad():
             predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(1.0)
             for layer in predictor.memory_attention.layers:
