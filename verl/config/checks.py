@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 
@@ -16,12 +17,18 @@ NEEDED = {
     "worker.reward.compute_score": "the reward plug-in",
 }
 
+log = logging.getLogger(__name__)
+
 
 def check(config: Config) -> None:
-    """ConfigError that lists all that is unset, out of bounds, unknown or contradictory, if anything is."""
+    """ConfigError that lists all that is unset, out of bounds, unknown or contradictory, if anything is; a warning that
+    names what is `unread`."""
     problems = [*_wrong_values(config), *_contradictions(config)]
     if problems:
         raise ConfigError("\n".join(problems))
+    ignored = [f"{key} (because {why})" for key, why in unread(config).items()]
+    if ignored:
+        log.warning("set, but not read by the parts of this run: %s", ", ".join(ignored))
 
 
 def unread(config: Config) -> dict[str, str]:

@@ -37,9 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure()
     config = configuration.load(argv)
     configuration.check(config)
-    unread = [f"{key} (because {why})" for key, why in configuration.unread(config).items()]
-    if unread:
-        log.warning("set, but not read by the parts of this run: %s", ", ".join(unread))
     check_parts(config)
     print(configuration.to_yaml(config), flush=True)
     run(config)
