@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -65,7 +65,7 @@ def predict(
     *,
     done: Container[str],
     describe: Callable[[dict[str, Any]], None] | None = None,
-) -> Iterator[Packed]:
+) -> Generator[Packed, None, None]:
     """Predictions of the `samples` whose keys are not in `done`, each once, as they are finished.
 
     `describe` gets a policy's description of itself with its first replies, before any of them is tracked. The first
@@ -113,7 +113,7 @@ def reserved(count: int, *, gpu: bool, address: str | None) -> Iterator[Placemen
     def end(number: int, frame: object) -> NoReturn:
         if not terminated.is_set():
             terminated.set()
-            print("stopped by SIGTERM; the same command goes on where this one was", file=sys.stderr)
+            sys.stderr.write("stopped by SIGTERM; the same command goes on where this one was\n")
         raise SystemExit(_TERMINATED)
 
     if threading.current_thread() is threading.main_thread():
