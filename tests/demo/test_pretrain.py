@@ -78,20 +78,24 @@ def test_soft_labels_like_near_numbers(drawn):
     assert pretrain.loss_of(best, where, pack, numbers).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_every_stage_runs_and_the_checkpoint_loads(tmp_path, monkeypatch, drawn):
-    monkeypatch.setattr(pretrain, "STAGES", tuple(replace(stage, steps=100, clips=1) for stage in pretrain.STAGES[2:]))
-    monkeypatch.setattr(pretrain, "VISION_STEPS", 200)
+@pytest.mark.parametrize(("steps", "loss"), [(3, None), pytest.param(100, 3.0, marks=pytest.mark.slow)])
+def test_every_stage_runs_and_the_checkpoint_loads(tmp_path, monkeypatch, drawn, steps, loss):
+    stages = tuple(replace(stage, steps=steps, clips=1) for stage in pretrain.STAGES[2:])
+    monkeypatch.setattr(pretrain, "STAGES", stages)
+    monkeypatch.setattr(pretrain, "VISION_STEPS", 2 * steps)
     monkeypatch.setattr(pretrain, "VISION_FRAMES", 4)
     monkeypatch.setattr(pretrain, "SIZE_OF_BASE", PolicySize())
     monkeypatch.setattr(pretrain, "make_examples", lambda count, seed: drawn)
     pretrain.main(["--out", str(tmp_path / "base"), "--examples", "4"])
     record = json.loads((tmp_path / "base" / "pretraining" / "record.json").read_text())
-    assert [line["stage"] for line in record["curve"]] == ["vision", "clips", "prompts"]
-    assert record["curve"][-1]["loss"] < 3.0  # chance is ln 1571 = 7.4
+    if loss:  # three steps are too few for a point of the curve
+        assert [line["stage"] for line in record["curve"]] == ["vision", "clips", "prompts"]
+        assert record["curve"][-1]["loss"] < loss  # chance is ln 1571 = 7.4
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, drawn):
     steps = {"clips": 100, "prompts": 40}
     stages = tuple(replace(stage, steps=steps[stage.name], clips=1) for stage in pretrain.STAGES[2:])
