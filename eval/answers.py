@@ -1,8 +1,8 @@
-"""How good the answers are before any tracking: the keyframe and the boxes of a reply, against the truth there.
+"""Measures answers before any tracking: the keyframe and the boxes of a reply against the ground truth.
 
-They say where a low J&F comes from: another place, wrong boxes, or a tracker that lost what it was given. The formulas
-are those of the reward's keyframe and spatial terms (`veason.ground_truth`, `veason.box_matching`), on masks and boxes
-in **video** pixels rather than at model size.
+The measures tell where a low J&F comes from: the wrong frame, wrong boxes, or a tracker that lost its object. The
+formulas are those of the reward's keyframe and spatial terms (`veason.ground_truth`, `veason.box_matching`), on masks
+and boxes in **video** pixels rather than at model size.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from veason.types import Box
 
 @dataclass(frozen=True)
 class Quality:
-    """What one reply is worth as an answer."""
+    """The quality of one reply as an answer."""
 
     targets: int
     """Objects of the target that are in any frame of the video; 0 where the target is absent."""
     usable: bool
-    """There is a keyframe that was shown, and at least one box."""
+    """Whether there is a keyframe that was shown, and at least one box."""
     well_formed: bool
-    """The whole reply is a think block, white space, an answer block."""
+    """Whether the whole reply is a think block, white space, an answer block."""
     keyframe_ratio: float
     """0 … 1: area of the target in the keyframe over its largest in a shown frame; 0 without a usable answer."""
     box_iou: float
@@ -37,7 +37,7 @@ class Quality:
 def judge(
     tracks: ground_truth.Tracks, *, frame_ids: Sequence[int], keyframe: int | None, boxes: Sequence[Box], reply: str
 ) -> Quality:
-    """The worth of a line of ``predictions.jsonl``.
+    """Measures the answer in a line of ``predictions.jsonl``.
 
     tracks: N objects x T frames of RLE or None, as `Dataset.object_rles` gives them. frame_ids: ascending ids of the
     shown frames. keyframe: a frame id, None without a usable answer. boxes: xyxy on the keyframe, inclusive corners,
@@ -45,7 +45,7 @@ def judge(
     """
     usable = keyframe in frame_ids and len(boxes) > 0
     ratio = overlap = 0.0
-    if usable:
+    if usable and keyframe is not None:
         areas = [ground_truth.area(tracks, t) for t in frame_ids]
         ratio = ground_truth.keyframe_ratio(areas, frame_ids.index(keyframe))
         true = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
@@ -67,22 +67,22 @@ class Means:
     well_formed: float
     """Of all replies."""
     usable: float
-    """This and the next two: of the expressions that have a target, since "nothing" is the answer to the others."""
+    """This and the next two are over the expressions with a target: to the others, no box is the answer."""
     keyframe_ratio: float
     box_iou: float
 
 
 def means(qualities: Iterable[Quality]) -> Means:
-    """The means of what `judge` said."""
+    """Takes the means of what `judge` returned."""
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values)) if values else math.nan
+
     every = list(qualities)
     present = [quality for quality in every if quality.targets > 0]
     return Means(
-        well_formed=_mean([q.well_formed for q in every]),
-        usable=_mean([q.usable for q in present]),
-        keyframe_ratio=_mean([q.keyframe_ratio for q in present]),
-        box_iou=_mean([q.box_iou for q in present]),
+        well_formed=mean([q.well_formed for q in every]),
+        usable=mean([q.usable for q in present]),
+        keyframe_ratio=mean([q.keyframe_ratio for q in present]),
+        box_iou=mean([q.box_iou for q in present]),
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan

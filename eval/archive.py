@@ -1,7 +1,7 @@
-"""The archive a benchmark's server wants: ``<prefix><video>/<exp_id>/<frame>.png``, grey, 0 and 255. Pack and check it.
+"""Packs and checks the archive for a benchmark's server: ``<prefix><video>/<exp_id>/<frame>.png``, grey, 0 and 255.
 
 Packing is repeatable: the same masks give the same bytes, with any number of workers. Checking never unpacks to disk
-and never believes an archive about sizes, so that a file from anywhere can be checked.
+and never trusts the sizes that an archive states, so that a file from anywhere can be checked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def entry_name(prefix: str, sample: VideoSample, frame_id: int) -> str:
 
 @dataclass(frozen=True)
 class Packer:
-    """How the masks of a video become entries. Pickled once for each worker."""
+    """Turns the masks of a video into entries. Pickled once for each worker."""
 
     prefix: str
     predictions: Predictions
@@ -45,19 +45,20 @@ class Packer:
     """Keys of samples without a prediction: their masks are empty."""
 
     def pack(self, samples: Sequence[VideoSample]) -> tuple[list[tuple[str, bytes]], list[Problem]]:
-        """(name, PNG) of every frame of every sample of a video; samples that cannot be read are problems instead."""
-        entries, problems = [], []
+        """Returns (name, PNG) of every frame of a video's samples, and a problem for each unreadable sample."""
+        entries: list[tuple[str, bytes]] = []
+        problems: list[Problem] = []
         for sample in samples:
+            empty = np.zeros(sample.size, bool) if sample.key in self.absent else None
+            packed = []
             try:
-                entries.extend((entry_name(self.prefix, sample, t), self._png(sample, t)) for t in range(len(sample)))
+                for t in range(len(sample)):
+                    mask = self.predictions.read(sample, t) if empty is None else empty
+                    packed.append((entry_name(self.prefix, sample, t), mask_png.encode(mask)))
+                entries += packed
             except DataError as error:
                 problems.append(Problem(sample.key, str(error)))
         return entries, problems
-
-    def _png(self, sample: VideoSample, t: int) -> bytes:
-        if sample.key in self.absent:
-            return mask_png.encode(np.zeros(sample.size, bool))
-        return mask_png.encode(self.predictions.read(sample, t))
 
 
 def pack(
@@ -68,10 +69,10 @@ def pack(
     workers: int,
     verify: Callable[[Path], list[Problem]],
 ) -> list[Problem]:
-    """Write the archive `out`, the videos in their order; with any problem there is none, and an older one stays.
+    """Writes the archive `out`, the videos in their order; with any problem nothing is written and an older one stays.
 
-    verify: what is wrong with the finished file, which is still elsewhere: a hidden file beside `out`, locked so that
-    one process writes it, and written over if a killed process left it.
+    verify: returns the problems of the finished file, which is a hidden file beside `out` until then. It is locked, so
+    that one process writes it, and written over if a killed process left it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
@@ -87,7 +88,9 @@ def pack(
                 for entries, found in packed:
                     problems.extend(found)
                     for name, data in entries if not problems else ():
-                        archive.writestr(_info(name), data)
+                        info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no time or machine in it
+                        info.create_system, info.external_attr = 3, 0o644 << 16
+                        archive.writestr(info, data)  # stored, since PNGs do not shrink
             file.flush()
             problems = problems or verify(partial)
             if not problems:
@@ -97,16 +100,9 @@ def pack(
             partial.unlink(missing_ok=True)
 
 
-def _info(name: str) -> zipfile.ZipInfo:
-    """A stored entry (PNGs do not shrink) without time or machine in it."""
-    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system, info.external_attr = 3, 0o644 << 16
-    return info
-
-
 @dataclass(frozen=True)
 class Contents:
-    """What an archive holds, by name only."""
+    """The names in an archive, compared with the expected ones."""
 
     missing: tuple[str, ...]
     doubled: tuple[str, ...]
@@ -114,7 +110,7 @@ class Contents:
 
 
 def contents(archive: Path, expected: Iterable[str]) -> Contents:
-    """Compare an archive's names with the `expected` ones; entries for folders on the way to them do not count."""
+    """Compares an archive's names with the `expected` ones; entries for folders on the way to them do not count."""
     wanted = set(expected)
     folders = {f"{name[:i]}/" for name in wanted for i, letter in enumerate(name) if letter == "/"}
     with open_zip(archive) as file:
@@ -137,7 +133,7 @@ class Checker:
         return len(sample)
 
     def score(self, samples: Sequence[VideoSample]) -> dict[str, str | None]:
-        """By the name of each entry that is in the archive: what is wrong with it, None if nothing is."""
+        """Returns the fault of each entry that is in the archive, by its name; None if it has none."""
         found: dict[str, str | None] = {}
         with open_zip(self.archive) as file:
             held = {info.filename: info for info in file.infolist()}
@@ -161,7 +157,7 @@ def open_zip(archive: Path) -> zipfile.ZipFile:
 
 
 def _fault(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: Size) -> str | None:
-    """What is wrong with one entry; at most a few bytes more than its pixels are ever unpacked."""
+    """Returns the fault of one entry, None if it has none; a few bytes more than its pixels are unpacked at most."""
     limit = size[0] * (size[1] + 1) + _SLACK
     if info.flag_bits & 1:
         return "it is encrypted"
@@ -172,10 +168,6 @@ def _fault(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: Size) -> str | No
         return f"it cannot be unpacked ({error})"
     if len(data) > limit:
         return f"it unpacks to more than {limit} bytes, which no mask of {size[0]}x{size[1]} has"
-    return _png_fault(data, size)
-
-
-def _png_fault(data: bytes, size: Size) -> str | None:
     try:
         head = mask_png.header(data)
         if head.size != size:

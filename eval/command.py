@@ -1,10 +1,10 @@
-"""What the evaluators' commands share: the options, how they write, and how they end."""
+"""The part that the commands of all evaluators share: options, writing and exit status."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -12,11 +12,12 @@ from typing import get_args
 from eval.results import Missing, Problem, Results
 from veason import atomic
 from veason.command import run_command
-from veason.safe_text import printable
+
+_log = logging.getLogger(__name__)
 
 
 def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentParser:
-    """A parser with the options of every evaluator. doc: the module's; gt, pred: what the two folders are."""
+    """Makes a parser with the options of every evaluator. doc: the module's; gt, pred: the help of the two folders."""
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,8 +29,8 @@ def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentPar
         "--missing",
         choices=get_args(Missing),
         default="zero",
-        help="a missing prediction scores zero, is left out of the means, ends the run, or is what the benchmark's own "
-        "script makes of it (default: zero)",
+        help="a missing prediction scores zero, is left out of the means, ends the run, or counts as in the "
+        "benchmark's own script (default: zero)",
     )
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores")
     return made
@@ -50,15 +51,15 @@ def run(evaluate: Callable[..., Results], args: argparse.Namespace) -> int:
             results = evaluate(args.gt, args.pred, **options)
             results.write(args.out)
         print(results.table())
-        return print_problems(results.errors)
+        return log_problems(results.errors)
 
     return run_command(body)
 
 
-def print_problems(problems: Sequence[Problem], *, listed: int | None = None) -> int:
-    """Name each problem on stderr, at most `listed` of them; 2 if there is any, else 0."""
+def log_problems(problems: Sequence[Problem], *, listed: int | None = None) -> int:
+    """Logs each problem as an error, at most `listed` of them; returns the exit status: 2 if there is any, else 0."""
     for problem in problems[:listed]:
-        print(f"error: {printable(problem.sample)}: {printable(problem.reason)}", file=sys.stderr)
+        _log.error("%s: %s", problem.sample, problem.reason)
     if listed is not None and len(problems) > listed:
-        print(f"error: … and {len(problems) - listed} more", file=sys.stderr)
+        _log.error("… and %d more", len(problems) - listed)
     return 2 if problems else 0

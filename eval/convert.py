@@ -1,4 +1,4 @@
-"""Store the same predicted masks in another form: 8-bit PNGs, 1-bit PNGs, or one file of RLEs.
+"""Stores the same predicted masks in another form: 8-bit PNGs, 1-bit PNGs, or one file of RLEs.
 
 Usage: ``python -m eval.convert PRED OUT --to png|png1|rle [--gt ROOT]``. PRED is anything that `eval.revos` reads: a
 run folder, a folder of ``<video>/<exp_id>/<frame>.png``, our ``masks.jsonl``, Sa2VA's JSON. OUT is a run folder with
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
+import dataclasses
 import os
 import shutil
 import sys
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from eval.command import print_problems
+from eval.command import log_problems
 from eval.predictions import DONE, PngFolder, Predictions, done_samples, open_predictions, png_size, run_folder, values
 from eval.results import Problem
 from eval.rle_predictions import RleFile
@@ -47,7 +47,7 @@ _SETTINGS, _VERSIONS = "convert.json", "convert.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one sample."""
+    """The outcome of one sample."""
 
     sample: str
     values: tuple[int, ...] = ()
@@ -59,26 +59,35 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Converter:
-    """How a sample is converted. Pickled once for each worker."""
+    """Converts a sample. Pickled once for each worker."""
 
     predicted: PngFolder | RleFile
     out: Path
     form: Form
 
     def convert(self, sample: VideoSample) -> Outcome:
-        """Read a sample's masks and write them; RLEs go back to the one process that writes their file."""
+        """Reads a sample's masks and writes them; RLEs go back to the one process that writes their file."""
         try:
             found: set[int] = set()
             if self.form == "rle":
                 line = mask_lines.record(sample, [masks.encode(mask) for mask in self._masks(sample, found)])
                 return Outcome(sample.key, tuple(sorted(found)), line)
-            self._write_pngs(sample, found)
+            target = _folder(self.out) / sample.video / sample.exp_id
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")  # the folder of a sample is whole or not there
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            partial.mkdir()
+            for name, mask in zip(sample.frames, self._masks(sample, found), strict=True):
+                (partial / f"{name}.png").write_bytes(mask_png.encode(mask, bits=1 if self.form == "png1" else 8))
+            if target.exists():  # a mask of it was lost
+                shutil.rmtree(target)
+            os.replace(partial, target)
             return Outcome(sample.key, tuple(sorted(found)))
         except DataError as error:
             return Outcome(sample.key, problem=str(error))
 
     def _masks(self, sample: VideoSample, found: set[int]) -> Iterator[Any]:
-        """The (H, W) uint8 masks in frame order; their grey values are added to `found`."""
+        """Yields the (H, W) uint8 masks in frame order; their grey values are added to `found`."""
         for t in range(len(sample)):
             mask = self.predicted.read(sample, t)
             here = values(mask)
@@ -90,28 +99,15 @@ class Converter:
             found |= here
             yield mask
 
-    def _write_pngs(self, sample: VideoSample, found: set[int]) -> None:
-        """The folder of a sample, whole or not at all."""
-        target = _folder(self.out) / sample.video / sample.exp_id
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir()
-        for name, mask in zip(sample.frames, self._masks(sample, found), strict=True):
-            (partial / f"{name}.png").write_bytes(mask_png.encode(mask, bits=1 if self.form == "png1" else 8))
-        if target.exists():  # a mask of it was lost
-            shutil.rmtree(target)
-        os.replace(partial, target)
-
 
 def convert(
     predicted: PngFolder | RleFile, samples: Sequence[VideoSample], out: Path, form: Form, *, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Write the masks of `samples` below `out`, what is there already left alone; an outcome for each of the others.
+    """Writes the masks of `samples` that are not yet below `out`; yields an outcome for each of them.
 
-    ``convert.jsonl`` notes of each sample which masks were converted, before they are. `out` is locked until the last
-    outcome; a DataError if another process holds the lock, if the folder holds something else, or if masks have changed
-    since they were converted.
+    ``convert.jsonl`` notes for each sample which masks are converted, before they are. `out` is locked until the last
+    outcome. Raises DataError if another process holds the lock, if the folder holds something else, or if masks have
+    changed since they were converted.
     """
     settings = {"from": str(predicted.root.resolve()), "to": form}
     _check_settings(out, settings)  # before anything of ours is put into a folder that is not ours
@@ -125,7 +121,13 @@ def convert(
         if form != "rle":
             _folder(out).mkdir(parents=True, exist_ok=True)
         there = open_predictions(out)
-        rest = [sample for sample in samples if not _is_whole(there, sample)]
+        rest = []
+        for sample in samples:
+            whole = there.absence(sample) is None
+            if whole and isinstance(there, PngFolder):  # a machine that went down may have emptied a mask
+                whole = all(there.path(sample, t).stat().st_size for t in range(len(sample)))
+            if not whole:
+                rest.append(sample)
         _note_versions(notes, predicted, samples, rest)
         converter = Converter(predicted, out, form)
         for outcome in map_in_order(
@@ -142,7 +144,7 @@ def _note_versions(
     samples: Sequence[VideoSample],
     rest: Sequence[VideoSample],
 ) -> None:
-    """Note which masks of `rest` will be converted; DataError if others of `samples` are not those that were."""
+    """Notes which masks of `rest` will be converted; raises DataError if those of other samples have changed since."""
     try:
         known = {line["sample"]: line["version"] for line in atomic.read_journal(notes.path)}
     except (ValueError, KeyError, TypeError) as error:
@@ -162,19 +164,12 @@ def _note_versions(
             notes.append({"sample": key, "version": found})
 
 
-def _is_whole(there: Predictions, sample: VideoSample) -> bool:
-    """Every mask of the sample is there, and none was emptied by a machine that went down."""
-    if there.absence(sample) is not None:
-        return False
-    return not isinstance(there, PngFolder) or all(there.path(sample, t).stat().st_size for t in range(len(sample)))
-
-
 def _folder(out: Path) -> Path:
     return out / "Annotations"
 
 
 def _check_settings(out: Path, settings: dict[str, str]) -> None:
-    """DataError unless `out` is new, empty but for hidden files, or holds the same conversion."""
+    """Raises DataError unless `out` is new, empty but for hidden files, or holds the same conversion."""
     path = out / _SETTINGS
     if path.exists():
         before = load_json(path)
@@ -185,9 +180,9 @@ def _check_settings(out: Path, settings: dict[str, str]) -> None:
 
 
 def folder_samples(folder: PngFolder) -> Iterator[VideoSample | Problem]:
-    """The samples that a folder of ``<video>/<exp_id>/<frame>.png`` holds, sorted; frames by name.
+    """Yields the samples in a folder of ``<video>/<exp_id>/<frame>.png``, sorted, with their frames by name.
 
-    A problem instead of one whose first PNG does not tell its size.
+    Yields a problem instead for a sample whose first PNG does not tell its size.
     """
     for place, folders, files in os.walk(folder.root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -207,23 +202,8 @@ def folder_samples(folder: PngFolder) -> Iterator[VideoSample | Problem]:
         )
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pred", type=Path, help="run folder, <video>/<exp_id>/*.png, or file of RLEs")
-    parser.add_argument("out", type=Path, help="folder to write; a new one, or that of the same conversion")
-    parser.add_argument("--to", choices=get_args(Form), required=True, help="8-bit PNGs, 1-bit PNGs, or RLEs")
-    parser.add_argument("--gt", type=Path, metavar="ROOT", help="the data set that was predicted")
-    parser.add_argument("--dataset", choices=NAMES, default="revos", help="its kind (default: %(default)s)")
-    parser.add_argument("--split", help="its split (default: the one that is scored offline)")
-    parser.add_argument("--meta", type=Path, help="another expression file of it, such as a subset that was predicted")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: cores")
-    return parser.parse_args(argv)
-
-
 def _samples(args: argparse.Namespace, predicted: Predictions) -> tuple[list[VideoSample], list[Problem]]:
-    """(samples to convert, what is missing or broken of the others)."""
+    """Returns (samples to convert, problems of the others)."""
     if args.gt is not None:
         dataset = open_dataset(args.dataset, args.gt, split=args.split, meta=args.meta)
         check_run(dataset, predicted)
@@ -245,21 +225,22 @@ def _samples(args: argparse.Namespace, predicted: Predictions) -> tuple[list[Vid
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, say what happened; 2 if a sample was missing or broken."""
+    """Converts and prints the counts; returns the exit status: 2 if a sample was missing or broken."""
     predicted = open_predictions(args.pred)
     samples, missing = _samples(args, predicted)
-    outcomes = list(map(_slim, convert(predicted, samples, args.out, args.to, workers=args.workers)))
+    done = convert(predicted, samples, args.out, args.to, workers=args.workers)
+    outcomes = [dataclasses.replace(outcome, line=None) for outcome in done]  # a whole data set of lines is large
     run_of = run_folder(predicted.root)
     for name in _ALONG:
         if run_of is not None and (run_of / name).is_file():
             atomic.write_bytes(args.out / name, (run_of / name).read_bytes())
     broken = [Problem(outcome.sample, outcome.problem) for outcome in outcomes if outcome.problem is not None]
-    status = print_problems([*missing, *broken])
+    status = log_problems([*missing, *broken])
     print(
         f"{args.out}: {len(outcomes) - len(broken)} samples converted to {args.to}, "
         f"{len(samples) - len(outcomes)} were there, {len(missing)} missing, {len(broken)} broken"
     )
-    others = sorted(functools.reduce(set.union, (set(outcome.values) for outcome in outcomes), set()) - {255})
+    others = sorted({value for outcome in outcomes for value in outcome.values} - {255})
     if others:
         print(
             f"note: masks were stored as 0/{others[0]} and are 0/255 now: A and R of ReVOS depend on it, J and F do not"
@@ -267,13 +248,19 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _slim(outcome: Outcome) -> Outcome:
-    """Without the line: it is in its file, and a whole data set of them is large."""
-    return Outcome(outcome.sample, outcome.values, problem=outcome.problem)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pred", type=Path, help="run folder, <video>/<exp_id>/*.png, or file of RLEs")
+    parser.add_argument("out", type=Path, help="folder to write; a new one, or that of the same conversion")
+    parser.add_argument("--to", choices=get_args(Form), required=True, help="8-bit PNGs, 1-bit PNGs, or RLEs")
+    parser.add_argument("--gt", type=Path, metavar="ROOT", help="the data set that was predicted")
+    parser.add_argument("--dataset", choices=NAMES, default="revos", help="its kind (default: %(default)s)")
+    parser.add_argument("--split", help="its split (default: the one that is scored offline)")
+    parser.add_argument("--meta", type=Path, help="another expression file of it, such as a subset that was predicted")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: cores")
+    args = parser.parse_args(argv)
     return run_command(lambda: run(args))
 
 

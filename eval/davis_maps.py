@@ -20,7 +20,7 @@ from eval import metrics
 from eval.proposals import MAX_PROPOSALS, ObjectScore, RunScore, Tally
 from eval.results import COLUMNS, OVERALL, Layout, Missing, Problem, Results, Row, sample_counts
 from eval.scoring import score_all
-from eval.survey import check_choice, print_warnings
+from eval.survey import check_choice, log_warnings
 from veason import masks
 from veason.datasets.pictures import read_indices
 from veason.datasets.refvos import RefDAVIS17
@@ -111,7 +111,7 @@ def evaluate(
         )
     present = {video: samples for video, samples in dataset.by_video.items() if video not in absences}
     outcomes = score_all(MapScorer(dataset, pred, task), present, workers=workers)
-    print_warnings(dataset)
+    log_warnings(dataset)
     scored: dict[str, tuple[ObjectScore, ...]] = {}
     for video, samples in dataset.by_video.items():
         outcome = outcomes.get(video)

@@ -1,6 +1,6 @@
-"""Predicted masks, wherever they lie: a folder of PNGs, as the published evaluators expect it, or one file of RLEs.
+"""Reads predicted masks: from a folder of PNGs, as the published evaluators expect it, or from one file of RLEs.
 
-`open_predictions` tells which it is; the evaluators see `Predictions` and nothing else.
+`open_predictions` finds out which it is; the evaluators use the interface `Predictions` alone.
 """
 
 from __future__ import annotations
@@ -36,31 +36,33 @@ Layout = Callable[[VideoSample], str]
 class Predictions(Protocol):
     """The predicted masks of a run. Picklable and cheap to copy."""
 
-    root: Path
-    """The folder of the PNGs, or the file of the RLEs: what messages call the prediction."""
+    @property
+    def root(self) -> Path:
+        """The folder of the PNGs, or the file of the RLEs; messages name it."""
+        ...
 
     def absence(self, sample: VideoSample) -> str | None:
-        """What of a sample's prediction is not there, in words; None if every frame has its mask."""
+        """Says what of a sample's prediction is missing; returns None if every frame has its mask."""
         ...
 
     def has_video(self, sample: VideoSample) -> bool:
-        """Whether anything of the sample's video is there, be it of another expression."""
+        """Tells whether there is anything of the sample's video, of any expression."""
         ...
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
-        """Grey values of one predicted mask: (H, W) uint8, row-major, of the video's own size.
+        """Reads the grey values of one predicted mask: (H, W) uint8, row-major, of the video's own size.
 
-        A mask that is missing, damaged or of another size is a DataError that names file and sample.
+        Raises a DataError that names file and sample if the mask is missing, damaged or of another size.
         """
         ...
 
 
 def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int = 255) -> PngFolder | RleFile:
-    """Predictions in a run folder, a bare folder of PNGs, or a file of RLEs (see `eval.rle_predictions`).
+    """Opens the predictions in a run folder, a folder of PNGs, or a file of RLEs (see `eval.rle_predictions`).
 
-    layout: folder of a sample's PNGs below the root, ``video/exp_id`` unless given; RLE files go by video and exp_id.
-    rle_value: grey value inside a mask that comes as an RLE. 255 is as our PNGs are; 1 is as Sa2VA scores its own,
-    which leaves J and F alone and puts A and R of ReVOS on another scale.
+    layout: the folder of a sample's PNGs below the root, ``video/exp_id`` unless given; files of RLEs are read by video
+    and exp_id. rle_value: the grey value inside a mask that comes as an RLE. 255 is the value of our PNGs; Sa2VA scores
+    its own masks with 1, which does not change J and F and puts A and R of ReVOS on another scale.
     """
     from eval.rle_predictions import open_rles
 
@@ -80,14 +82,14 @@ def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int
 
 
 def run_folder(root: Path) -> Path | None:
-    """The run folder that the masks at `root` are of (see `Predictions.root`); None for masks from elsewhere."""
+    """Returns the run folder of the masks at `root` (see `Predictions.root`); None for masks from elsewhere."""
     places = (root, root.parent) if root.name in (PNGS, mask_lines.FILE) else (root,)
     names = ("run.json", DONE)
     return next((place for place in places if any((place / name).is_file() for name in names)), None)
 
 
 def run_settings(root: Path) -> dict[str, Any]:
-    """What the run of the masks at `root` was asked for, ``dataset`` and ``split`` among it; nothing if unknown."""
+    """Returns the settings of the run that made the masks at `root`, such as ``dataset``; {} if unknown."""
     run = run_folder(root)
     if run is None or not (run / "run.json").is_file():
         return {}
@@ -99,7 +101,7 @@ def run_settings(root: Path) -> dict[str, Any]:
 
 
 def done_samples(root: Path) -> set[str]:
-    """Keys of the samples that the run of the masks at `root` says it is done with; none where no run says so."""
+    """Returns the keys of the samples that the run of the masks at `root` says are done; none where there is no run."""
     run = run_folder(root)
     if run is None or not (run / DONE).is_file():
         return set()
@@ -113,7 +115,7 @@ def done_samples(root: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class PngFolder:
-    """A PNG a frame, in a folder a sample."""
+    """Predictions with a PNG a frame, in a folder a sample."""
 
     root: Path
     layout: Layout
@@ -138,19 +140,19 @@ class PngFolder:
         return f"{len(lacking)} of {len(sample)} frames are missing in {folder}, first {lacking[0]}.png"
 
     def version(self, sample: VideoSample) -> str:
-        """Another text if a mask of the sample has been written again: names, sizes and times of its files."""
+        """Returns a fingerprint of names, sizes and times, which changes if a mask of the sample is written again."""
         return folder_fingerprint(self.path(sample, t) for t in range(len(sample)))["names_and_times"]
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
-        """Grey as OpenCV converts: 1-bit files give 0/255, 8-bit grey their values, the rest their luminance."""
+        """Reads grey values as OpenCV converts them: 1-bit files give 0/255, other files their values or luminance."""
         path = f"{self.root}/{self.layout(sample)}/{sample.frames[frame_id]}.png"  # a Path takes as long as its file
         return read_png(path, sample.size, sample.key)
 
 
 def read_png(path: str | Path, size: Size, key: str) -> np.ndarray:
-    """(H, W) uint8 grey values of a mask file of the sample `key`; a DataError if it is no whole PNG of `size`.
+    """Reads the (H, W) uint8 grey values of a mask of the sample `key`; raises DataError if it is no PNG of `size`.
 
-    The header tells the size, so that nothing of another size is ever decoded, however large it says it is.
+    The size is checked in the header, so that a file of another size is never decoded, however large it says it is.
     """
     again = f"write the masks of {key} again"
     try:
@@ -177,7 +179,7 @@ LARGEST = 1 << 27
 
 
 def png_size(path: Path) -> Size:
-    """(height, width) from a mask file's header; a DataError if it is no PNG, or larger than `LARGEST`."""
+    """Reads (height, width) from a mask file's header; raises DataError if it is no PNG, or larger than `LARGEST`."""
     head = read_head(path)
     try:
         height, width = mask_png.header(head).size
@@ -191,7 +193,7 @@ def png_size(path: Path) -> Size:
 
 
 def _read_regular(path: str | Path) -> bytes:
-    """The whole of a regular file; a FIFO, on which reading waits for ever, is an OSError."""
+    """Reads a whole regular file; raises OSError for a FIFO, on which reading would wait for ever."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(handle, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -200,7 +202,7 @@ def _read_regular(path: str | Path) -> bytes:
 
 
 def values(mask: np.ndarray) -> set[int]:
-    """The nonzero grey values in a mask."""
+    """Returns the nonzero grey values in a mask."""
     top = int(mask.max(initial=0))
     if top == 0:
         return set()

@@ -46,7 +46,7 @@ from eval.results import (
     sample_counts,
 )
 from eval.scoring import score_all
-from eval.survey import print_warnings, survey
+from eval.survey import log_warnings, survey
 from veason.datasets import open_dataset
 from veason.datasets.refvos import RefDAVIS17
 
@@ -99,7 +99,7 @@ def _unsupervised(
     }
     scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
     outcomes = score_all(scorer, {video: samples for video, samples in kept.items() if samples}, workers=workers)
-    print_warnings(dataset)
+    log_warnings(dataset)
     annotators = sorted({dataset.annotator(sample) for sample in dataset})
     asked = Counter((dataset.annotator(sample), sample.video) for sample in dataset)
     rows, errors, runs_scored, scored = [], [], 0, 0

@@ -1,8 +1,9 @@
-"""Predicted masks in one file of run-length encodings, read one sample at a time.
+"""Reads predicted masks from one file of run-length encodings, one sample at a time.
 
-Two forms. ``.jsonl``: a line a sample, as ``inference.predict --masks rle`` writes it (`veason.mask_lines`). ``.json``:
-``{video: {exp_id: {"prediction_masks": [RLE | null, …]}}}``, one compressed COCO RLE a frame, as Sa2VA writes it.
-Either file may be larger than memory: opening notes where samples lie, and each is parsed when it is asked for.
+There are two forms. ``.jsonl``: a line a sample, as ``inference.predict --masks rle`` writes it
+(`veason.mask_lines`). ``.json``: ``{video: {exp_id: {"prediction_masks": [RLE | null, …]}}}``, one compressed COCO RLE
+a frame, as Sa2VA writes it.
+Either file may be larger than memory: opening it notes where samples lie, and each is parsed when it is asked for.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ from veason.types import VideoSample
 
 
 class _Entries(Protocol):
-    """The samples of a file, each parsed when asked for."""
+    """The samples of a file, each parsed when it is asked for."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def __contains__(self, sample: VideoSample) -> bool: ...
 
     def has_video(self, sample: VideoSample) -> bool: ...
 
     def rles(self, sample: VideoSample) -> Sequence[object]:
-        """Per frame what should be an RLE or None; nothing is checked yet."""
+        """Returns what should be an RLE or None for each frame; nothing is checked yet."""
         ...
 
 
 def open_rles(path: Path, *, value: int = 255) -> RleFile:
-    """Predictions in the file `path`; the suffix names its form. value: the grey value inside a mask."""
+    """Opens the predictions in the file `path`; its suffix tells the form. value: the grey value inside a mask."""
     if path.suffix in (".jsonl", ".json"):
         head = read_head(path)
         found = foreign_content(head) if head else None  # a run that has done nothing yet has an empty file
@@ -59,12 +61,13 @@ def open_rles(path: Path, *, value: int = 255) -> RleFile:
 
 
 class RleFile:
-    """`eval.predictions.Predictions` of a file; the samples of one video are held at a time."""
+    """The `eval.predictions.Predictions` in a file; the samples of one video are held at a time."""
 
     def __init__(self, entries: _Entries, value: int) -> None:
         self.root = entries.path
         self._entries, self._value = entries, value
-        self._video, self._held = "", {}
+        self._video = ""
+        self._held: dict[str, Sequence[object]] = {}
 
     def absence(self, sample: VideoSample) -> str | None:
         return None if sample in self._entries else f"no masks of {sample.key} in {self.root.name}"
@@ -73,7 +76,7 @@ class RleFile:
         return self._entries.has_video(sample)
 
     def version(self, sample: VideoSample) -> str:
-        """A hash of the sample's RLEs."""
+        """Returns a hash of the sample's RLEs."""
         return hashlib.sha256(orjson.dumps(self._rles(sample))).hexdigest()[:16]
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
@@ -104,7 +107,7 @@ class RleFile:
 
 
 class _Lines:
-    """``masks.jsonl``: where the last line of each sample lies."""
+    """The form ``masks.jsonl``; holds where the last line of each sample lies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,7 +130,12 @@ class _Lines:
 
     def rles(self, sample: VideoSample) -> Sequence[object]:
         start, length = self._spans[sample.video, sample.exp_id]
-        line = self._parse(_slice(self.path, start, length), f"{self.path}: {sample.key}")
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            data = os.pread(handle, length, start)
+        finally:
+            os.close(handle)
+        line = self._parse(data, f"{self.path}: {sample.key}")
         return [line.rle(t) for t in range(len(line.counts))]
 
     def _parse(self, data: bytes, where: str) -> mask_lines.MaskLine:
@@ -138,12 +146,13 @@ class _Lines:
 
 
 class _Document:
-    """Sa2VA's form: an object of videos, of which one is parsed at a time."""
+    """The form of Sa2VA, an object of videos; one video is parsed at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._videos = JsonIndex(path)
-        self._name, self._video = "", {}
+        self._name = ""
+        self._video: dict[str, object] = {}
 
     def __contains__(self, sample: VideoSample) -> bool:
         return sample.exp_id in self._expressions(sample.video)
@@ -167,12 +176,3 @@ class _Document:
                 raise DataError(f"{self.path}: {video}: expected an object of expressions, found a list")
             self._name, self._video = video, entry
         return self._video
-
-
-def _slice(path: Path, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start` on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(handle, length, start)
-    finally:
-        os.close(handle)

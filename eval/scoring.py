@@ -1,6 +1,6 @@
-"""Score every expression of a video in one pass over its frames, and many videos in a pool of processes.
+"""Scores every expression of a video in one pass over its frames, and many videos in a pool of processes.
 
-Frame by frame, each distinct target is decoded once for all expressions that share it, and a video of any length takes
+In each frame, each distinct target is decoded once for all expressions that share it, and a video of any length takes
 the memory of a few frames.
 """
 
@@ -20,7 +20,7 @@ from eval import metrics, predictions
 from eval.metrics import accuracy, robustness
 from eval.predictions import Predictions
 from eval.results import Missing, Problem
-from eval.survey import Published, check_not_all_alike, print_warnings, survey
+from eval.survey import Published, check_not_all_alike, log_warnings, survey
 from veason import mask_png, masks
 from veason.datasets.base import Dataset, Tolerance
 from veason.errors import DataError
@@ -30,8 +30,8 @@ COMPILE_FROM = 4_000
 """Predicted frames a worker must have to score before loading compiled code pays."""
 
 Measure = Literal["visa", "binary", "jf"]
-"""What is computed for a frame: J, F, A and R on stored grey values or on {0, 1}; or J and F alone, for which masks are
-nonzero or not."""
+"""The measures of a frame: J, F, A and R on stored grey values or on {0, 1}; or J and F alone, for which every nonzero
+value is inside."""
 
 Track = Sequence[Sequence[Rle | None]]
 """Objects x T frames."""
@@ -64,60 +64,58 @@ class Score:
     values: tuple[int, ...] = ()
     """Nonzero grey values found in the predicted masks, ascending."""
     extra: object = None
-    """What a benchmark measures beside."""
+    """Further measures of a benchmark."""
 
 
 Outcome = Score | str
-"""A score, or why there is none."""
+"""A score, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a video is scored. Pickled once for each worker; the data set opens its files there."""
+    """Scores the expressions of a video. Pickled once for each worker; the data set opens its files there."""
 
     dataset: Dataset
     predictions: Predictions
     measure: Measure
 
     def frames(self, sample: VideoSample) -> int:
-        """Number of a sample's masks whose pixels are looked at."""
+        """Returns the number of a sample's masks whose pixels are looked at."""
         return len(self.dataset.gt_frames(sample))
 
     def score(self, samples: Sequence[VideoSample]) -> dict[str, Outcome]:
-        """Outcome by sample key, for samples of one video."""
+        """Returns the outcome by sample key, for samples of one video."""
         outcomes: dict[str, Outcome] = {}
+        tracks: dict[tuple[int | str, ...], Track] = {}
+        """By the annotation ids of a target: expressions about the same objects share them."""
+        gt_frames: dict[str, frozenset[int]] = {}
         try:
-            truth = self._ground_truth(samples, outcomes)
+            foreground = None if self.measure == "jf" else self.dataset.foreground(samples[0].video)
         except DataError as error:
             return {sample.key: str(error) for sample in samples}
-        frames = {sample.key: _Frames() for sample in samples}
+        for sample in samples:
+            try:
+                if sample.anno_ids not in tracks:
+                    tracks[sample.anno_ids] = self.dataset.object_rles(sample)
+                gt_frames[sample.key] = frozenset(self.dataset.gt_frames(sample))
+            except DataError as error:
+                outcomes[sample.key] = str(error)
+        frames = {sample.key: _FrameScores() for sample in samples}
         for t in range(len(samples[0])):
-            alive = [s for s in samples if s.key not in outcomes and t in truth.scored[s.key]]
-            targets = {ids: self._target(truth.tracks[ids], t, alive[0].size) for ids in {s.anno_ids for s in alive}}
-            foreground = masks.area(truth.foreground[t]) if truth.foreground else None
+            alive = [s for s in samples if s.key not in outcomes and t in gt_frames[s.key]]
+            targets = {ids: self._target(tracks[ids], t, alive[0].size) for ids in {s.anno_ids for s in alive}}
+            pixels = masks.area(foreground[t]) if foreground else None
             for sample in alive:
                 try:
                     pred = self.predictions.read(sample, t)
                 except DataError as error:
                     outcomes[sample.key] = str(error)
                     continue
-                frames[sample.key].add(pred, targets[sample.anno_ids], foreground, binary=self.measure == "binary")
+                frames[sample.key].add(pred, targets[sample.anno_ids], pixels, binary=self.measure == "binary")
         return {s.key: outcomes[s.key] if s.key in outcomes else frames[s.key].mean() for s in samples}
 
-    def _ground_truth(self, samples: Sequence[VideoSample], outcomes: dict[str, Outcome]) -> _Truth:
-        """What `samples` of one video are compared with; a sample whose ground truth is broken goes to `outcomes`."""
-        truth = _Truth(self.dataset.foreground(samples[0].video) if self.measure != "jf" else None)
-        for sample in samples:
-            try:
-                if sample.anno_ids not in truth.tracks:
-                    truth.tracks[sample.anno_ids] = self.dataset.object_rles(sample)
-                truth.scored[sample.key] = frozenset(self.dataset.gt_frames(sample))
-            except DataError as error:
-                outcomes[sample.key] = str(error)
-        return truth
-
     def _target(self, track: Track, t: int, size: Size) -> np.ndarray:
-        """The target of frame t: (H, W) uint8, row-major; how many objects are over each pixel, or whether any is."""
+        """Draws the target of frame t: (H, W) uint8, row-major; the number of objects over each pixel, or 0 and 1."""
         rles = [one[t] for one in track]
         if self.measure == "visa":
             present = [masks.decode(rle, size).view(np.uint8) for rle in rles if rle is not None]
@@ -128,19 +126,7 @@ class Scorer:
 
 
 @dataclass
-class _Truth:
-    """The ground truth of one video."""
-
-    foreground: Sequence[Rle | None] | None
-    """T masks; None where only J and F are measured."""
-    tracks: dict[tuple[int | str, ...], Track] = field(default_factory=dict)
-    """By the annotation ids of a target: expressions about the same objects share them."""
-    scored: dict[str, frozenset[int]] = field(default_factory=dict)
-    """Sample key -> ids of the frames that have ground truth."""
-
-
-@dataclass
-class _Frames:
+class _FrameScores:
     """The frame scores of one expression so far."""
 
     rows: list[tuple[float, ...]] = field(default_factory=list)
@@ -162,7 +148,9 @@ class _Frames:
 
     def mean(self) -> Score:
         columns = np.ascontiguousarray(np.array(self.rows).T)  # (M, T): each mean sums one contiguous row, pairwise
-        return Score(*(float(column.mean()) for column in columns), values=tuple(sorted(self.values)))
+        j, f, *others = (float(column.mean()) for column in columns)
+        a, r = others or (math.nan, math.nan)
+        return Score(j, f, a, r, values=tuple(sorted(self.values)))
 
 
 @dataclass(frozen=True)
@@ -199,7 +187,7 @@ def score_expressions(
     found = survey(dataset, scorer.predictions, missing=missing, published=published)
     outcomes: dict[str, Outcome] = {**found.broken}
     outcomes |= score_all(scorer, found.present, workers=workers)
-    print_warnings(dataset)
+    log_warnings(dataset)
     check_not_all_alike(outcomes)
     scored, errors = [], []
     for sample in dataset:
@@ -268,13 +256,14 @@ def _in_pool(
         futures = {pool.submit(samples): video for video, samples in videos.items()}
         for future in as_completed(futures):
             outcomes, notes = future.result()
-            for note in notes if tolerance is not None else ():
-                tolerance.note(*note)
+            if tolerance is not None:
+                for note in notes:
+                    tolerance.note(*note)
             yield futures[future], outcomes
 
 
 def _tolerance(scorer: VideoScorer[Any]) -> Tolerance | None:
-    """Where the scorer's data set, if it has one, notes what it lets through."""
+    """Returns the place where the scorer's data set, if it has one, notes what it lets through."""
     return getattr(getattr(scorer, "dataset", None), "tolerance", None)
 
 

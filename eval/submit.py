@@ -23,7 +23,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from eval import archive, vicas_files
-from eval.command import print_problems
+from eval.command import log_problems
 from eval.predictions import open_predictions
 from eval.results import Missing, Problem
 from eval.scoring import score_all
@@ -40,7 +40,7 @@ NAMES = (*archive.PREFIXES, "vicas")
 
 
 def pack(dataset: Dataset, pred: Path, out: Path, *, missing: Missing, workers: int) -> list[Problem]:
-    """Write the archive `out` and check it; what is wrong, nothing if the archive is in place.
+    """Writes the archive `out` and checks it; returns the problems, none if the archive is in place.
 
     zero: a missing expression gets empty masks. skip: it is left out, which servers may refuse.
     """
@@ -66,7 +66,7 @@ def pack(dataset: Dataset, pred: Path, out: Path, *, missing: Missing, workers: 
 
 
 def check(videos: dict[str, list[VideoSample]], path: Path, *, prefix: str, workers: int) -> list[Problem]:
-    """What is wrong with the archive `path`, which shall hold a mask for every frame of `videos`' samples."""
+    """Returns the problems of the archive `path`, which shall hold a mask for every frame of `videos`' samples."""
     samples = [sample for of_video in videos.values() for sample in of_video]
     names = [archive.entry_name(prefix, sample, t) for sample in samples for t in range(len(sample))]
     held = archive.contents(path, names)
@@ -85,7 +85,7 @@ def check(videos: dict[str, list[VideoSample]], path: Path, *, prefix: str, work
 
 
 def write_vicas(dataset: ViCaS, pred: Path, out: Path, *, missing: Missing) -> list[Problem]:
-    """Write a JSON file a video below `out`; videos whose predictions cannot be read are problems instead."""
+    """Writes a JSON file a video below `out`; returns a problem for each prediction that cannot be read."""
     if missing == "skip":
         raise DataError("the files of ViCaS have an entry for every referral: --missing zero or error, not skip")
     predicted = vicas_files.open_tracks(pred, dataset)
@@ -123,7 +123,7 @@ def _print_counts(dataset: Dataset, found: Survey, missing: Missing) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -143,29 +143,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores"
     )
-    return parser
+    args = parser.parse_args(argv)
 
+    def problems() -> list[Problem]:
+        if args.workers < 1:
+            raise DataError(f"workers must be at least 1, found {args.workers}")
+        split = args.split or (None if args.dataset == "vicas" else "valid")
+        dataset = open_dataset(args.dataset, args.data_root, split=split, meta=args.meta)
+        if args.check:
+            if args.dataset == "vicas":
+                raise DataError("ViCaS has no archive to check; `python -m eval.vicas` reads what was written")
+            prefix = archive.PREFIXES[args.dataset]
+            return check(_by_video(dataset), args.check, prefix=prefix, workers=args.workers)
+        if not (args.pred and args.out):
+            raise DataError("packing needs --pred and --out; checking needs --check")
+        if isinstance(dataset, ViCaS):
+            return write_vicas(dataset, args.pred, args.out, missing=args.missing)
+        return pack(dataset, args.pred, args.out, missing=args.missing, workers=args.workers)
 
-def _run(args: argparse.Namespace) -> list[Problem]:
-    if args.workers < 1:
-        raise DataError(f"workers must be at least 1, found {args.workers}")
-    split = args.split or (None if args.dataset == "vicas" else "valid")
-    dataset = open_dataset(args.dataset, args.data_root, split=split, meta=args.meta)
-    if args.check:
-        if args.dataset == "vicas":
-            raise DataError("ViCaS has no archive to check; `python -m eval.vicas` reads what was written")
-        prefix = archive.PREFIXES[args.dataset]
-        return check(_by_video(dataset), args.check, prefix=prefix, workers=args.workers)
-    if not (args.pred and args.out):
-        raise DataError("packing needs --pred and --out; checking needs --check")
-    if isinstance(dataset, ViCaS):
-        return write_vicas(dataset, args.pred, args.out, missing=args.missing)
-    return pack(dataset, args.pred, args.out, missing=args.missing, workers=args.workers)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    return run_command(lambda: print_problems(_run(args), listed=LISTED))
+    return run_command(lambda: log_problems(problems(), listed=LISTED))
 
 
 if __name__ == "__main__":

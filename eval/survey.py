@@ -1,9 +1,9 @@
-"""What of a prediction is there, looked up before anything is scored."""
+"""Looks up which predictions are there, before anything is scored."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,16 +14,17 @@ from veason import mask_lines
 from veason.datasets import NAMES
 from veason.datasets.base import Dataset
 from veason.errors import DataError
-from veason.safe_text import printable
 from veason.types import VideoSample
+
+_log = logging.getLogger(__name__)
 
 LISTED = 100
 """Missing predictions named in an error message."""
 
 
 Published = Literal["zero", "skip", "video zero", "error"]
-"""What a benchmark's own script makes of a missing prediction: it counts as zero; it is left out of the means; it is
-left out unless the whole video is missing, which counts as zero; the script breaks off."""
+"""How a benchmark's own script treats a missing prediction: it counts as zero; it is left out of the means; it is left
+out unless the whole video is missing, which counts as zero; the script breaks off."""
 
 PUBLISHED_TEXT: dict[Published, str] = {
     "zero": "a missing prediction counts as zero",
@@ -35,14 +36,14 @@ PUBLISHED_TEXT: dict[Published, str] = {
 
 @dataclass(frozen=True)
 class Survey:
-    """The samples of a data set, told apart by whether they can be scored."""
+    """The samples of a data set, sorted by whether they can be scored."""
 
     present: dict[str, list[VideoSample]]
     """Samples to score, by video."""
     absences: dict[str, str]
     """Key of a sample -> what of its prediction is missing."""
     left_out: frozenset[str]
-    """Keys of those absent ones that are in no mean; the others count as zero."""
+    """Keys of the absent samples that are in no mean; the other absent ones count as zero."""
     broken: dict[str, str]
     """Key of a sample -> what is wrong with its ground truth or with its run folder: an error, never a zero."""
 
@@ -50,10 +51,10 @@ class Survey:
 def survey(
     dataset: Dataset, predicted: Predictions, *, missing: Missing, published: Published | None = "zero"
 ) -> Survey:
-    """Look up every sample.
+    """Looks up every sample.
 
-    published: the rule of the benchmark's script, None where it has none. DataError if the predictions are another data
-    set's, if there is none at all, and, with all absences listed, if there are any where nothing may be missing.
+    published: the rule of the benchmark's script, None where it has none. Raises DataError if the predictions are of
+    another data set, if there is none at all and, with all absences listed, if one is missing where none may be.
     """
     check_choice("missing", missing, Missing)
     if missing == "published" and published is None:
@@ -66,7 +67,9 @@ def survey(
     left_out = set()
     for sample in dataset:
         try:
-            reason = predicted.absence(_scored_part(dataset, sample))
+            # Frames without ground truth need no predicted mask.
+            frames = tuple(sample.frames[t] for t in dataset.gt_frames(sample))
+            reason = predicted.absence(dataclasses.replace(sample, frames=frames))
         except DataError as error:
             broken[sample.key] = str(error)
             continue
@@ -80,20 +83,41 @@ def survey(
     broken |= lost
     absences = {key: reason for key, reason in absences.items() if key not in lost}
     if not present and not broken:
-        raise DataError(_nothing(predicted, absences, len(dataset)))
+        run = run_folder(predicted.root)
+        if run is not None and (run / "shards").is_dir():
+            raise DataError(
+                f"{run}: the shards of the run are not joined yet; run the commands of all shards to their ends"
+            )
+        raise DataError(
+            f"{predicted.root}: holds no complete prediction for any of {len(dataset)} expressions (the first: "
+            f"{next(iter(absences.values()))}); is it the right folder, and of this data set and split?"
+        )
     if absences and rule == "error":
-        raise _listed(predicted, absences, len(dataset), published if missing == "published" else None)
+        script = f" (the benchmark's script: {PUBLISHED_TEXT[rule]})" if missing == "published" else ""
+        error = DataError(
+            f"{predicted.root}: predictions are missing for {len(absences)} of {len(dataset)} expressions{script}; "
+            "predict them, or score the rest with --missing zero or skip:"
+        )
+        for key, reason in list(absences.items())[:LISTED]:
+            error.add_note(f"{key}: {reason}")
+        if len(absences) > LISTED:
+            error.add_note(f"… and {len(absences) - LISTED} more")
+        raise error
     return Survey(present, absences, frozenset(left_out & absences.keys()), broken)
 
 
 def check_run(dataset: Dataset, predicted: Predictions) -> None:
-    """DataError if the masks are a run's on another data set or split than `dataset`; masks from elsewhere pass."""
-    settings = run_settings(predicted.root)
+    """Raises DataError if the masks are of a run on another data set or split; masks from elsewhere pass."""
+    settings, run = run_settings(predicted.root), run_folder(predicted.root)
     name, split = settings.get("dataset"), settings.get("split")
     if name is not None and name != dataset.name:
+        protocol = " --protocol unsupervised" if name == "refdavis" else ""
+        command = (
+            f"`python -m eval.{name}{protocol} --gt ROOT --pred {run} --out {run}/scores`, ROOT the folder of {name}"
+        )
         raise DataError(
             f"{predicted.root}: the run predicted {str(name)[:80]!r} (its run.json says so), not {dataset.name!r}; "
-            f"score it with {_scoring_command(str(name), predicted)}"
+            f"score it with {command if name in NAMES else 'the evaluator of its own data set'}"
         )
     if split is not None and split != dataset.split and settings.get("meta") is None:
         raise DataError(
@@ -102,19 +126,10 @@ def check_run(dataset: Dataset, predicted: Predictions) -> None:
         )
 
 
-def _scoring_command(name: str, predicted: Predictions) -> str:
-    """What scores a run on the data set `name`; the root of the data is left for the user to fill in."""
-    run = run_folder(predicted.root)
-    if name not in NAMES:
-        return "the evaluator of its own data set"
-    protocol = " --protocol unsupervised" if name == "refdavis" else ""
-    return f"`python -m eval.{name}{protocol} --gt ROOT --pred {run} --out {run}/scores`, ROOT the folder of {name}"
-
-
 def lost_samples(predicted: Predictions, absences: Mapping[str, str]) -> dict[str, str]:
-    """Those of the absent samples that the run folder says are done, each with what is wrong: the folder is damaged.
+    """Returns the absent samples that the run folder says are done, each with its problem: the folder is damaged.
 
-    DataError if that is so of every sample it says is done: then the masks as a whole are gone.
+    Raises DataError if that holds for every sample that is done: then the masks as a whole are gone.
     """
     done = done_samples(predicted.root) if absences else set()
     file = f"{run_folder(predicted.root)}/{DONE}"
@@ -132,51 +147,20 @@ def lost_samples(predicted: Predictions, absences: Mapping[str, str]) -> dict[st
     return lost
 
 
-def _nothing(predicted: Predictions, absences: Mapping[str, str], expected: int) -> str:
-    run = run_folder(predicted.root)
-    if run is not None and (run / "shards").is_dir():
-        return f"{run}: the shards of the run are not joined yet; run the commands of all shards to their ends"
-    return (
-        f"{predicted.root}: holds no complete prediction for any of {expected} expressions (the first: "
-        f"{next(iter(absences.values()))}); is it the right folder, and of this data set and split?"
-    )
-
-
-def print_warnings(dataset: Dataset) -> None:
-    """Say on stderr what a data set that was opened for scoring let through; once, when everything has been read."""
+def log_warnings(dataset: Dataset) -> None:
+    """Logs what a data set that was opened for scoring let through; once, when everything has been read."""
     for line in dataset.warnings:
-        print(f"warning: {printable(line)}", file=sys.stderr)
+        _log.warning("%s", line)
 
 
 def check_not_all_alike(outcomes: Mapping[str, object]) -> None:
-    """DataError if all of several samples failed for one and the same reason: a file that they share is to blame."""
+    """Raises DataError if all of several samples failed for one and the same reason: the cause is a file they share."""
     reasons = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
     if 1 < len(reasons) == len(outcomes) and len(set(reasons)) == 1:
         raise DataError(reasons[0])
 
 
-def _scored_part(dataset: Dataset, sample: VideoSample) -> VideoSample:
-    """The sample with the frames that have ground truth: no other needs a predicted mask."""
-    return dataclasses.replace(sample, frames=tuple(sample.frames[t] for t in dataset.gt_frames(sample)))
-
-
-def _listed(
-    predicted: Predictions, absences: Mapping[str, str], expected: int, published: Published | None
-) -> DataError:
-    """The error that names what is missing, a note for each."""
-    script = "" if published is None else f" (the benchmark's script: {PUBLISHED_TEXT[published]})"
-    error = DataError(
-        f"{predicted.root}: predictions are missing for {len(absences)} of {expected} expressions{script}; predict "
-        "them, or score the rest with --missing zero or skip:"
-    )
-    for key, reason in list(absences.items())[:LISTED]:
-        error.add_note(f"{key}: {reason}")
-    if len(absences) > LISTED:
-        error.add_note(f"… and {len(absences) - LISTED} more")
-    return error
-
-
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """DataError unless `value` is one of a Literal's `choices`."""
+    """Raises DataError unless `value` is one of a Literal's `choices`."""
     if value not in get_args(choices):
         raise DataError(f"{name} must be one of {', '.join(get_args(choices))}, found {value!r}")

@@ -12,7 +12,7 @@ from demo.twins import build_twin
 from demo.writer import build_world
 from eval import scoring, submit, table, vicas, vicas_files
 from eval.vicas_files import open_tracks
-from veason import masks
+from veason import masks, worker_pool
 from veason.datasets import open_dataset
 from veason.errors import DataError
 
@@ -219,8 +219,8 @@ def test_map_alone_is_the_same_map(root, tmp_path, capsys):
 def test_the_workers_of_map_alone_find_the_same(root, tmp_path, monkeypatch):
     """Few frames are scored without a second process, many by several; the record is one and the same."""
     pred = write(tmp_path / "p", [FIRST], [[small.SHIFTED, small.SHIFTED]])
-    pools, real = [], scoring.WorkerPool
-    monkeypatch.setattr(scoring, "WorkerPool", lambda *args, **options: pools.append(options) or real(*args, **options))
+    pools, real = [], worker_pool.WorkerPool
+    monkeypatch.setattr(worker_pool, "WorkerPool", lambda *args, **said: pools.append(said) or real(*args, **said))
     found = [evaluate(root, pred, j_and_f=False, workers=4)]
     assert pools == []
     monkeypatch.setattr(vicas, "COMPILE_FROM", 1)
