@@ -45,8 +45,8 @@ test-vllm: ready  ## run the tests against vLLM itself (after `make setup-vllm`;
 gpu-check: ready  ## one real step of all that only a GPU runs: seconds, tokens/s, memory (at most 8 minutes)
 	@$(OFFLINE) $(VENV)/python -m pytest -m gpu tests/gpu --gpu-json gpu_check.json $(PYTEST_ARGS)
 
-lint: ready  ## check style and formatting
-	@$(VENV)/ruff check . && $(VENV)/ruff format --check .
+lint: ready  ## check style, formatting and types
+	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/mypy
 
 format: ready  ## rewrite the code in the style that `make lint` wants
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
@@ -55,5 +55,5 @@ bench: ready  ## measure speed and memory, write benchmarks/README.md (twenty qu
 	@$(OFFLINE) $(VENV)/python -m benchmarks
 
 clean:  ## remove what runs left behind; .venv stays
-	@rm -rf build dist *.egg-info gpu_check.json demo_out ablations_out .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info gpu_check.json demo_out ablations_out .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -44,7 +44,7 @@ class ShimFinder:
                     break
         if spec is None or spec.loader is None:
             return spec
-        spec.loader = StandInLoader(spec.loader) if submodule else PackageLoader(spec.loader)
+        spec.loader = StandInLoader(spec.loader) if submodule else PackageLoader(spec.loader)  # type: ignore[assignment]  # importlib.abc is too heavy for every start
         return spec
 
 
