@@ -1,13 +1,13 @@
-"""Turn chain-of-thought records into a LLaMA-Factory data set: the chats, and their frames at model pixels.
+"""Turns chain-of-thought records into a LLaMA-Factory data set: the chats, and their frames at model pixels.
 
     python -m training_data_construction.build_sft --cot cot.json --data-root ROOT --output sft_data
 
 writes ``dataset_info.json``, ``train.json`` and ``images/<video>/<frame>.png`` below the output, and ``veason.json``,
-which the trained checkpoint will carry (`veason.prompt_settings`). The question is the very prompt of GRPO and of
-inference, the frames are resized by the same function, so nothing changes between stages.
+which the trained checkpoint will carry (`veason.prompt_settings`). The question is the prompt of GRPO and of inference,
+and the frames are resized by the same function, so nothing changes between stages.
 
-Run again to go on: finished frames are kept. ``build.json`` and ``pictures.jsonl`` say what all was made from; what has
-changed since, or is damaged, is made again.
+Run the command again to resume: finished frames are kept. ``build.json`` and ``pictures.jsonl`` note the inputs;
+pictures that are damaged, or whose frames have changed since, are made again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,13 +37,15 @@ from veason.files import fingerprint, load_json
 from veason.types import Size, VideoSample
 from veason.worker_pool import map_in_order
 
+logger = logging.getLogger(__name__)
+
 REPLY_TOKENS = 1024
-"""Room for a reply that a policy trained on the data set asks for, as the paper gives it."""
+"""Most tokens of a reply of a policy trained on the data set, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The frames of one video that some record shows: one piece of work for the pool."""
+    """The frames of one video that some record shows: one job of the worker pool."""
 
     sample: VideoSample
     """Any sample of the video."""
@@ -51,13 +54,13 @@ class Pictures:
     """Model (height, width)."""
     output: Path
     known: Mapping[str, dict[str, Any]]
-    """By picture what an earlier run noted of it: the frame's fingerprint and the picture's hash."""
+    """By picture the note of an earlier run: the frame's fingerprint and the picture's hash."""
 
 
 def write_pictures_of(_: None, job: Pictures) -> list[dict[str, Any]]:
-    """Decode, resize and store what is not there yet, each frame whole or not at all; what to note of those made.
+    """Decodes, resizes and stores missing pictures, each whole or not at all; returns the notes of those made.
 
-    A picture is there if its frame is the one that it was made from, by `files.fingerprint`, and all of its bytes are
+    A picture is not missing if its frame is the one that it was made from, by `files.fingerprint`, and its bytes are
     those that were written.
     """
     made = []
@@ -76,12 +79,12 @@ def write_pictures_of(_: None, job: Pictures) -> list[dict[str, Any]]:
 
 
 def picture_name(sample: VideoSample, frame_id: int) -> str:
-    """Path of a frame below the data folder; the reader has checked that video and frame names stay where they are."""
+    """Returns the path of a frame below the data folder; the reader has checked that no name leaves its folder."""
     return f"images/{sample.video}/{sample.frames[frame_id]}.png"
 
 
 def build_row(record: CotRecord, *, template: str | None = None) -> dict[str, Any]:
-    """A record as LLaMA-Factory reads it: three messages, and the pictures of the user's marks in order."""
+    """Converts a record to LLaMA-Factory's form: three messages, and the pictures of the user's marks in order."""
     question = prompt.text(record.sample.expression, record.clip, template=template)
     try:
         reply = record.reply
@@ -103,7 +106,7 @@ def build_row(record: CotRecord, *, template: str | None = None) -> dict[str, An
 
 
 def dataset_info(name: str) -> dict[str, Any]:
-    """The entry by which LLaMA-Factory finds and reads ``train.json``."""
+    """Returns the entry by which LLaMA-Factory finds and reads ``train.json``."""
     tags = {f"{role}_tag": role for role in ("user", "assistant", "system")}
     return {
         name: {
@@ -116,7 +119,7 @@ def dataset_info(name: str) -> dict[str, Any]:
 
 
 def model_size(records: Sequence[CotRecord]) -> Size:
-    """The one size of all records. DataError if they disagree, or if the processor would resize again."""
+    """Returns the one size of all records; DataError if they disagree, or if the processor would resize again."""
     sizes = {record.clip.size: record.sample.key for record in reversed(records)}
     if len(sizes) > 1:
         found = ", ".join(f"{height}x{width} ({key})" for (height, width), key in sorted(sizes.items()))
@@ -127,7 +130,7 @@ def model_size(records: Sequence[CotRecord]) -> Size:
 def plan(
     records: Iterable[CotRecord], size: Size, output: Path, known: Mapping[str, dict[str, Any]] | None = None
 ) -> list[Pictures]:
-    """The pictures to make, each frame of a video once, video by video. known: by picture what is noted of it."""
+    """Plans the pictures, video by video, each frame once. known: the earlier notes by picture."""
     shown: dict[str, tuple[VideoSample, set[int]]] = {}
     for record in records:
         shown.setdefault(record.sample.video, (record.sample, set()))[1].update(record.clip.frame_ids)
@@ -140,9 +143,10 @@ def plan(
 
 
 def write_pictures(records: Sequence[CotRecord], size: Size, output: Path, *, workers: int) -> int:
-    """Make the pictures that are missing, damaged, or of a frame that has changed since; how many of the last two.
+    """Makes the pictures that are missing, damaged, or of a frame that has changed since.
 
-    ``pictures.jsonl`` notes what each was made from. The caller holds the folder's lock.
+    Returns the number of those made again. ``pictures.jsonl`` notes the source of each. The caller holds the folder's
+    lock.
     """
     for left in (output / "images").rglob(".*.png." + "[a-z0-9_]" * 8):  # of a run that was killed while writing
         left.unlink()
@@ -162,10 +166,10 @@ def write_pictures(records: Sequence[CotRecord], size: Size, output: Path, *, wo
 
 
 def open_folder(output: Path, origin: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Note what the data set is made from in ``build.json``; DataError if the folder's pictures are from elsewhere.
+    """Notes the inputs of the data set in ``build.json``; DataError if the folder's pictures have another origin.
 
-    Where the inputs are not those of before, the old rows go first: a folder is whole only when all of it is of one
-    build. The caller holds the folder's lock.
+    If the inputs have changed, the old rows are removed first: a folder is whole only if all of it is of one build. The
+    caller holds the folder's lock.
     """
     path = output / "build.json"
     before = load_json(path) if path.exists() else {}
@@ -192,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--meta", type=Path, metavar="FILE", help="another expression file, such as a sampled subset")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="data folder; unfinished work goes on"
+        "--output", type=Path, required=True, metavar="DIR", help="data folder; an unfinished one is completed"
     )
     parser.add_argument("--name", default="veason_cot", help="name of the data set (default: %(default)s)")
     parser.add_argument("--prompt-template", type=Path, metavar="FILE", help="another wording of the prompt")
@@ -201,12 +205,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=REPLY_TOKENS, metavar="N",
-        help="room for a reply, which the trained checkpoint will ask for (default: %(default)s)",
+        help="most tokens of a reply, noted in the trained checkpoint (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--no-thinking", action="store_true", help="empty think blocks: the ablation without chain of thought"
     )
-    parser.add_argument(scored.OPTION, action="store_true", help="use what a benchmark scores, all the same")
+    parser.add_argument(scored.OPTION, action="store_true", help="use samples that a benchmark scores, all the same")
     return parser
 
 
@@ -225,7 +229,7 @@ def build(args: argparse.Namespace) -> None:
     )
     meta = dataset.files["meta"]
     for line in scored.check_file(meta, roots=[args.data_root, meta.parent], allowed=args.allow_scored_split):
-        print(f"warning: {line}", file=sys.stderr)
+        logger.warning("%s", line)
     records = list(read_records(args.cot, dataset))
     if not records:
         raise DataError(f"{args.cot}: no records; make some with seed_cot_generation.py")
@@ -238,7 +242,15 @@ def build(args: argparse.Namespace) -> None:
         for name in ("build.json", "train.json", "dataset_info.json", prompt_settings.NAME):
             atomic.remove_leftovers(args.output / name)
         origin = {"image_root": str(image_root.resolve()), "model_size": list(size)}
-        open_folder(args.output, origin, _inputs(args, dataset.files, template))
+        inputs = {  # all but the frames; the masks are those that the boxes come from
+            "cot_sha256": sha256(args.cot),
+            "meta_sha256": sha256(dataset.files["meta"]),
+            "masks": fingerprint(dataset.files["masks"]) if dataset.files["masks"].is_file() else None,
+            "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "thinking": not args.no_thinking,
+            "name": args.name,
+        }
+        open_folder(args.output, origin, inputs)
         again = write_pictures(records, size, args.output, workers=args.workers)
         prompt_settings.write(
             args.output,
@@ -253,21 +265,11 @@ def build(args: argparse.Namespace) -> None:
         atomic.write_bytes(args.output / "train.json", (json.dumps(rows, indent=1) + "\n").encode("ascii"))
         atomic.write_json(args.output / "dataset_info.json", dataset_info(args.name))
     if again:
-        print(f"{args.output}: {again} pictures were damaged or their frames have changed; they were made again")
+        logger.info(
+            "%s: %d pictures were damaged or their frames have changed; they were made again", args.output, again
+        )
     pictures = len({name for row in rows for name in row["images"]})
     print(f"{args.output}: {len(rows)} samples, {pictures} frames of {size[0]}x{size[1]} pixels")
-
-
-def _inputs(args: argparse.Namespace, files: Mapping[str, Path], template: str) -> dict[str, Any]:
-    """Everything but the frames that the data set is made from; the masks are those that its boxes come from."""
-    return {
-        "cot_sha256": sha256(args.cot),
-        "meta_sha256": sha256(files["meta"]),
-        "masks": fingerprint(files["masks"]) if files["masks"].is_file() else None,
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-        "thinking": not args.no_thinking,
-        "name": args.name,
-    }
 
 
 if __name__ == "__main__":

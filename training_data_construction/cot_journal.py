@@ -1,6 +1,6 @@
-"""What has been paid for: every answer on disk the moment it comes, and the files made from them.
+"""Keeps every paid answer on disk from the moment it comes, and writes the files made from the answers.
 
-``OUTPUT.journal.jsonl`` is the truth: its first line holds the run's settings and what its inputs were, then one line
+``OUTPUT.journal.jsonl`` holds all: settings of the run and fingerprints of its inputs in the first line, then one line
 an answer. ``OUTPUT`` (the records, in the order of the samples) and ``OUTPUT.rejects.jsonl`` are made from it and can
 be made again.
 """
@@ -26,10 +26,10 @@ from veason.safe_text import printable
 
 @dataclass
 class Tally:
-    """What a journal holds, summed up."""
+    """Sums over the answers of a journal."""
 
     answers: int = 0
-    """Paid answers, fit or not."""
+    """Number of paid answers, fit or not."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -39,25 +39,25 @@ class Tally:
         self.completion_tokens += line["completion_tokens"]
 
     def cost(self, price_in: float, price_out: float) -> float:
-        """In the unit of the prices, which are per million tokens."""
+        """Returns the cost in the unit of the prices, which are per million tokens."""
         return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the samples of a run ended."""
+    """Counts of a run's samples by result."""
 
     records: int
     no_target: int
-    """The target is in no frame."""
+    """Samples whose target is in no frame."""
     missing: int
-    """No answer yet."""
+    """Samples without an answer so far."""
     rejected: Counter[str]
-    """Only unfit answers, by the reason of the last one."""
+    """Samples with unfit answers only, by the reason of the last one."""
 
 
 class CotJournal:
-    """The journal of one output file. Use as a context manager: it holds the file's lock meanwhile."""
+    """The journal of one output file, used as a context manager that holds the file's lock."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class CotJournal:
         accept_changes: bool = False,
         resume: bool = True,
     ) -> None:
-        """settings: everything that decides the answers; those of an earlier run must be the same.
+        """settings: all settings that influence the answers; those of an earlier run must be the same.
 
-        inputs: a fingerprint of each file or folder that is read, by a name for people. Those that an earlier run
-        knows must be the same, unless `accept_changes`; others are added.
+        inputs: a fingerprint of each file or folder that is read, by a readable name. Those that an earlier run
+        noted must be the same, unless `accept_changes`; others are added.
         """
         self.output, self._settings, self._resume = output, json.loads(json.dumps(settings)), resume
         self._inputs, self._accept = dict(inputs or {}), accept_changes
@@ -80,9 +80,9 @@ class CotJournal:
         self.settled: set[str] = set()
         """Keys of samples with a record, or known to have no target."""
         self.records = 0
-        """Fit answers."""
+        """Number of fit answers."""
         self.rejections: Counter[str] = Counter()
-        """Unfit answers by key."""
+        """Number of unfit answers by key."""
         self.tally = Tally()
         self._failed: OSError | None = None
 
@@ -95,7 +95,7 @@ class CotJournal:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._journal = atomic.Journal(self.path)  # holds the file's lock
         try:
-            self._take_up()
+            self._resume_earlier()
         except BaseException:
             self._journal.close()
             raise
@@ -104,8 +104,8 @@ class CotJournal:
     def __exit__(self, *_: object) -> None:
         self._journal.close()
 
-    def _take_up(self) -> None:
-        """Read what earlier runs left; the settings line comes first. Settings without an answer bind nobody."""
+    def _resume_earlier(self) -> None:
+        """Reads the lines of earlier runs, settings first; settings without any answer are replaced by the new ones."""
         for path in (self.output, self.rejects_path):
             atomic.remove_leftovers(path)
         lines = self._lines()
@@ -121,7 +121,13 @@ class CotJournal:
                 f"{self.path}: holds the answers of an earlier run, and --no-resume would need an empty place; move it "
                 "away or choose another --output_json (nothing paid for is ever deleted)"
             )
-        self._check_settings(first["settings"])
+        before, now = first["settings"], self._settings
+        if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+            differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
+            raise DataError(
+                f"{self.path}: holds another run ({differences}); give the settings it was begun with to go on with "
+                "it, or choose another --output_json"
+            )
         known: dict[str, str] = {}
         for line in itertools.chain([first, second], lines):
             if isinstance(line.get("inputs"), dict):
@@ -136,18 +142,8 @@ class CotJournal:
         except ValueError as error:
             raise DataError(f"{error}; take the line out of the file and run the same command again") from error
 
-    def _check_settings(self, before: dict[str, Any]) -> None:
-        now = self._settings
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if changed:
-            what = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
-            raise DataError(
-                f"{self.path}: holds another run ({what}); give the settings it was begun with to go on with it, or "
-                "choose another --output_json"
-            )
-
     def _check_inputs(self, known: dict[str, str]) -> None:
-        """The inputs are those of the answers that are there, as far as these say; what is new is noted."""
+        """Checks that inputs are those of the answers so far, as far as these are known, and notes new ones."""
         changed = [name for name, value in self._inputs.items() if known.get(name, value) != value]
         if changed and not self._accept:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -174,15 +170,15 @@ class CotJournal:
             raise DataError(f"{self.path}: a line of another kind ({error!r}): {printable(line, limit=120)}") from error
 
     def accept(self, record: CotRecord, reply: Completion, *, template: str | None) -> None:
-        """Keep a fit answer."""
+        """Keeps a fit answer."""
         self._append("record", record.sample.key, reply, record=record.to_json(template=template))
 
     def reject(self, key: str, reply: Completion, reason: str) -> None:
-        """Keep an unfit answer: it was paid for, and its text says what to change."""
+        """Keeps an unfit answer: it was paid for, and its text shows what to change."""
         self._append("rejected", key, reply, reason=reason, text=(reply.text or reply.reasoning)[:MAX_CHARS])
 
     def skip(self, key: str) -> None:
-        """Keep that a sample's target is in no frame."""
+        """Notes that a sample's target is in no frame."""
         self._write({"kind": "no_target", "key": key})
 
     def _append(self, kind: str, key: str, reply: Completion, **more: Any) -> None:
@@ -190,7 +186,7 @@ class CotJournal:
         self._write({"kind": kind, "key": key, **cost, "model": reply.model, "finish": reply.finish_reason, **more})
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._failed:  # on a full disk: what follows a half-written line could not be read
+        if self._failed:  # on a full disk: lines after a half-written one could not be read
             raise self._failed
         try:
             self._journal.append(line)
@@ -200,9 +196,9 @@ class CotJournal:
         self._take(line)
 
     def assemble(self, keys: Sequence[str], *, failures: Iterable[tuple[str, str]] = ()) -> Outcome:
-        """Write records and rejects of the samples `keys`, in that order.
+        """Writes records and rejects of the samples `keys`, in that order.
 
-        failures: (key, what came last) of samples that this run got no answer for.
+        failures: (key, last error) of samples that this run got no answer for.
         """
         last: dict[str, dict[str, Any]] = {}  # a record or no_target is the last line of its key
         for line in self._lines():
@@ -231,7 +227,7 @@ def _kind(last: dict[str, dict[str, Any]], key: str) -> str:
 
 
 def _json_list(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-    """A JSON list, one record a line."""
+    """Yields the parts of a JSON list, one record a line."""
     before = b"[\n"
     for record in records:
         yield before + _line(record)

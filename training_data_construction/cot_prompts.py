@@ -1,7 +1,7 @@
-"""What the teacher is told: the frames with their timestamps, three steps to reason through, one worked example.
+"""Holds the teacher's prompt: the frames with their timestamps, three steps to reason through, one worked example.
 
-The lines ``Expression: …`` and ``Keyframe: …s`` stand alone and once in the instructions, so that a test teacher can
-read them.
+The lines ``Expression: …`` and ``Keyframe: …s`` occur once in the instructions, each on a line of its own, so that a
+test teacher can read them.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ Last the place. At 10s the cup stands to the right of the tray, near the lower b
 letting go of its rim. It is white with a thin blue line; the cups on the tray look the same, and only their place, \
 untouched on the tray from the first frame to the last, sets them apart.""",
 }
-"""Worked examples by style; one is drawn per sample, so that not every chain of thought sounds alike."""
+"""Worked examples by style; one is drawn per sample, so that the chains of thought vary in style."""
 
 
 def draw_style(rng: Random) -> str:
-    """Name of one of the worked examples."""
+    """Draws the name of a worked example."""
     return rng.choice(sorted(EXAMPLES))
 
 
 def instructions(expression: str, *, keyframe: int, count: int, style: str) -> str:
-    """The text after the `count` frames."""
-    line = " ".join(expression.split())  # the expression keeps to its own line
+    """Returns the text after the `count` frames."""
+    line = " ".join(expression.split())  # the expression stays on its own line
     return INSTRUCTIONS.format(expression=line, keyframe=keyframe, count=count, example=EXAMPLES[style])
 
 
 def messages(expression: str, clip: Clip, urls: Sequence[str], *, keyframe: int, style: str) -> list[dict[str, Any]]:
-    """The chat request: per shown frame its timestamp and its picture, then the instructions."""
+    """Builds the chat request: the timestamp and the picture of each shown frame, then the instructions."""
     content: list[dict[str, Any]] = []
     for frame_id, url in zip(clip.frame_ids, urls, strict=True):
         content.append({"type": "text", "text": f"({frame_id}s)"})
@@ -95,5 +95,5 @@ def messages(expression: str, clip: Clip, urls: Sequence[str], *, keyframe: int,
 
 
 def fingerprint() -> str:
-    """Short hash of everything the teacher is told: answers to two wordings do not belong in one file."""
+    """Returns a short hash of the prompt's wording: answers to two wordings do not belong in one file."""
     return hashlib.sha256("\n".join([SYSTEM, INSTRUCTIONS, *EXAMPLES.values()]).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Which of the teacher's replies are fit to learn from: `rejection` names what is wrong with one, or nothing.
+"""Decides which of the teacher's replies are fit to train on: `rejection` names the fault of one, or None.
 
 The patterns are conservative where the target itself could be meant ("the red square moves") and strict where only the
-boxes we drew can be ("the red bounding box"): a sound reply that is asked for again costs a request, an unsound one
-that is learned costs a policy that sees boxes where there are none.
+drawn boxes can be ("the red bounding box"): a sound reply that is rejected costs a request, an unsound one that is
+trained on teaches the policy to see boxes that do not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from veason.prompt import MARKS, REPLY_TAGS
 from veason.safe_text import printable
 
 MAX_CHARS = 8000
-"""About twice what the policy may say in its 1024 tokens."""
+"""Most characters of a reply: about twice the length of the policy's 1024 tokens."""
 
 REASONS = {
     "empty": "the reply is empty",
@@ -30,7 +30,7 @@ REASONS = {
     "mentions_boxes": "the reply mentions the boxes drawn for the teacher",
     "other_keyframe": "the reply calls another frame the keyframe",
 }
-"""Every reason by code, in the order in which they are looked for."""
+"""The reasons by code, in the order in which they are checked."""
 
 _AROUND = (
     r"(?:drawn|overlaid|around|surrounding|surrounds|enclosing|encloses|highlighting|indicating|outlining|marking)"
@@ -72,22 +72,22 @@ _NAMED = [
         re.IGNORECASE,
     ),
 ]
-_WEIGHED = re.compile(r"\b(?:not|than|instead of|neither|nor|over|if|unlike|why|were|cannot)\b[^.]*$", re.IGNORECASE)
-"""What comes before a frame that is weighed, not chosen: "rather than taking 3s as the keyframe"."""
+_CONSIDERED = re.compile(r"\b(?:not|than|instead of|neither|nor|over|if|unlike|why|were|cannot)\b[^.]*$", re.IGNORECASE)
+"""Words before a frame that is considered and not chosen: "rather than taking 3s as the keyframe"."""
 
 
 FIRST = 20
-"""Answers after which a run stops if all of them were unfit for one reason."""
+"""Number of answers after which a run stops if all of them were unfit for one reason."""
 
 
-class Watch:
-    """Stops a run whose answers are unfit for one and the same reason from the first on."""
+class FirstReplies:
+    """Stops a run whose first answers are all unfit for the same reason."""
 
     def __init__(self) -> None:
         self._first = EarlyStop(FIRST)
 
     def add(self, reason: str | None, text: str) -> None:
-        """Count one answer, by the code of what makes it unfit; None is fit. DataError at the last of `FIRST`."""
+        """Counts one answer by its reason code; None is fit. Raises a DataError at the last of `FIRST` unfit ones."""
         if self._first.add(reason):
             raise DataError(
                 f"the first {FIRST} answers are all unfit for one reason: {REASONS[reason]}; nothing more is asked. "
@@ -96,7 +96,7 @@ class Watch:
 
 
 def rejection(reply: Completion, *, expression: str, keyframe: int) -> str | None:
-    """Code of the first thing that makes a reply unfit (`REASONS`); None if it is fit. Any text, linear time."""
+    """Returns the code of the first fault of a reply (`REASONS`), None if it is fit; linear time for any text."""
     text = reply.text
     if reply.finish_reason == "length":
         return "cut_off"
@@ -117,21 +117,16 @@ def rejection(reply: Completion, *, expression: str, keyframe: int) -> str | Non
 
 
 def mentions_boxes(text: str, expression: str) -> bool:
-    """The text speaks of the drawn boxes. What the expression itself names ("the red box") does not count."""
-    own = _words(expression)
+    """Checks if the text mentions the drawn boxes. Words of the expression itself ("the red box") do not count."""
+    words = re.findall(r"\w+", expression.lower())
+    own = {form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))}
     matches = (match for pattern in _BOXES for match in pattern.finditer(text))
     return any((match.groupdict().get("word") or "").lower() not in own for match in matches)
 
 
-def _words(text: str) -> set[str]:
-    """The words of a text, in lower case, each also without a plural's ending."""
-    words = re.findall(r"\w+", text.lower())
-    return {form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))}
-
-
 def keyframes_named(text: str) -> Iterator[float]:
-    """Timestamps that the text calls the keyframe, either way round: "the keyframe is 12s", "12s is the keyframe"."""
+    """Yields timestamps that the text calls the keyframe: "the keyframe is 12s" or "12s is the keyframe"."""
     for pattern in _NAMED:
         for match in pattern.finditer(text):
-            if not _WEIGHED.search(text[max(0, match.start() - 30) : match.start()]):
+            if not _CONSIDERED.search(text[max(0, match.start() - 30) : match.start()]):
                 yield float(match["named"] or match["counted"])

@@ -1,6 +1,6 @@
-"""What the teacher is asked about one expression: its keyframe, the shown frames, the true boxes. No pixels.
+"""Plans the task about one expression: its keyframe, the shown frames, the true boxes. No pixels.
 
-Everything here depends on the seed and the sample alone, so that a run can be left and taken up again at any sample.
+Everything here depends on the seed and the sample alone, so that a run can stop and resume at any sample.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from veason.family import QWEN2_5_VL
 from veason.types import Answer, Box, Clip, Size, VideoSample
 
 ABSENT = 2
-"""Type of the expressions without a target: there is nothing to reason towards."""
+"""Type of the expressions without a target, for which there is nothing to reason about."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How a sample becomes a task."""
+    """Settings by which a sample becomes a task."""
 
     seed: int
     frames: int = 8
-    """At most this many frames are shown."""
+    """Most frames that are shown."""
     model_size: Size = (560, 560)
-    """(height, width) of the frames as the policy will see them: what the answer's boxes are in."""
+    """(height, width) of the frames as the policy will see them; the answer's boxes are in these pixels."""
     box_decimals: int = 2
 
 
 @dataclass(frozen=True)
 class CotTask:
-    """One expression, ready to be asked about."""
+    """The task about one expression."""
 
     sample: VideoSample
     clip: Clip
@@ -42,16 +42,16 @@ class CotTask:
     answer: Answer
     """Keyframe and true boxes on it, in model pixels."""
     boxes: tuple[tuple[Box, ...], ...]
-    """Per shown frame the boxes of the objects that are in it, in native pixels: what is drawn for the teacher."""
+    """Per shown frame the boxes of the objects that are in it, in native pixels; they are drawn for the teacher."""
 
 
 def choose(
     samples: Iterable[VideoSample], *, per_video: int, seed: int, exclude: frozenset[str] = frozenset()
 ) -> tuple[list[int], Counter[str]]:
-    """Numbers of the samples to ask about, ascending, and how many were left out by reason.
+    """Chooses the samples to ask about: their numbers, ascending, and the count of those left out by reason.
 
-    Of each video at most `per_video`, drawn by (seed, video). DataError for an expression that no prompt can hold:
-    better before the first answer is paid for than after.
+    Each video gives at most `per_video` samples, drawn by (seed, video). An expression that no prompt can hold is a
+    DataError here, before the first answer is paid for.
     """
     left_out: Counter[str] = Counter()
     by_video: dict[str, list[int]] = {}
@@ -61,7 +61,10 @@ def choose(
         elif sample.type_id == ABSENT:
             left_out["absent target"] += 1
         else:
-            _check_expression(sample)
+            try:
+                prompt.normalise(sample.expression)
+            except DataError as error:
+                raise DataError(f"{sample.key}: {error}") from error
             by_video.setdefault(sample.video, []).append(number)
     chosen: list[int] = []
     for video, numbers in by_video.items():
@@ -70,15 +73,8 @@ def choose(
     return sorted(chosen), +left_out
 
 
-def _check_expression(sample: VideoSample) -> None:
-    try:
-        prompt.normalise(sample.expression)
-    except DataError as error:
-        raise DataError(f"{sample.key}: {error}") from error
-
-
 def plan(dataset: Dataset, number: int, rules: Rules) -> CotTask | None:
-    """The task of sample `number`; None if its target is in no frame. Reads the sample's masks, decodes none."""
+    """Plans the task of sample `number`; None if its target is in no frame. Reads the masks without decoding them."""
     sample = dataset[number]
     tracks = dataset.object_rles(sample)
     areas = ground_truth.areas(tracks, len(sample))
@@ -94,15 +90,15 @@ def plan(dataset: Dataset, number: int, rules: Rules) -> CotTask | None:
 
 
 def _visible(tracks: ground_truth.Tracks, frame_id: int) -> list[Box]:
-    """Boxes of the objects that are in a frame, in the order of the objects: each from its own mask."""
+    """Returns the boxes of the objects that are in a frame, each from its own mask, in the order of the objects."""
     return [box for box in ground_truth.boxes(tracks, frame_id) if box is not None]
 
 
 def keyframe_grid(length: int, n: int, *, keyframe: int) -> tuple[int, ...]:
-    """The uniform grid of min(n, length) frame ids that holds `keyframe`, ascending.
+    """Returns the uniform grid of min(n, length) frame ids that holds `keyframe`, ascending.
 
-    Real step length / n, rounded down: gaps differ by one at most. `frames.train_grid` has a whole step, which costs
-    up to half of the frames of a short video.
+    The step is length / n, and ids are rounded down: gaps differ by one at most. The whole step of `frames.train_grid`
+    would lose up to half of the frames of a short video.
     """
     if n < 1:
         raise ValueError(f"a grid needs at least one frame, got n = {n}")
@@ -115,9 +111,9 @@ def keyframe_grid(length: int, n: int, *, keyframe: int) -> tuple[int, ...]:
 
 
 def to_model(box: Box, size: Size, model_size: Size, *, decimals: int) -> Box:
-    """A native box of a picture of `size` as the answer states it: the reward's true box, within the picture.
+    """Converts a native box of a picture of `size` to the answer's: the reward's true box, clipped to the picture.
 
-    Near the right and lower border of a shrunk picture that box is up to a pixel outside, so every side is held inside.
+    Near the right and lower border of a shrunk picture the reward's box is up to a pixel outside.
     """
     height, width = QWEN2_5_VL.answer_size(model_size)
     x1, y1, x2, y2 = boxes.true_box(box, size, (height, width))

@@ -1,16 +1,18 @@
-"""Draw a subset of ReVOS training expressions with the mix of the whole: by question type and number of objects.
+"""Draws a subset of ReVOS training expressions with the mix of the whole: by question type and number of objects.
 
     python training_data_construction/data_sampling.py --input_json ROOT/meta_expressions_train_.json \\
         --output_json ROOT/meta_expressions_train_select.json --target_size 10000
 
-The output has the schema of the input; the same seed gives the same bytes. A cell of the mix wants
-share of its type x share of its number of objects x target size. What a cell lacks is drawn from the others at random.
+The output has the schema of the input; the same seed gives the same bytes. The quota of a cell of the mix is
+share of its type x share of its number of objects x target size. If a cell holds less, the rest is drawn from the
+others at random.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +29,8 @@ from veason.exclude import read_exclude
 from veason.tables import aligned
 from veason.types import VideoSample
 
+logger = logging.getLogger("training_data_construction.data_sampling")  # also when run as a file
+
 Cell = tuple[int, str]
 """(type id, number of objects): ``1``, ``>1``, or ``0`` where the target is absent."""
 
@@ -35,7 +39,7 @@ ABSENT = 2
 
 
 def cell_of(sample: VideoSample) -> Cell | None:
-    """The cell of an expression; None where it is no use: a type with a target that names no object."""
+    """Returns the cell of an expression; None for a type with a target whose expression names no object."""
     if sample.type_id == ABSENT:
         return (ABSENT, "0")
     if not sample.obj_ids:
@@ -44,10 +48,10 @@ def cell_of(sample: VideoSample) -> Cell | None:
 
 
 def quotas(available: Mapping[Cell, int], target: int) -> dict[Cell, int]:
-    """What each cell wants: ``target`` x share of its type x share of its number of objects, rounded.
+    """Returns the quota of each cell: ``target`` x share of its type x share of its number of objects, rounded.
 
     The shares are those of the two margins, each counted over the whole pool; absent targets have no number of objects,
-    so they want the share of their type. Where rounding would not add up to `target`, largest remainders decide.
+    so their quota is by their type alone. Largest remainders decide the rounding, so that quotas add up to `target`.
     """
     types, numbers = Counter[int](), Counter[str]()
     for (type_id, number), count in available.items():
@@ -65,7 +69,7 @@ def quotas(available: Mapping[Cell, int], target: int) -> dict[Cell, int]:
 
 
 def draw(pool: Mapping[Cell, Sequence[str]], target: int, *, seed: int) -> dict[Cell, list[str]]:
-    """`target` keys from the pool, by cell: each cell's quota, then a random top-up for what cells lacked."""
+    """Draws `target` keys from the pool, by cell: each cell's quota, then at random for quotas that were not filled."""
     size = sum(map(len, pool.values()))
     if not 1 <= target <= size:
         raise DataError(f"--target_size is {target}, the pool holds {size} expressions: it must be from 1 to {size}")
@@ -80,7 +84,7 @@ def draw(pool: Mapping[Cell, Sequence[str]], target: int, *, seed: int) -> dict[
 
 
 def subset(document: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """The meta document with these expressions alone, ``video/exp_id`` each; videos without any are left out."""
+    """Reduces the meta document to the expressions `keys` (``video/exp_id``); videos without any are left out."""
     videos = {}
     for video, entry in document["videos"].items():
         kept = {exp_id: exp for exp_id, exp in entry["expressions"].items() if f"{video}/{exp_id}" in keys}
@@ -92,7 +96,7 @@ def subset(document: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
 def fill_pool(
     samples: Sequence[VideoSample], *, include_absent: bool, exclude: frozenset[str]
 ) -> tuple[dict[Cell, list[str]], Counter[str]]:
-    """(keys that may be drawn, by cell; how many were left out, by reason)."""
+    """Returns the keys that may be drawn, by cell, and the number of those left out, by reason."""
     pool: dict[Cell, list[str]] = {}
     left_out = Counter[str]()
     for sample in samples:
@@ -109,16 +113,19 @@ def fill_pool(
 
 
 def table(pool: Mapping[Cell, Sequence[str]], taken: Mapping[Cell, Sequence[str]]) -> str:
-    """Wanted, available and taken per cell, in expressions and in per cent of the target size."""
+    """Formats quota, available and taken per cell, in expressions and in per cent of the target size."""
     target = sum(map(len, taken.values()))
     wanted = quotas({cell: len(keys) for cell, keys in pool.items()}, target)
-    rows = []
+    names: list[str] = []
+    rows: list[tuple[float, ...]] = []
     for cell in sorted(wanted):
         name = TYPES[cell[0]] if cell[0] == ABSENT else f"{TYPES[cell[0]]}, {cell[1]} object{'s' * (cell[1] == '>1')}"
         counts = (wanted[cell], len(pool.get(cell, ())), len(taken.get(cell, ())))
-        rows.append((name, *counts, 100 * counts[0] / target, 100 * counts[2] / target))
-    sums = [sum(row[column] for row in rows) for column in range(1, 6)]
-    return aligned(("", "wanted", "available", "taken", "wanted %", "taken %"), [*rows, ("total", *sums)])
+        names.append(name)
+        rows.append((*counts, 100 * counts[0] / target, 100 * counts[2] / target))
+    sums = tuple(sum(column) for column in zip(*rows, strict=True))
+    lines = [(name, *row) for name, row in zip([*names, "total"], [*rows, sums], strict=True)]
+    return aligned(("", "wanted", "available", "taken", "wanted %", "taken %"), lines)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,9 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--include-absent", action="store_true", help="also draw expressions without a target, at their natural share"
     )
     parser.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="a video/exp_id a line, as `python -m grpo_reward.task` lists them"
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="one video/exp_id per line, as `python -m grpo_reward.task` lists them",
     )
-    parser.add_argument(scored.OPTION, action="store_true", help="draw from what a benchmark scores, all the same")
+    parser.add_argument(scored.OPTION, action="store_true", help="draw samples that a benchmark scores, all the same")
     return parser
 
 
@@ -157,7 +167,7 @@ def sample_file(args: argparse.Namespace) -> None:
     document = load_json(source)
     samples = list(open_dataset("revos", source.parent, split="train", meta=source))  # checks every name and field
     for line in scored.check_file(source, roots=[source.parent], allowed=args.allow_scored_split):
-        print(f"warning: {line}", file=sys.stderr)
+        logger.warning("%s", line)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()
     pool, left_out = fill_pool(samples, include_absent=args.include_absent, exclude=exclude)
     taken = draw(pool, args.target_size, seed=args.seed)

@@ -1,4 +1,4 @@
-"""One chain-of-thought record: what the teacher was shown, what it said, and the reply that the policy is to learn."""
+"""Defines the chain-of-thought record: the teacher's frames, its words, and the reply that the policy learns."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class CotRecord:
 
     @property
     def reply(self) -> str:
-        """What the policy is to say."""
+        """The reply that the policy learns."""
         return format_reply(self.thinking, self.answer)
 
     def to_json(self, *, template: str | None = None) -> dict[str, Any]:
-        """The record as it is stored; `template` of the prompt."""
+        """Returns the record in its form on disk; `template` is that of the prompt."""
         shown = [self.sample.frames[t] for t in self.clip.frame_ids]
         question = prompt.text(self.sample.expression, self.clip, template=template)
         reply = self.reply
@@ -61,18 +61,20 @@ class CotRecord:
 
 
 def read_records(path: str | Path, dataset: Dataset) -> Iterator[CotRecord]:
-    """The records of a file, joined with the samples of the data set they were made from. DataError names the record
-    and what is wrong with it: an unknown sample, frames that are not the video's, an answer that is none."""
+    """Reads the records of a file and joins them with the samples of the data set that they were made from.
+
+    A DataError names the record and its fault: an unknown sample, frames that are not the video's, no valid answer.
+    """
     path = Path(path)
     records = load_json(path, hint="make it with seed_cot_generation.py")
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list of records, found {type(records).__name__}")
     by_key = {sample.key: i for i, sample in enumerate(dataset)}
     for number, record in enumerate(records):
-        yield _read(record, f"{path}: record {number}", dataset, by_key)
+        yield _read_record(record, f"{path}: record {number}", dataset, by_key)
 
 
-def _read(record: Any, where: str, dataset: Dataset, by_key: dict[str, int]) -> CotRecord:
+def _read_record(record: Any, where: str, dataset: Dataset, by_key: dict[str, int]) -> CotRecord:
     missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}")
@@ -81,7 +83,8 @@ def _read(record: Any, where: str, dataset: Dataset, by_key: dict[str, int]) -> 
         raise DataError(f"{where}: {key!r} is not in {dataset.files['meta']}")
     sample = dataset[by_key[key]]
     ids, size = record["frame_ids"], record["model_size"]
-    if not _are_ids(ids, len(sample)):
+    ascending = isinstance(ids, list) and ids and all(type(t) is int and 0 <= t < len(sample) for t in ids)
+    if not ascending or ids != sorted(set(ids)):
         raise DataError(f"{where}: frame_ids {str(ids)[:80]} are not ascending frames of a video of {len(sample)}")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         raise DataError(f"{where}: model_size {str(size)[:80]} is not [height, width]")
@@ -97,12 +100,3 @@ def _read(record: Any, where: str, dataset: Dataset, by_key: dict[str, int]) -> 
     if not isinstance(thinking, str):
         raise DataError(f"{where}: CoT is {type(thinking).__name__}, expected a string")
     return CotRecord(sample=sample, clip=clip, thinking=thinking, answer=parsed.answer)
-
-
-def _are_ids(ids: Any, length: int) -> bool:
-    return (
-        isinstance(ids, list)
-        and bool(ids)
-        and all(type(t) is int and 0 <= t < length for t in ids)
-        and ids == sorted(set(ids))
-    )

@@ -1,18 +1,18 @@
-"""Have a strong vision-language model explain the ground truth: a chain of thought per expression. Run again to resume.
+"""Asks a strong vision-language model to explain the ground truth: a chain of thought per expression. Resumable.
 
-Any OpenAI-compatible server will do; the key is OPENAI_API_KEY, the address --base-url or OPENAI_BASE_URL:
+The server is any OpenAI-compatible one; the key is OPENAI_API_KEY, the address --base-url or OPENAI_BASE_URL:
 
     python training_data_construction/seed_cot_generation.py --meta_json ROOT/meta_expressions_train_select.json \\
         --mask_dict ROOT/mask_dict.json --data_path ROOT/JPEGImages --output_json cot.json \\
         --base-url http://127.0.0.1:8000/v1 --model MODEL
 
---dry-run shows what the first request would be and sends nothing. Beside the output stand its journal
-(OUTPUT.journal.jsonl: every answer, the moment it came) and OUTPUT.rejects.jsonl (who has no record, and why). A run
-that was stopped, killed or left with failures goes on with the same command and asks only for what is missing; a higher
---max-retries asks again for what was rejected.
+--dry-run writes the first request to a file and sends nothing. Beside the output are its journal
+(OUTPUT.journal.jsonl: every answer from the moment it came) and OUTPUT.rejects.jsonl (samples without a record, and
+why). A run that was stopped, killed or left with failures goes on with the same command and asks only for what is
+missing; a higher --max-retries asks again for rejected samples.
 
-Exit codes: 0 all settled, 1 some samples got no answer or no answer at all was fit, 2 stopped by what the user can put
-right, 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 all settled, 1 some samples got no answer or no answer at all was fit, 2 stopped by something that the
+user can put right, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ import argparse
 import asyncio
 import hashlib
 import io
+import logging
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file: on the path stands its folder, wanted is the repository
+if __package__ in (None, ""):  # run as a file: put the repository on the path, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training_data_construction import cot_pictures, cot_prompts, cot_requests, cot_tasks
-from training_data_construction.cot_journal import CotJournal, Outcome
+from training_data_construction import cot_prompts, cot_requests, cot_tasks
+from training_data_construction.cot_journal import CotJournal
 from training_data_construction.cot_replies import REASONS
 from training_data_construction.cot_tasks import Rules
 from veason import atomic, command, prompt
@@ -44,88 +46,55 @@ from veason.family import QWEN2_5_VL
 from veason.files import folder_fingerprint
 from veason.worker_pool import WorkerPool
 
+logger = logging.getLogger("training_data_construction.seed_cot_generation")  # also when run as a file
+
 DEFAULT_MODEL = "doubao-1-5-thinking-vision-pro"
 """The paper's teacher."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _add_data_options(parser.add_argument_group("data"))
-    _add_teacher_options(parser.add_argument_group("teacher"))
-    _add_task_options(parser.add_argument_group("what is asked"))
-    _add_run_options(parser.add_argument_group("run"))
+    add = parser.add_argument_group("data").add_argument
+    add("--meta_json", "--meta-json", type=Path, required=True, metavar="FILE",
+        help="expressions, such as meta_expressions_train_select.json")  # fmt: skip
+    add("--mask_dict", "--mask-dict", type=Path, required=True, metavar="FILE", help="mask_dict.json")
+    add("--data_path", "--data-path", type=Path, required=True, metavar="DIR", help="folder of the videos: JPEGImages")
+    add("--output_json", "--output-json", type=Path, required=True, metavar="FILE", help="the records; resumable")
+    add("--exclude", type=Path, metavar="FILE", help="samples to leave out, one video/exp_id per line")
+    add("--prompt-template", type=Path, metavar="FILE", help="the policy's prompt in the records (veason.prompt)")
+    add(scored.OPTION, action="store_true", help="ask about samples that a benchmark scores, all the same")
+
+    add = parser.add_argument_group("teacher").add_argument
+    add("--base-url", default=os.environ.get("OPENAI_BASE_URL"), help="server's address (default: OPENAI_BASE_URL)")
+    add("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    add("--temperature", type=float, default=0.7, help="default: %(default)s")
+    add("--max-tokens", type=positive, default=2048, help="most tokens of one answer (default: %(default)s)")
+    add("--timeout", type=positive_float, default=300, help="seconds (default: %(default)s)")
+    add("--max-retries", type=natural, default=8,
+        help="retries of a failed request, and of an unfit answer (default: %(default)s)")  # fmt: skip
+    add("--rate-limit", type=positive_float, metavar="N", help="at most N requests a minute")
+    add("--concurrency", type=positive, default=64, help="requests in flight (default: %(default)s)")
+    add("--price-in", type=float, default=0.0, help="price of a million prompt tokens")
+    add("--price-out", type=float, default=0.0, help="price of a million completion tokens")
+
+    add = parser.add_argument_group("task").add_argument
+    add("--max_samples_per_video", "--max-samples-per-video", type=positive, default=10, metavar="N",
+        help="most expressions of one video (default: %(default)s)")  # fmt: skip
+    add("--frames", type=positive, default=8, help="most frames shown (default: %(default)s)")
+    add("--model-size", type=positive, default=560, help="side of the policy's frames (default: %(default)s)")
+    add("--box-decimals", type=int, choices=(0, 1, 2), default=2, help="decimals of the boxes (default: %(default)s)")
+    add("--seed", type=int, default=42, help="default: %(default)s")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--num_workers", "--num-workers", type=positive, default=min(32, os.cpu_count() or 1), metavar="N",
+        help="processes that build requests (default: one a core)")  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="ask only about the first N samples; run without it to go on")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with an earlier run (default); --no-resume refuses where there is one")  # fmt: skip
+    add("--accept-changed-inputs", action="store_true",
+        help="go on although masks or frames changed since the first answers, as their times do in a copy")  # fmt: skip
+    add("--dry-run", action="store_true", help="write the first request beside the output, send nothing")
     return parser
-
-
-def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--meta_json", "--meta-json", type=Path, required=True, metavar="FILE",
-        help="expressions, such as meta_expressions_train_select.json",
-    )  # fmt: skip
-    group.add_argument("--mask_dict", "--mask-dict", type=Path, required=True, metavar="FILE", help="mask_dict.json")
-    group.add_argument(
-        "--data_path", "--data-path", type=Path, required=True, metavar="DIR", help="folder of the videos: JPEGImages"
-    )
-    group.add_argument(
-        "--output_json", "--output-json", type=Path, required=True, metavar="FILE", help="the records; resumable"
-    )
-    group.add_argument("--exclude", type=Path, metavar="FILE", help="samples to leave out, a video/exp_id a line")
-    group.add_argument(
-        "--prompt-template", type=Path, metavar="FILE", help="of the policy's prompt in the records (veason.prompt)"
-    )
-    group.add_argument(scored.OPTION, action="store_true", help="ask about what a benchmark scores, all the same")
-
-
-def _add_teacher_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--base-url", default=os.environ.get("OPENAI_BASE_URL"), help="address of the server (default: OPENAI_BASE_URL)"
-    )
-    group.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    group.add_argument("--temperature", type=float, default=0.7, help="default: %(default)s")
-    group.add_argument("--max-tokens", type=positive, default=2048, help="of one answer (default: %(default)s)")
-    group.add_argument("--timeout", type=positive_float, default=300, help="seconds (default: %(default)s)")
-    group.add_argument(
-        "--max-retries",
-        type=natural,
-        default=8,
-        help="of a failed request, and of an unfit answer (default: %(default)s)",
-    )
-    group.add_argument("--rate-limit", type=positive_float, metavar="N", help="at most N requests a minute")
-    group.add_argument("--concurrency", type=positive, default=64, help="requests in flight (default: %(default)s)")
-    group.add_argument("--price-in", type=float, default=0.0, help="of a million prompt tokens")
-    group.add_argument("--price-out", type=float, default=0.0, help="of a million completion tokens")
-
-
-def _add_task_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max_samples_per_video", "--max-samples-per-video", type=positive, default=10, metavar="N",
-        help="expressions of one video (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument("--frames", type=positive, default=8, help="shown frames at most (default: %(default)s)")
-    group.add_argument(
-        "--model-size", type=positive, default=560, help="side of the policy's frames (default: %(default)s)"
-    )
-    group.add_argument(
-        "--box-decimals", type=int, choices=(0, 1, 2), default=2, help="of the answers (default: %(default)s)"
-    )
-    group.add_argument("--seed", type=int, default=42, help="default: %(default)s")
-
-
-def _add_run_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--num_workers", "--num-workers", type=positive, default=min(32, os.cpu_count() or 1), metavar="N",
-        help="processes that build requests (default: one a core)",
-    )  # fmt: skip
-    group.add_argument("--limit", type=positive, metavar="N", help="only the first N samples; without it goes on later")
-    group.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with an earlier run (default); --no-resume refuses to where there is one",
-    )  # fmt: skip
-    group.add_argument(
-        "--accept-changed-inputs", action="store_true",
-        help="go on although masks or frames changed since the first answers, as their times do in a copy",
-    )  # fmt: skip
-    group.add_argument("--dry-run", action="store_true", help="write the first request beside the output, send nothing")
 
 
 def positive(text: str) -> int:
@@ -157,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = ReVOS(args.data_path, split="train", image_root=args.data_path, meta=args.meta_json, masks=args.mask_dict)
     roots = [args.meta_json.parent, args.mask_dict.parent]
     for line in scored.check_file(args.meta_json, roots=roots, allowed=args.allow_scored_split):
-        print(f"warning: {line}", file=sys.stderr)
+        logger.warning("%s", line)
     size = QWEN2_5_VL.check_size((args.model_size, args.model_size))
     rules = Rules(seed=args.seed, frames=args.frames, model_size=size, box_decimals=args.box_decimals)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()
@@ -170,43 +139,33 @@ def main(argv: list[str] | None = None) -> int:
         _write_dry_run(dataset, numbers, rules, args.output_json)
         return 0
     print(f"{args.meta_json}: {len(numbers)} of {len(dataset)} expressions ({_listed(left_out) or 'none left out'})")
-    with CotJournal(
-        args.output_json,
-        settings=_settings(args, exclude),
-        inputs=_inputs(dataset, numbers),
-        accept_changes=args.accept_changed_inputs,
-        resume=args.resume,
-    ) as journal:
-        return _generate(args, dataset, numbers, rules, journal)
 
-
-def _settings(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
-    """Everything that decides the answers: an output holds one kind.
-
-    Not the address (a server of the same model may move), the length of an answer (one that was cut off is asked for
-    again), nor how fast or how many samples are asked.
-    """
-    names = ("model", "temperature", "max_samples_per_video", "frames", "model_size", "box_decimals")
+    # Everything that decides the answers: an output holds one kind. Not the address (a server of the same model may
+    # move), the length of an answer (one that was cut off is asked for again), nor how fast or how many are asked.
+    names = ("model", "temperature", "max_samples_per_video", "frames", "model_size", "box_decimals", "seed")
     template = prompt.load_template(args.prompt_template)
-    return {
-        **{name: getattr(args, name) for name in (*names, "seed")},
+    settings = {
+        **{name: getattr(args, name) for name in names},
         "meta_sha256": sha256(args.meta_json),
         "masks_bytes": args.mask_dict.stat().st_size,
         "exclude": _short_hash("\n".join(sorted(exclude))),
         "prompt_template": _short_hash(template),
         "instructions": cot_prompts.fingerprint(),
     }
-
-
-def _inputs(dataset: ReVOS, numbers: list[int]) -> dict[str, str]:
-    """A fingerprint of the masks by content, and of the frames of each asked video by name, size and time."""
-    videos = {dataset[number].video: dataset[number] for number in reversed(numbers)}
+    # fingerprints: of the masks by content, of the frames of each video by name, size and time
     inputs = {"the masks": sha256(dataset.files["masks"])[:16]}
-    for video, sample in sorted(videos.items()):
+    for video, sample in sorted({dataset[number].video: dataset[number] for number in reversed(numbers)}.items()):
         paths = (sample.frame_path(t) for t in range(len(sample)))
-        found = folder_fingerprint(path for path in paths if path.is_file())  # one that is missing is told when shown
+        found = folder_fingerprint(path for path in paths if path.is_file())  # a missing one is an error when shown
         inputs[f"the frames of {video}"] = found["names_and_times"]
-    return inputs
+    with CotJournal(
+        args.output_json,
+        settings=settings,
+        inputs=inputs,
+        accept_changes=args.accept_changed_inputs,
+        resume=args.resume,
+    ) as journal:
+        return _generate(args, dataset, numbers, rules, journal)
 
 
 def _short_hash(text: str) -> str:
@@ -214,6 +173,7 @@ def _short_hash(text: str) -> str:
 
 
 def _generate(args: argparse.Namespace, dataset: ReVOS, numbers: list[int], rules: Rules, journal: CotJournal) -> int:
+    """Asks about the samples without a record, writes the records and prints the counts; returns the exit code."""
     keys = [dataset[number].key for number in numbers]
     enough = args.max_retries + 1
     missing = [
@@ -223,21 +183,39 @@ def _generate(args: argparse.Namespace, dataset: ReVOS, numbers: list[int], rule
     ]
     failures: list[tuple[str, str]] = []
     if missing:
+        from training_data_construction.cot_run import Stopped  # seconds: the HTTP client
+
         try:
             failures = asyncio.run(_ask(args, dataset, missing, rules, journal, total=len(numbers)))
-        except asyncio.CancelledError:  # a second Ctrl-C
+        except Stopped as stop:
+            if stop.number == signal.SIGTERM:
+                signal.raise_signal(signal.SIGTERM)  # ends the command as SIGTERM ends any other
             raise KeyboardInterrupt from None
     outcome = journal.assemble(keys, failures=failures)
-    _report(args, journal, outcome)
+    print(f"{args.output_json}: {outcome.records} records")
+    if outcome.no_target:
+        print(f"{outcome.no_target:8d}  have their target in no frame")
+    for reason, count in outcome.rejected.most_common():
+        print(f"{count:8d}  rejected: {REASONS[reason]}")
+    if outcome.missing:
+        print(f"{outcome.missing:8d}  got no answer; run the same command again")
+    if outcome.rejected and not outcome.records:
+        print("          no answer was fit: something is wrong with the teacher or with what it is asked")
+    if outcome.rejected or outcome.missing:
+        print(f"          see {journal.rejects_path}")
+    tally, cost = journal.tally, ""
+    if args.price_in or args.price_out:
+        cost = f", cost {tally.cost(args.price_in, args.price_out):.2f}"
+    tokens = f"{tally.prompt_tokens} prompt and {tally.completion_tokens} completion tokens"
+    print(f"{tally.answers:8d}  answers paid for: {tokens}{cost}")
     return 1 if outcome.missing or (outcome.rejected and not outcome.records) else 0
 
 
 async def _ask(
     args: argparse.Namespace, dataset: ReVOS, missing: list[int], rules: Rules, journal: CotJournal, *, total: int
 ) -> list[tuple[str, str]]:
-    """Ask about the `missing` samples, of `total`; those that got no answer, each with what came last."""
+    """Asks about the `missing` samples, of `total`; returns those that got no answer, each with the last error."""
     from training_data_construction import cot_progress, cot_run  # seconds: the HTTP client
-    from training_data_construction.cot_teacher import Teacher
     from veason.chat import Request
 
     if not args.base_url:
@@ -249,9 +227,9 @@ async def _ask(
         timeout=args.timeout,
         max_retries=args.max_retries,
     )
-    async with Teacher(
-        request, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY"), per_minute=args.rate_limit
-    ) as teacher:
+    key = os.environ.get("OPENAI_API_KEY")
+    teacher = cot_run.Teacher(request, base_url=args.base_url, api_key=key, per_minute=args.rate_limit)
+    async with teacher:
         with (
             WorkerPool(cot_requests.build_some, (dataset, rules), workers=args.num_workers) as pool,
             cot_progress.Progress(total, done=total - len(missing), retries=teacher.problems) as progress,
@@ -269,27 +247,8 @@ async def _ask(
         return run.failures
 
 
-def _report(args: argparse.Namespace, journal: CotJournal, outcome: Outcome) -> None:
-    print(f"{args.output_json}: {outcome.records} records")
-    if outcome.no_target:
-        print(f"{outcome.no_target:8d}  have their target in no frame")
-    for reason, count in outcome.rejected.most_common():
-        print(f"{count:8d}  rejected: {REASONS[reason]}")
-    if outcome.missing:
-        print(f"{outcome.missing:8d}  got no answer; run the same command again")
-    if outcome.rejected and not outcome.records:
-        print("          no answer was fit: something is wrong with the teacher or with what it is asked")
-    if outcome.rejected or outcome.missing:
-        print(f"          see {journal.rejects_path}")
-    tally, cost = journal.tally, ""
-    if args.price_in or args.price_out:
-        cost = f", cost {tally.cost(args.price_in, args.price_out):.2f}"
-    tokens = f"{tally.prompt_tokens} prompt and {tally.completion_tokens} completion tokens"
-    print(f"{tally.answers:8d}  answers paid for: {tokens}{cost}")
-
-
 def _write_dry_run(dataset: ReVOS, numbers: list[int], rules: Rules, output: Path) -> None:
-    """The first request as people see it: a contact sheet and the text, beside the output."""
+    """Writes the first request beside the output in a readable form: a contact sheet and the text."""
     requests = (cot_requests.build(dataset, number, rules) for number in numbers)
     request = next((request for request in requests if request.task is not None), None)
     if request is None or request.task is None:
@@ -299,10 +258,10 @@ def _write_dry_run(dataset: ReVOS, numbers: list[int], rules: Rules, output: Pat
     texts = [part.get("text", "<picture>") for part in parts]
     picture, text = (output.with_name(f"{output.name}.dry_run.{suffix}") for suffix in ("png", "txt"))
     sheet = io.BytesIO()
-    cot_pictures.contact_sheet(urls, texts[: 2 * len(urls) : 2]).save(sheet, format="PNG")
+    cot_requests.contact_sheet(urls, texts[: 2 * len(urls) : 2]).save(sheet, format="PNG")
     atomic.write_bytes(picture, sheet.getvalue())
-    told = "\n\n".join([request.messages[0]["content"], *texts]) + "\n"
-    atomic.write_bytes(text, told.encode("utf-8", "replace"))
+    shown = "\n\n".join([request.messages[0]["content"], *texts]) + "\n"
+    atomic.write_bytes(text, shown.encode("utf-8", "replace"))
     print(f"{request.key}: keyframe {request.task.answer.keyframe}, {len(urls)} frames; nothing was sent")
     print(f"wrote     {picture}\nwrote     {text}")
 

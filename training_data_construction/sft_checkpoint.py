@@ -1,10 +1,10 @@
-"""Finish a model that LLaMA-Factory exported: its weights, and everything else as the base model has it.
+"""Finishes a model that LLaMA-Factory exported: it keeps the weights and takes all other files from the base model.
 
     python -m training_data_construction.sft_checkpoint BASE EXPORTED OUT [--data DIR]
 
 LoRA changes no tokenizer, template, processor or generation setting, but the export rewrites them: padding side,
-offline flags, sampling, an Ollama file. So they are taken from BASE; then, if it is whole, EXPORTED becomes OUT. How it
-wants to be asked (``veason.json``) is what the data set says that it was trained on, else what BASE says.
+offline flags, sampling, an Ollama file. So they are taken from BASE; then, if it is whole, EXPORTED becomes OUT. Its
+prompt settings (``veason.json``) are those of the data set in DIR, else those of BASE.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def finish(base: str, exported: Path, out: Path, *, data: Path | None = None) -> None:
-    """Replace the settings of `exported` by those of `base` (folder or hub name), check it, and rename it to `out`.
+    """Replaces the settings of `exported` by those of `base` (folder or hub name), checks it, renames it to `out`.
 
-    `data`: the folder that `build_sft` wrote. DataError for an export that is not whole.
+    `data`: the folder that `build_sft` wrote. An incomplete export is a DataError.
     """
     if out.exists():
         raise DataError(f"{out} exists; remove it to export again")
-    source = _folder(base)
+    source = Path(base)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(base, allow_patterns=list(SETTINGS)))
     for path in exported.iterdir():
         if not _is_models(path.name):
             path.unlink()
@@ -49,20 +53,12 @@ def finish(base: str, exported: Path, out: Path, *, data: Path | None = None) ->
 
 
 def _is_models(name: str) -> bool:
-    """Whether a file belongs to the weights: they, their index, their shapes."""
+    """Checks if a file belongs to the weights: they, their index, their shapes."""
     return name == "config.json" or name.endswith((".safetensors", ".index.json"))
 
 
-def _folder(base: str) -> Path:
-    if Path(base).is_dir():
-        return Path(base)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(base, allow_patterns=list(SETTINGS)))
-
-
 def check(folder: Path) -> None:
-    """DataError unless the folder has all weights and a processor that GRPO, inference and vLLM can load."""
+    """Raises a DataError unless the folder has all weights and a processor that GRPO, inference and vLLM can load."""
     from verl.engines.pretrained import problem
 
     if found := problem(folder):
@@ -79,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("base", help="the model that was trained from: folder or hub name")
     parser.add_argument("exported", type=Path, help="what `llamafactory-cli export` wrote; renamed")
     parser.add_argument("out", type=Path, help="the finished checkpoint; must not exist")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder, for how the model wants to be asked")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder, for the prompt settings")
     args = parser.parse_args(argv)
 
     def run() -> None:

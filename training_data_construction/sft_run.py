@@ -1,18 +1,20 @@
-"""What an SFT run is made from, checked before LLaMA-Factory starts: ``sft.sh`` calls it.
+"""Checks the inputs of an SFT run before LLaMA-Factory starts; ``sft.sh`` calls it.
 
     python -m training_data_construction.sft_run start SETTINGS.yaml OUTPUT key=value …
     python -m training_data_construction.sft_run adapter BASE ADAPTER
 
-``start`` refuses a base model that is not whole, since LLaMA-Factory would train on random values in its place. Then it
-notes settings, data and base model in ``OUTPUT/sft_run.json``, or compares them with what is noted there: a run that
-goes on, or is found finished, under other ones would be half of one and half of another. What `MAY_CHANGE` does so, and
-the note of before stays as ``sft_run_000.json``. ``adapter`` checks what is to be merged.
+``start`` refuses a base model that is not whole, since LLaMA-Factory would replace missing weights by random values. It
+notes settings, data and base model in ``OUTPUT/sft_run.json``, or compares them with that note: a run must end with the
+settings it began with. Only the settings in `MAY_CHANGE` may differ, and the earlier note stays as
+``sft_run_000.json``. ``adapter`` checks an adapter before it is merged.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,15 +27,17 @@ from veason import atomic, files
 from veason.command import run_command
 from veason.errors import DataError
 
+logger = logging.getLogger("training_data_construction.sft_run")  # also when run by `python -m`
+
 NAME = "sft_run.json"
 PATHS = ("model_name_or_path", "dataset_dir", "output_dir")
-"""Settings that are paths: what lies there is compared, or nothing, not where it lies."""
+"""Settings that are paths; they may differ, and the files at the first two are compared instead."""
 MAY_CHANGE = frozenset(
     {
-        # how far
+        # length of the run
         "max_steps",
         "num_train_epochs",
-        # what is logged and kept
+        # logging and checkpoints
         "logging_steps",
         "logging_first_step",
         "save_steps",
@@ -42,22 +46,22 @@ MAY_CHANGE = frozenset(
         "plot_loss",
         "report_to",
         "run_name",
-        # how the work is spread, which moves no number
+        # distribution of the work, which changes no number
         "preprocessing_num_workers",
         "dataloader_num_workers",
         "overwrite_cache",
         "ddp_timeout",
     }
 )
-"""Settings that a run may go on with otherwise than it began."""
+"""Settings that may change when a run is resumed."""
 BLOCKS, BLOCK = 16, 1 << 16
 """A file of weights is compared by its size and this many blocks of so many bytes, spread over it."""
 
 
 def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
-    """Check base model, settings and data of a run in `output`, and note them; one line for each change that may be.
+    """Checks base model, settings and data of a run in `output` and notes them; returns a line per permitted change.
 
-    DataError for a base model or data set that cannot be used, and for changes that may not be.
+    A base model or data set that cannot be used is a DataError, and so is any other change.
     """
     from verl.engines import pretrained
 
@@ -67,11 +71,14 @@ def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
     if problem:
         raise DataError(problem)
     files.check_regular(data / "dataset_info.json", hint="the data folder is what build_sft wrote")
+    pictures, digest = sorted((data / "images").rglob("*.png")), hashlib.sha256()  # of their names and sizes
+    for picture in pictures:
+        digest.update(f"{picture.relative_to(data)}\0{picture.stat().st_size}\n".encode())
     parts = ("*.safetensors", *pretrained.SMALL)
     now = {
         "settings": {key: value for key, value in sorted(settings.items()) if key not in PATHS},
-        "model": _prints(Path(model), parts) if Path(model).is_dir() else {"name": model},
-        "data": _prints(data, ("*.json",)) | _pictures(data),
+        "model": _fingerprints(Path(model), parts) if Path(model).is_dir() else {"name": model},
+        "data": _fingerprints(data, ("*.json",)) | {"images": f"{len(pictures)} pictures, {digest.hexdigest()[:12]}"},
     }
     path, adapter = output / NAME, output / "adapter"
     notes = os.environ.get("NODE_RANK", "0") == "0"  # of several machines with one OUTPUT, one writes
@@ -84,22 +91,22 @@ def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
     if not isinstance(before, dict) or before.keys() != now.keys():
         raise DataError(f"{path}: no note of an SFT run; remove {output}, or choose another OUTPUT")
     changes = {kind: _changes(before[kind], now[kind]) for kind in now}
-    refused = [f"{kind} {name} {told}" for kind in ("model", "data") for name, told in changes[kind].items()]
-    refused += [f"{key} {told}" for key, told in changes["settings"].items() if key not in MAY_CHANGE]
+    refused = [f"{kind} {name} {change}" for kind in ("model", "data") for name, change in changes[kind].items()]
+    refused += [f"{key} {change}" for key, change in changes["settings"].items() if key not in MAY_CHANGE]
     if refused and begun:
         more = f", and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise DataError(
             f"{output} was trained otherwise ({'; '.join(refused[:5])}{more}); give what it had, remove {output} to "
             "train anew, or choose another OUTPUT"
         )
-    told = [f"{key} {change}" for key, change in changes["settings"].items()]
+    changed = [f"{key} {change}" for key, change in changes["settings"].items()]
     if _is_trained(adapter):
-        return [f"{adapter} is trained, so a change has no effect: {line}" for line in told]
-    if (told or refused) and notes:
+        return [f"{adapter} is trained, so a change has no effect: {line}" for line in changed]
+    if (changed or refused) and notes:
         number = len(list(output.glob(f"{path.stem}_*.json")))
         path.rename(path.with_name(f"{path.stem}_{number:03d}.json"))
         atomic.write_json(path, now)
-    return [f"going on with a change: {line}" for line in told] if begun else []
+    return [f"going on with a change: {line}" for line in changed] if begun else []
 
 
 def _is_trained(adapter: Path) -> bool:
@@ -107,7 +114,7 @@ def _is_trained(adapter: Path) -> bool:
 
 
 def read_settings(yaml_file: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings of a YAML file with those of ``key=value`` arguments in their place, the last of a key."""
+    """Reads the settings of a YAML file; ``key=value`` arguments replace them, the last one of a key counts."""
     settings = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -117,11 +124,15 @@ def read_settings(yaml_file: Path, arguments: Sequence[str]) -> dict[str, Any]:
             settings[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             settings[key] = text
-    return {key: _number(value) for key, value in settings.items()}
+    for key, value in settings.items():
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                settings[key] = float(value)  # YAML reads 1e-4 as a text, 1.0e-4 as a number: the same setting
+    return settings
 
 
 def check_adapter(base: str, adapter: Path) -> None:
-    """DataError unless the folder holds a LoRA adapter, each of whose tensors has its place in the base model."""
+    """Raises a DataError unless the folder holds a LoRA adapter whose tensors all fit the base model."""
     import torch
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -155,7 +166,7 @@ def check_adapter(base: str, adapter: Path) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """By name, what is other than it was."""
+    """Describes each differing value, by name."""
     return {
         name: f"was {before.get(name, 'absent')}, is {now.get(name, 'absent')}"
         for name in sorted(before.keys() | now.keys())
@@ -163,40 +174,23 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _prints(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """By name, size and hash of files: a copy of them elsewhere has the same."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return {path.name: _print(path) for path in found if path.name != "build.json"}  # it tells how data were made
-
-
-def _print(path: Path) -> str:
-    size = files.check_regular(path).st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if path.suffix != ".safetensors":
-            digest.update(file.read())
-        else:
-            for number in range(BLOCKS):
-                file.seek(max(0, size - BLOCK) * number // (BLOCKS - 1))
-                digest.update(file.read(BLOCK))
-    return f"{size} bytes, {digest.hexdigest()[:12]}"
-
-
-def _pictures(data: Path) -> dict[str, str]:
-    """One print of all pictures of the data set, by their names and sizes."""
-    digest, count = hashlib.sha256(), 0
-    for path in sorted((data / "images").rglob("*.png")):
-        digest.update(f"{path.relative_to(data)}\0{path.stat().st_size}\n".encode())
-        count += 1
-    return {"images": f"{count} pictures, {digest.hexdigest()[:12]}"}
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-4 as a text, 1.0e-4 as a number; they are the same setting."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _fingerprints(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """Returns size and hash of files by name; a copy of them elsewhere gives the same."""
+    prints = {}
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        if path.name == "build.json":
+            continue  # it notes how the data were made
+        size = files.check_regular(path).st_size
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            if path.suffix != ".safetensors":
+                digest.update(file.read())
+            else:
+                for number in range(BLOCKS):
+                    file.seek(max(0, size - BLOCK) * number // (BLOCKS - 1))
+                    digest.update(file.read(BLOCK))
+        prints[path.name] = f"{size} bytes, {digest.hexdigest()[:12]}"
+    return prints
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_adapter(args.base, args.adapter)
         else:
             for line in start(args.settings, args.output, args.arguments):
-                print(line, flush=True)
+                logger.info("%s", line)
 
     return run_command(run)
 

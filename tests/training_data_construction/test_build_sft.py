@@ -179,7 +179,7 @@ class TestPictures:
         capsys.readouterr()
         assert build(root, tmp_path, records)[0] == 0
         assert picture.read_bytes() == whole
-        assert "1 pictures were damaged or their frames have changed" in capsys.readouterr().out
+        assert "1 pictures were damaged or their frames have changed" in capsys.readouterr().err
 
     def test_another_frame_of_the_same_name_is_another_picture(self, root, records, tmp_path, hand_made):
         """The new frame is older than the picture, as one from an archive is."""

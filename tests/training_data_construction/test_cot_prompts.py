@@ -1,4 +1,4 @@
-"""What the teacher is told."""
+"""The prompt of the teacher."""
 
 import re
 from random import Random

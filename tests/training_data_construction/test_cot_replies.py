@@ -7,7 +7,7 @@ import pytest
 from training_data_construction.cot_replies import (
     MAX_CHARS,
     REASONS,
-    Watch,
+    FirstReplies,
     keyframes_named,
     mentions_boxes,
     rejection,
@@ -52,18 +52,18 @@ def test_each_reason(expected, case):
 
 
 def test_answers_that_are_unfit_for_one_reason_from_the_first_on_stop_the_run():
-    watch = Watch()
+    counter = FirstReplies()
     for _ in range(19):
-        watch.add("tags", "a")
+        counter.add("tags", "a")
     with pytest.raises(DataError, match=r"first 20 answers are all unfit for one reason: the reply holds tags.*'c d'"):
-        watch.add("tags", "c\nd")
+        counter.add("tags", "c\nd")
 
 
 @pytest.mark.parametrize("first", [[None], ["tags", None], ["tags", "empty"]])
 def test_one_fit_answer_or_another_reason_shows_that_it_is_no_fault_of_the_whole(first):
-    watch = Watch()
+    counter = FirstReplies()
     for reason in [*first, *["tags"] * 50]:
-        watch.add(reason, "")
+        counter.add(reason, "")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def begin(place, *arguments):
 def test_the_same_run_goes_on(place, capsys):
     begin(place, "learning_rate=1e-4")
     assert start(place, "learning_rate=0.0001") == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     assert [path.name for path in (place / "out").glob("*.json")] == ["sft_run.json"]
 
 
@@ -110,7 +110,7 @@ def test_a_copy_of_the_inputs_is_the_same_run(place):
 def test_what_may_change_does_and_the_note_of_before_stays(place, capsys):
     begin(place)
     assert start(place, "num_train_epochs=2", "save_steps=5") == 0
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "going on with a change: num_train_epochs was 1.0, is 2",
         "going on with a change: save_steps was absent, is 5",
     ]
@@ -118,7 +118,7 @@ def test_what_may_change_does_and_the_note_of_before_stays(place, capsys):
     assert (before["settings"]["num_train_epochs"], now["settings"]["num_train_epochs"]) == (1, 2)
     (place / "out/adapter/train_results.json").write_text("{}")
     assert start(place, "num_train_epochs=3", "save_steps=5") == 0
-    assert "is trained, so a change has no effect: num_train_epochs was 2, is 3" in capsys.readouterr().out
+    assert "is trained, so a change has no effect: num_train_epochs was 2, is 3" in capsys.readouterr().err
     assert json.loads((place / "out/sft_run.json").read_text()) == now
 
 
@@ -132,7 +132,7 @@ def test_what_failed_before_its_first_checkpoint_may_be_tried_otherwise(place):
 def test_an_older_run_without_a_note(place, capsys):
     (place / "out/adapter/checkpoint-2").mkdir(parents=True)
     assert start(place) == 0
-    assert "does not say what it was made from" in capsys.readouterr().out
+    assert "does not say what it was made from" in capsys.readouterr().err
     assert start(place, "lora_rank=4") == 2
 
 

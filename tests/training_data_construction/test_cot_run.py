@@ -4,7 +4,7 @@ import asyncio
 
 from chat_server import Act, ChatServer, completion
 
-from training_data_construction.cot_teacher import Teacher
+from training_data_construction.cot_run import Teacher
 from veason.chat import Request
 
 
