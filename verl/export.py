@@ -51,11 +51,12 @@ def export(folder: str | Path, out: str | Path, *, merge: bool = True, base: str
     shutil.rmtree(partial, ignore_errors=True)
     try:
         if not isinstance(policy, PeftModel):
-            policy.to(dtype).save_pretrained(partial)
+            policy.to(dtype)  # type: ignore[arg-type]  # transformers types `to` as if it were not bound
+            policy.save_pretrained(partial)
         elif merge:  # in float32, and rounded after it
             policy.merge_and_unload().to(dtype).save_pretrained(partial)
         else:
-            policy.save_pretrained(partial)
+            policy.save_pretrained(str(partial))
         pretrained.load_processor(source).save_pretrained(partial)
         of_base = Path(source) / ASKED
         asked = json.loads(of_base.read_text(encoding="utf-8")) if of_base.is_file() else {}

@@ -1,4 +1,4 @@
-"""Draw a run's curves: ``python -m verl.plot RUN [--output FILE] [--keys PATTERN …] [--smooth N]``."""
+"""Draws the curves of a run: ``python -m verl.plot RUN [--output FILE] [--keys PATTERN …] [--smooth N]``."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ DEFAULT_KEYS = (
 )
 COLUMNS = 4
 PROBLEM = "problem/"
-"""Prefix of the shares of unusable replies by reason, which are noted where they occur."""
+"""Prefix of the shares of unusable replies by reason, which are in the file where they occur."""
 HELD_OUT = "val/"
-"""Prefix of a held-out value; drawn as dots in the panel of the value without it."""
+"""Prefix of a held-out value, which is drawn as dots in the panel of the value without it."""
 LINE, FAINT, DOTS = "#1f5fa8", "#a9c4e4", "#d1602b"
 
 Curve = list[tuple[int, float]]
@@ -60,7 +60,7 @@ def select(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values at each place, of what there is near the start; NaN is left out."""
+    """Mean of the last `window` values at each place, or of those there are near the start; NaN is left out."""
     means = []
     for stop in range(1, len(values) + 1):
         recent = [value for value in values[max(0, stop - window) : stop] if not math.isnan(value)]
@@ -92,6 +92,9 @@ def draw(curves: dict[str, Curve], keys: Sequence[str], output: Path, *, window:
 
 
 def draw_panel(panel: Axes, key: str, curve: Curve, *, held_out: Curve, window: int) -> None:
+    """One curve, smoothed over `window` steps, with the values of held-out prompts as dots."""
+    from matplotlib.ticker import AutoLocator
+
     steps, values = zip(*curve, strict=True)
     panel.set_title(key, fontsize=9, loc="left")
     marker = "." if len(steps) < 30 else ""
@@ -105,19 +108,33 @@ def draw_panel(panel: Axes, key: str, curve: Curve, *, held_out: Curve, window: 
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=7)
     panel.yaxis.get_offset_text().set_fontsize(7)
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    if _reads_plainly(values):
+    steps_axis = AutoLocator()
+    steps_axis.set_params(integer=True)
+    panel.xaxis.set_major_locator(steps_axis)
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if largest == 0 or 1e-2 <= largest < 1e5:  # the numbers read well without a power of ten
         panel.ticklabel_format(axis="y", style="plain", useOffset=False)
 
 
-def _reads_plainly(values: Sequence[float]) -> bool:
-    """Whether the numbers read well without a power of ten."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return largest == 0 or 1e-2 <= largest < 1e5
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    def window(text: str) -> int:
+        if not text.isdigit() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected a whole number of steps, at least 1, got {text!r}")
+        return int(text)
+
+    parser = argparse.ArgumentParser(
+        prog="python -m verl.plot", description="Draw the curves of a training run from its metrics.jsonl."
+    )
+    parser.add_argument("run", type=Path, help="folder of the run (trainer.save_checkpoint_path), or a metrics file")
+    parser.add_argument("--output", type=Path, help="picture to write: .png, .pdf or .svg (default RUN/curves.png)")
+    parser.add_argument(
+        "--keys",
+        nargs="+",
+        metavar="PATTERN",
+        help="metrics to draw, such as 'reward/*' (default: the usual ones)",
+    )
+    parser.add_argument("--smooth", type=window, default=1, metavar="N", help="mean over the last N steps (default 1)")
+    args = parser.parse_args(argv)
     path = args.run / METRICS_FILE if args.run.is_dir() else args.run
     output = args.output or path.parent / "curves.png"
     try:
@@ -133,28 +150,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(curves, keys, output, window=args.smooth, title=path.resolve().parent.name)
     sys.stdout.write(f"{output}\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m verl.plot", description="Draw the curves of a training run from its metrics.jsonl."
-    )
-    parser.add_argument("run", type=Path, help="folder of the run (trainer.save_checkpoint_path), or a metrics file")
-    parser.add_argument("--output", type=Path, help="picture to write: .png, .pdf or .svg (default RUN/curves.png)")
-    parser.add_argument(
-        "--keys",
-        nargs="+",
-        metavar="PATTERN",
-        help="what to draw, such as 'reward/*' (default: what GRPO is judged by)",
-    )
-    parser.add_argument("--smooth", type=_window, default=1, metavar="N", help="mean over the last N steps (default 1)")
-    return parser
-
-
-def _window(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of steps, at least 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

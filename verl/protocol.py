@@ -1,11 +1,11 @@
-"""What travels between the trainer, its workers and its plug-ins. Read this file first.
+"""The records that travel between the trainer, its workers and its plug-ins. Read this file first.
 
 Tensor names carry their axes: B rollouts (of this rank, group after group), R response positions (right-padded).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class Prompt:
     images: Any
     """(H, W, 3) uint8 RGB arrays in the order of the messages, or a Ray reference to such a list."""
     target: Any = field(repr=False)
-    """What the reward needs to judge a reply. Opaque here; must pickle."""
+    """What the reward needs to score a reply. Opaque here; must pickle."""
     note: str = field(default="", repr=False)
     """The question and its true answer, for a person who reads the rollouts."""
 
@@ -36,11 +36,11 @@ class Outline:
     """The part of a prompt that is known before a picture is decoded."""
 
     key: str
-    """Names the prompt among all of its data set, whatever the epoch."""
+    """Name of the prompt among all of its data set, whatever the epoch."""
     group: str
     """Name that prompts of the same origin share."""
     kind: str
-    """Prompts of one kind are few or many; validation is drawn to hold each kind as often as the others."""
+    """Kind of the prompt, of which there are few or many; validation is drawn to hold each kind equally often."""
     messages: list[dict[str, Any]] = field(repr=False)
     """Chat messages of the longest prompt that it may become in any epoch."""
     image_sizes: tuple[tuple[int, int], ...] = field(repr=False)
@@ -52,17 +52,17 @@ class PromptError(ConfigError):
 
 
 class PromptDataset(Protocol):
-    """A data set plug-in; `get` may be called from several threads.
+    """A data set plug-in. `get` may be called from several threads.
 
-    Four more methods may be there, and are used where they are:
+    Four more methods are optional:
 
-    - ``outline(index) -> Outline``: what is known of a prompt before a picture is decoded. With it, over-long prompts
-      are found before the run starts, and validation is drawn evenly and its keys are kept;
-    - ``notes(model_path) -> list[str]``: what a user should be told before the run starts, such as settings that the
+    - ``outline(index) -> Outline``: the part of a prompt that is known before a picture is decoded. With it, over-long
+      prompts are found before the run starts, validation is drawn evenly, and its keys are kept;
+    - ``notes(model_path) -> list[str]``: lines that a user should read before the run starts, such as settings that the
       checkpoint was not trained with;
-    - ``fingerprint() -> dict[str, str]``: of each file that prompts are read from, by its role. A run that is resumed
-      must find the same ones;
-    - ``asked() -> dict``: how a checkpoint of the run wants to be asked; saved and exported with it.
+    - ``fingerprint() -> dict[str, str]``: a digest of each file that prompts are read from, by its role. A run that is
+      resumed must find the same ones;
+    - ``asked() -> dict``: the prompt settings of a checkpoint of the run, which are saved and exported with it.
     """
 
     def __len__(self) -> int: ...
@@ -88,13 +88,13 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Reward:
-    """How one reply was judged."""
+    """The reward of one reply."""
 
     total: float
     parts: dict[str, float]
     """Every term on its own, by name; logged as means."""
     problem: str | None = None
-    """Code of what was wrong with the reply's form, None if nothing; counted by code."""
+    """Code of the fault in the reply's form, None if there is none; counted by code."""
 
 
 @dataclass
@@ -107,13 +107,13 @@ class Batch:
     """Each of length B."""
 
     def __post_init__(self) -> None:
-        sizes = {name: len(rows) for rows_by_name in (self.tensors, self.lists) for name, rows in rows_by_name.items()}
+        sizes = {name: len(tensor) for name, tensor in self.tensors.items()}
+        sizes |= {name: len(items) for name, items in self.lists.items()}
         assert len(set(sizes.values())) <= 1, f"rows disagree: {sizes}"
 
     def __len__(self) -> int:
-        """Number of rows B."""
-        rows = next(iter({**self.tensors, **self.lists}.values()), ())
-        return len(rows)
+        """The number of rows B."""
+        return next((len(rows) for rows in self.tensors.values()), len(next(iter(self.lists.values()), ())))
 
     def __getitem__(self, name: str) -> Any:
         return self.tensors[name] if name in self.tensors else self.lists[name]
@@ -124,7 +124,10 @@ class Batch:
     def select(self, rows: Sequence[int]) -> Batch:
         """The rows of these numbers, in this order."""
         index = torch.as_tensor(list(rows), dtype=torch.long)
-        return self._each(lambda tensor: tensor[index.to(tensor.device)], lambda items: [items[row] for row in rows])
+        return Batch(
+            {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
+            {name: [items[row] for row in rows] for name, items in self.lists.items()},
+        )
 
     def with_tensors(self, **tensors: Tensor) -> Batch:
         """This batch with more (or other) tensors."""
@@ -132,9 +135,3 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lists)
-
-    def _each(self, on_tensor: Callable[[Tensor], Tensor], on_list: Callable[[list], list]) -> Batch:
-        return Batch(
-            {name: on_tensor(tensor) for name, tensor in self.tensors.items()},
-            {name: on_list(items) for name, items in self.lists.items()},
-        )

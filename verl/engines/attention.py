@@ -23,7 +23,7 @@ ROOM = 64
 
 
 def use_shared_heads(model: PreTrainedModel) -> None:
-    """Let the model's text layers attend in this way, if they use torch's; the vision tower's stay."""
+    """Let the model's text layers attend in this way, if they use torch's attention; the vision tower keeps its own."""
     if model.config.get_text_config()._attn_implementation == "sdpa":
         model.set_attn_implementation({"text_config": NAME})
 
@@ -37,7 +37,7 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As every attention function of transformers: (B, queries, heads, dimensions), and no weights."""
+    """Attention as transformers wants it: returns (B, queries, heads, dimensions), and no weights."""
     rows, heads, queries, dimensions = query.shape
     if queries > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -63,26 +63,26 @@ class RoomyLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self._whole: tuple[Tensor, Tensor] | None = None
-        """None: there is no room, as at first and after rows were selected."""
+        """None where there is no room: at first, and after rows were selected."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append; all keys and values so far."""
+        """Append keys and values; returns all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, more = self.get_seq_length(), key_states.shape[2]
         if self._whole is None or start + more > self._whole[0].shape[2]:
-            self._whole = self._grown(self.keys, key_states), self._grown(self.values, value_states)
+            self._whole = self._grown(key_states, self.keys), self._grown(value_states, self.values)
         for whole, states in zip(self._whole, (key_states, value_states), strict=True):
             whole[:, :, start : start + more] = states
         self.keys, self.values = (whole[:, :, : start + more] for whole in self._whole)
         return self.keys, self.values
 
-    def _grown(self, so_far: Tensor, states: Tensor) -> Tensor:
-        """What there is, followed by room for `states` and some more."""
+    def _grown(self, states: Tensor, so_far: Tensor | None) -> Tensor:
+        """A tensor that begins with `so_far` and has room for `states` and some more."""
         rows, heads, more, dimensions = states.shape
         start = self.get_seq_length()
         whole = states.new_empty(rows, heads, start + more + ROOM, dimensions)
-        if start:
+        if so_far is not None and start:
             whole[:, :, :start] = so_far
         return whole
 

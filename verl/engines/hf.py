@@ -1,4 +1,4 @@
-"""Draw replies with the transformers model itself: no other software needed, the same numbers as the actor's.
+"""Draws replies with the transformers model itself: no other software is needed, and the numbers are the actor's.
 
 A prompt is read once, however many replies are drawn; its keys and values are then repeated for the rows of the group.
 Rows that have ended leave the batch as soon as half of it has.
@@ -29,11 +29,11 @@ class HFEngine:
     """A rollout engine (see `base.RolloutEngine`) with its own full copy of the model.
 
     ``engine_logprobs`` are log_softmax(logits / temperature) over the whole vocabulary in float32, at temperature 1 for
-    greedy replies: without the vision tokens' suppression, a repetition penalty, top-p and top-k, so that they can be
-    compared with the actor's whatever the sampling is. Everything that `generate` gives lies on the CPU.
+    greedy replies. They leave out the suppression of vision tokens, the repetition penalty, top-p and top-k, so that
+    they can be compared with the actor's whatever the sampling is. Everything that `generate` returns is on the CPU.
 
-    The same prompts and seeds give the same replies in any company as far as the arithmetic does: in float32 on a CPU a
-    larger batch or more padding moves a log-probability by some 1e-6, in bfloat16 on a GPU by some 1e-2.
+    The same prompts and seeds give the same replies beside any others, as far as arithmetic allows: in float32 on a CPU
+    a larger batch or more padding moves a log-probability by some 1e-6, in bfloat16 on a GPU by some 1e-2.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class HFEngine:
         if self._rows < 1:
             raise ValueError(f"worker.rollout.batch_size is {self._rows}, it must be at least 1")
         model = pretrained.load_base(model_path, dtype=dtype)
-        self.model: PreTrainedModel = model.to(self._device).eval().requires_grad_(False)
+        model.to(self._device)  # type: ignore[arg-type]  # transformers types `to` as if it were not bound
+        self.model: PreTrainedModel = model.eval().requires_grad_(False)
         use_shared_heads(model)
         processor = pretrained.load_processor(model_path)
         self._pad = generation.pad_id(processor)
@@ -51,17 +52,25 @@ class HFEngine:
         self._never = torch.tensor(generation.banned_ids(model.config), dtype=torch.long, device=self._device)
         self._sent = Fingerprints(dtype)
 
+    @torch.no_grad()
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Copy full tensors in place. Names are those of the transformers model (`named_parameters`), all of them; of
         tied weights one name is enough. ValueError names what is missing, unknown or of another shape."""
         own = self.model.state_dict(keep_vars=True)
-        given, wrong = set(), []
+        given: set[int] = set()
+        wrong = []  # and go on: other ranks may be gathering the rest of the stream with us
         for name, tensor in self._sent.watch(weights):
-            problem = _copy(own, name, tensor, given)
-            if problem:
-                wrong.append(problem)  # and go on: other ranks may be gathering the rest of the stream with us
-            if name in own:
-                given.add(id(own[name]))
+            mine = own.get(name)
+            if mine is None:
+                wrong.append(f"{name} is unknown")
+                continue
+            if mine.shape != tensor.shape:
+                wrong.append(f"{name} is {tuple(tensor.shape)}, {tuple(mine.shape)} was wanted")
+            elif id(mine) in given and not torch.equal(mine, tensor.to(mine)):
+                wrong.append(f"{name} differs from the weights it is tied to")
+            else:
+                mine.copy_(tensor)
+            given.add(id(mine))
         missing = [name for name, tensor in own.items() if id(tensor) not in given]
         if wrong or missing:
             raise ValueError(f"weights do not fit the rollout model: {_some(wrong)}; missing: {_some(missing)}")
@@ -76,13 +85,15 @@ class HFEngine:
     def generate(self, prompts: Sequence[PromptInputs], *, n: int, sampling: Sampling, seeds: Sequence[int]) -> Batch:
         """Replies as `base.RolloutEngine.generate` says, `config.batch_size` rows at a time."""
         assert len(prompts) == len(seeds), f"{len(prompts)} prompts, {len(seeds)} seeds"
-        total = len(prompts) * n
-        replies = _Replies.empty(total, sampling.max_tokens, pad=self._pad, device=self._device)
-        luck_BR = _luck(seeds, n=n, length=sampling.max_tokens).to(self._device)
+        total, length = len(prompts) * n, sampling.max_tokens
+        replies = _Replies.empty(total, length, pad=self._pad, device=self._device)
+        # the random numbers of reply i to a prompt come from (the prompt's seed, i) alone
+        uniform = [np.random.default_rng([seed, index]).random(length) for seed in seeds for index in range(n)]
+        uniform_BR = torch.from_numpy(np.array(uniform).reshape(total, length)).to(self._device)
         for start in range(0, total, self._rows):
             rows = torch.arange(start, min(start + self._rows, total), device=self._device)
             first = start // n
-            self._draw(prompts[first : int(rows[-1]) // n + 1], rows // n - first, rows, replies, luck_BR, sampling)
+            self._draw(prompts[first : int(rows[-1]) // n + 1], rows // n - first, rows, replies, uniform_BR, sampling)
         return replies.batch()
 
     def _draw(
@@ -91,18 +102,30 @@ class HFEngine:
         owner_B: Tensor,
         row_B: Tensor,
         replies: _Replies,
-        luck_BR: Tensor,
+        uniform_BR: Tensor,
         sampling: Sampling,
     ) -> None:
         """Write the replies of rows `row_B` into `replies`; row b answers ``prompts[owner_B[b]]``."""
         state, logits_BV = self._prefill(prompts)
         if sampling.repetition_penalty != 1:
-            state.seen_BV = torch.stack([_seen(prompt.input_ids, logits_BV.shape[1]) for prompt in prompts])
-            state.seen_BV = state.seen_BV.to(self._device)
+            state.seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+            for seen_V, prompt in zip(state.seen_BV, prompts, strict=True):
+                seen_V[prompt.input_ids.to(self._device)] = True
         state, logits_BV = state.select(owner_B), logits_BV[owner_B]
+        greedy = sampling.temperature == 0
         for position in range(sampling.max_tokens):
-            token_B, logprob_B = self._choose(logits_BV, luck_BR[row_B, position], sampling, state.seen_BV)
-            replies.write(row_B, position, token_B, logprob_B)
+            scaled_BV = logits_BV.float() / (1.0 if greedy else sampling.temperature)
+            logprob_BV = scaled_BV.log_softmax(dim=-1)
+            drawn_from_BV = logprob_BV
+            if state.seen_BV is not None:
+                drawn_from_BV = penalised(scaled_BV, state.seen_BV, penalty=sampling.repetition_penalty)
+                drawn_from_BV = drawn_from_BV.log_softmax(dim=-1)
+            allowed_BV = drawn_from_BV.index_fill(1, self._never, -torch.inf)
+            if greedy:
+                token_B = allowed_BV.argmax(dim=-1)
+            else:
+                token_B = pick(truncate(allowed_BV.exp(), sampling), uniform_BR[row_B, position])
+            replies.write(row_B, position, token_B, logprob_BV.gather(1, token_B[:, None])[:, 0])
             if state.seen_BV is not None:
                 state.seen_BV.scatter_(1, token_B[:, None], True)
             ended_B = torch.isin(token_B, self._ends)
@@ -117,7 +140,7 @@ class HFEngine:
             logits_BV = self._step(state, token_B)
 
     def _prefill(self, prompts: Sequence[PromptInputs]) -> tuple[_State, Tensor]:
-        """Read some prompts: their keys and values, and the logits of the first token of a reply."""
+        """Read some prompts into a cache, and compute the logits of the first token of a reply."""
         none_BR = torch.zeros(len(prompts), 0, dtype=torch.long)
         inputs = collate(prompts, none_BR, none_BR, pad_id=self._pad)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
@@ -150,39 +173,20 @@ class HFEngine:
         state.next_B = state.next_B + 1
         return logits_B1V[:, -1]
 
-    def _choose(
-        self, logits_BV: Tensor, luck_B: Tensor, sampling: Sampling, seen_BV: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """A token per row and its log-probability, as the class says."""
-        greedy = sampling.temperature == 0
-        scaled_BV = logits_BV.float() / (1.0 if greedy else sampling.temperature)
-        logprob_BV = scaled_BV.log_softmax(dim=-1)
-        drawn_from_BV = logprob_BV
-        if seen_BV is not None:
-            drawn_from_BV = penalised(scaled_BV, seen_BV, penalty=sampling.repetition_penalty).log_softmax(dim=-1)
-        allowed_BV = drawn_from_BV.index_fill(1, self._never, -torch.inf)
-        token_B = allowed_BV.argmax(dim=-1) if greedy else pick(truncate(allowed_BV.exp(), sampling), luck_B)
-        return token_B, logprob_BV.gather(1, token_B[:, None])[:, 0]
-
     def sleep(self) -> None:
-        """The weights go to the CPU; nothing to do where they are there already."""
+        """Move the weights to the CPU, unless they are there already."""
         if self._device.type == "cuda":
-            self.model.to("cpu")
+            self.model.to("cpu")  # type: ignore[arg-type]  # as above
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
         if self._device.type == "cuda":
-            self.model.to(self._device)
+            self.model.to(self._device)  # type: ignore[arg-type]  # as above
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, *, penalty: float) -> Tensor:
     """Logits with those of the tokens that were seen made smaller, as transformers and vLLM do it."""
     return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
-
-
-def _seen(ids: Tensor, vocabulary: int) -> Tensor:
-    """(V,) bool: the tokens among `ids`."""
-    return torch.zeros(vocabulary, dtype=torch.bool).index_fill(0, ids, True)
 
 
 def truncate(prob_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -198,26 +202,21 @@ def truncate(prob_BV: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(sorted_BV).scatter(1, order_BV, sorted_BV)
 
 
-def pick(weight_BV: Tensor, luck_B: Tensor) -> Tensor:
-    """The token at which each row's running sum of weights passes its luck, a share of the whole in [0, 1).
+def pick(weight_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Draw a token per row in proportion to its weights, by a random number in [0, 1) for each row.
 
-    One number decides, so a row's token does not depend on how many rows there are.
+    The token is where the running sum of weights passes that share of the whole. One number decides, so a row's token
+    does not depend on how many rows there are.
     """
     sum_BV = weight_BV.double().cumsum(dim=-1)
-    share_B = luck_B.clamp(max=1 - 2**-40)  # so that rounding cannot reach the whole
+    share_B = uniform_B.clamp(max=1 - 2**-40)  # so that rounding cannot reach the whole
     token_B = torch.searchsorted(sum_BV, share_B[:, None] * sum_BV[:, -1:], right=True)[:, 0]
     return token_B.clamp(max=weight_BV.shape[1] - 1)  # only where a weight was NaN, which `batch` reports
 
 
-def _luck(seeds: Sequence[int], *, n: int, length: int) -> Tensor:
-    """(B, R) float64 in [0, 1): the numbers of reply i to a prompt come from (the prompt's seed, i) alone."""
-    rows = [np.random.default_rng([seed, index]).random(length) for seed in seeds for index in range(n)]
-    return torch.from_numpy(np.array(rows).reshape(len(rows), length))
-
-
 @dataclass
 class _State:
-    """Where the rows of a batch stand."""
+    """The state of the rows of a batch between two tokens."""
 
     cache: DynamicCache
     mask_BP: Tensor | None
@@ -225,10 +224,10 @@ class _State:
     next_B: Tensor
     """Rotary position of the next token; the same in all three axes, as for any text."""
     seen_BV: Tensor | None = None
-    """bool: tokens that the prompt or the reply so far holds; None where nothing asks."""
+    """bool: tokens that the prompt or the reply so far holds; None without a repetition penalty."""
 
     def select(self, rows: Tensor) -> _State:
-        """These rows, a row possibly several times; the cache changes hands."""
+        """These rows, a row possibly several times. The cache is handed over: this state is of no use afterwards."""
         self.cache.batch_select_indices(rows)
         mask_BP, seen_BV = (None if part is None else part[rows] for part in (self.mask_BP, self.seen_BV))
         return _State(self.cache, mask_BP, self.next_B[rows], seen_BV)
@@ -261,9 +260,9 @@ class _Replies:
         self.mask_BR[rows, position] = 1
 
     def batch(self) -> Batch:
-        """Cut to the longest reply. FloatingPointError if the model gave something that is not a number."""
+        """The replies, cut to the longest one. FloatingPointError where a log-probability is not finite."""
         if not bool(self.logprob_BR.isfinite().all()):
-            raise FloatingPointError("the rollout model's log-probabilities are not finite; are its weights?")
+            raise FloatingPointError("the rollout model's log-probabilities are not finite: its weights may be broken")
         length = int(self.mask_BR.sum(dim=1).max()) if len(self.mask_BR) else 0
         tensors = {
             "responses": self.token_BR[:, :length],
@@ -271,19 +270,6 @@ class _Replies:
             "engine_logprobs": self.logprob_BR[:, :length],
         }
         return Batch(tensors, {"finished": self.finished_B.tolist()}).to("cpu")
-
-
-@torch.no_grad()
-def _copy(own: dict[str, Tensor], name: str, tensor: Tensor, given: set[int]) -> str | None:
-    """Copy one tensor to its place; what is wrong with it, if anything."""
-    if name not in own:
-        return f"{name} is unknown"
-    if own[name].shape != tensor.shape:
-        return f"{name} is {tuple(tensor.shape)}, {tuple(own[name].shape)} was wanted"
-    if id(own[name]) in given and not torch.equal(own[name], tensor.to(own[name])):
-        return f"{name} differs from the weights it is tied to"
-    own[name].copy_(tensor)
-    return None
 
 
 def _some(names: Sequence[str], *, most: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""Prompts as a vision-language model takes them: tokens, patches, and batches of both with the replies appended."""
+"""Turns prompts into the inputs of a vision-language model: tokens, patches, and batches of both with replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verl.protocol import Prompt
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """One prompt after the processor; made once per prompt and worker, shared by all its rollouts."""
+    """One prompt after the processor. It is made once per prompt and worker, and shared by all its rollouts."""
 
     input_ids: Tensor
     """(P,) int64, image tokens expanded."""
@@ -29,13 +29,20 @@ class PromptInputs:
     image_grid_thw: Tensor | None
     """(images, 3) int64."""
     bare_ids: Tensor
-    """(P',) int64 with ONE image token per image: what an engine that expands images itself is given."""
+    """(P',) int64 with ONE image token per image, for an engine that expands images itself."""
     images: tuple[Any, ...] = ()
     """The pictures themselves, for such an engine."""
 
     def __len__(self) -> int:
-        """Prompt tokens P."""
+        """The number of prompt tokens P."""
         return len(self.input_ids)
+
+    @property
+    def patches(self) -> tuple[Tensor, Tensor] | None:
+        """`pixel_values` and `image_grid_thw`; None for a prompt without images."""
+        if self.pixel_values is None or self.image_grid_thw is None:
+            return None
+        return self.pixel_values, self.image_grid_thw
 
 
 def process(prompt: Prompt, processor: Any, *, max_length: int) -> PromptInputs:
@@ -56,11 +63,22 @@ def read_chat(messages: Sequence[dict[str, Any]], images: Sequence[Any], process
     """The inputs of a chat that awaits a reply. Each image entry of `messages` takes the next of `images`, which are
     (H, W, 3) uint8 RGB arrays; the model sees every one of them at its own size.
 
-    EngineError if the processor would resize a picture: boxes are given in the pixels of the picture that was shown.
+    EngineError if the processor would resize a picture: replies speak of the pixels of the picture that was shown.
     """
     check_sizes([image.shape[:2] for image in images], processor)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    shown = _with_images(messages, images, processor)
+    remaining, limits = iter(images), _pixel_limits(processor)
+
+    def with_image(entry: dict[str, Any]) -> dict[str, Any]:  # and the sizes at which the processor takes it as it is
+        if entry["type"] != "image":
+            return entry
+        return {"type": "image", "image": Image.fromarray(next(remaining)), **limits}
+
+    shown = []
+    for message in messages:
+        content = message["content"]
+        shown.append({**message, "content": content if isinstance(content, str) else [*map(with_image, content)]})
+    assert next(remaining, None) is None, "there are more images than image entries"
     pictures, _ = process_vision_info(shown, image_patch_size=processor.image_processor.patch_size)
     made = processor(text=[text], images=pictures, return_tensors="pt")
     return PromptInputs(
@@ -71,23 +89,6 @@ def read_chat(messages: Sequence[dict[str, Any]], images: Sequence[Any], process
         bare_ids=processor.tokenizer(text, return_tensors="pt")["input_ids"][0],
         images=tuple(pictures or ()),
     )
-
-
-def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Any], processor: Any) -> list[dict[str, Any]]:
-    """The messages with a picture in each image entry, and the sizes at which the processor takes it as it is."""
-    remaining, limits = iter(images), _pixel_limits(processor)
-
-    def filled(entry: dict[str, Any]) -> dict[str, Any]:
-        if entry["type"] != "image":
-            return entry
-        return {"type": "image", "image": Image.fromarray(next(remaining)), **limits}
-
-    made = []
-    for message in messages:
-        content = message["content"]
-        made.append({**message, "content": content if isinstance(content, str) else [*map(filled, content)]})
-    assert next(remaining, None) is None, "there are more images than image entries"
-    return made
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]], processor: Any) -> None:
@@ -110,7 +111,8 @@ def _pixel_limits(processor: Any) -> dict[str, int]:
 def prompt_lengths(
     prompts: Sequence[tuple[list[dict[str, Any]], Sequence[tuple[int, int]]]], processor: Any
 ) -> list[int]:
-    """Tokens of each prompt as `process` will make them, from its messages and the (height, width) of its images.
+    """The number of tokens of each prompt as `process` will make them, from its messages and the (height, width) of its
+    images.
 
     No picture is needed: the tokens of an image follow from its size, and a blank one is processed once for each.
     """
@@ -142,8 +144,8 @@ def collate(
         "attention_mask": torch.cat([mask_BP, mask_BR.long()], dim=1),
         "mm_token_type_ids": torch.cat([types_BP, torch.zeros_like(padded_BR)], dim=1),
     }
-    pictured = [prompt for prompt in prompts if prompt.pixel_values is not None]
-    if pictured:
-        inputs["pixel_values"] = torch.cat([prompt.pixel_values for prompt in pictured])
-        inputs["image_grid_thw"] = torch.cat([prompt.image_grid_thw for prompt in pictured])
+    patches = [prompt.patches for prompt in prompts if prompt.patches is not None]
+    if patches:
+        inputs["pixel_values"] = torch.cat([pixels for pixels, _ in patches])
+        inputs["image_grid_thw"] = torch.cat([grids for _, grids in patches])
     return inputs

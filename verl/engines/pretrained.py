@@ -192,7 +192,7 @@ def _problem_of_weights(folder: Path) -> str | None:
         return str(error)
     if getattr(config, "quantization_config", None) is not None:
         return None  # names and shapes are its quantiser's
-    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]  # typed for tuples of classes too
     placed = dict(shapes)
     embeddings = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
     if HEAD in shapes and embeddings:

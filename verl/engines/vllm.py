@@ -1,10 +1,11 @@
-"""Draw replies with vLLM in this very process: its scheduler, its kernels, the actor's weights.
+"""Draws replies with vLLM inside this process: with its scheduler and kernels, and the actor's weights.
 
-In a process group every rank runs an engine (vLLM's `external_launcher`); those of a tensor-parallel group hold shards
-of one model, are given the same requests and schedule them alike. Groups know nothing of each other. Without a process
-group, as in inference, the engine is alone and keeps its GPU memory.
+In a process group every rank runs an engine (vLLM's `external_launcher`). Those of a tensor-parallel group hold shards
+of one model, get the same requests and schedule them alike; groups know nothing of each other. Without a process group,
+as in inference, the engine is alone and keeps its GPU memory.
 
-A group of replies is one request: the prompt and its pictures are read once, the others find them in the prefix cache.
+A group of replies is one request: the prompt and its pictures are read once, and all replies after the first find them
+in the prefix cache.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from verl.config import RolloutConfig
 from verl.engines import generation, pretrained
 from verl.engines.base import EngineOptions, Sampling
 from verl.engines.inputs import PromptInputs
-from verl.engines.weights import Fingerprints, differing, places, tie
+from verl.engines.weights import Fingerprints, differing, places
 from verl.protocol import Batch
 
 FORBIDDEN = -100.0
-"""Added to a logit: the lowest bias that vLLM takes, a probability of e^-100."""
+"""Bias added to the logit of a banned token: the lowest that vLLM takes, a probability of e^-100."""
 
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
-"""The engine's core belongs into this process, where the weights are."""
+"""Environment that keeps the engine's core in this process, where the weights are."""
 CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""GiB of keys and values, and no pinning: the ranks of one machine would all be pinned to the same cores."""
+"""Environment on a CPU: GiB of keys and values, and no pinning, which would put all ranks of a machine on one core."""
 
 
 class VLLMEngine:
@@ -42,9 +43,8 @@ class VLLMEngine:
 
     ``engine_logprobs`` are log_softmax(logits / temperature) over the whole vocabulary, as the hf engine's: before
     vision tokens are suppressed, repetition is penalised and top-p and top-k cut, so that they can be compared with the
-    actor's.
-
-    The same prompts and seeds give the same replies in any company as far as the arithmetic does, see `hf.HFEngine`.
+    actor's. The same prompts and seeds give the same replies beside any others, as far as arithmetic allows; see
+    `hf.HFEngine`.
     """
 
     def __init__(
@@ -62,26 +62,23 @@ class VLLMEngine:
         self._tied = bool(hf_config.get_text_config().tie_word_embeddings)
         self._never = dict.fromkeys(generation.banned_ids(hf_config), FORBIDDEN)
         self._temperature = 1.0
-        self._scale_logits()
-        self._places = places(self._model)
-        self._sent, self._stale = Fingerprints(dtype), dict[str, float]()
-        self._asleep: set[str] = set()
-
-    def _scale_logits(self) -> None:
-        """Divide by the temperature inside the model: vLLM's own division comes after log-probabilities were noted."""
         plain = self._model.compute_logits
 
         def compute_logits(*args: Any, **kwargs: Any) -> Tensor | None:
+            """Logits divided by the temperature: vLLM's own division comes after log-probabilities were noted."""
             logits = plain(*args, **kwargs)
             return None if logits is None else logits.float() / self._temperature
 
         self._model.compute_logits = compute_logits
+        self._places = places(self._model)
+        self._sent, self._stale = Fingerprints(dtype), dict[str, float]()
+        self._asleep: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------ weights
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Full tensors under their Hugging Face names; each rank keeps its shard. What did not arrive is noted for
-        `stale_weights`."""
+        """Take full tensors under their Hugging Face names; each rank keeps its shard. `stale_weights` tells afterwards
+        what did not arrive."""
         stream = self._sent.watch(weights)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream, "is_checkpoint_format": True})
         for _ in stream:  # whatever the loader left: other ranks may be gathering it with us
@@ -93,8 +90,10 @@ class VLLMEngine:
         self._stale = differing(self._places, self._sent)
 
     def _tie(self) -> None:
-        """Make the head anew from the embeddings: a reload passes it by, and on a CPU it has a packed copy."""
-        tie(self._model)
+        """Make the head the embeddings again: a reload passes it by, and on a CPU it has a packed copy."""
+        head, embeddings = self._model.language_model.lm_head, self._model.language_model.model.embed_tokens
+        head.tie_weights(embeddings)
+        head.quant_method.process_weights_after_loading(head)
 
     def stale_weights(self) -> dict[str, float]:
         return dict(self._stale)
@@ -106,18 +105,42 @@ class VLLMEngine:
         own prompts, which may be none."""
         assert len(prompts) == len(seeds), f"{len(prompts)} prompts, {len(seeds)} seeds"
         self._wake("kv_cache")
-        requests = [(_request(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        shared, first = self._of_the_group(requests)
+        requests: list[dict[str, Any]] = []
+        for prompt in prompts:  # ids with one token an image: vLLM expands them, as the trainer did
+            pictures = {"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {}
+            requests.append({"prompt_token_ids": prompt.bare_ids.tolist(), **pictures})
+        # the requests of all ranks of the tensor-parallel group, and where this rank's begin among them
+        shared, first = list(zip(requests, seeds, strict=True)), 0
+        if self._size > 1:
+            from vllm.distributed.parallel_state import get_tp_group
+
+            group = get_tp_group()
+            gathered: list[Any] = [None] * self._size
+            dist.all_gather_object(gathered, shared, group=group.cpu_group)
+            shared, first = list(chain.from_iterable(gathered)), sum(map(len, gathered[: group.rank_in_group]))
         self._temperature = sampling.temperature or 1.0
         outputs = []
         if shared:
-            asked, params = zip(*[(ask, self._params(n, sampling, seed)) for ask, seed in shared], strict=True)
-            outputs = self._llm.generate(list(asked), list(params), use_tqdm=False)
+            params = [self._params(n, sampling, seed) for _, seed in shared]
+            outputs = self._llm.generate([request for request, _ in shared], params, use_tqdm=False)
         own = outputs[first : first + len(prompts)]
         groups = [sorted(output.outputs, key=lambda reply: reply.index) for output in own]
-        return self._batch([group[i % len(group)] for group in groups for i in range(n)])
+        replies = [group[i % len(group)] for group in groups for i in range(n)]
+        lengths = [len(reply.token_ids) for reply in replies]
+        token_BR = torch.full((len(replies), max(lengths, default=0)), self._pad)
+        mask_BR, logprob_BR = torch.zeros_like(token_BR), torch.zeros(token_BR.shape)
+        for row, (reply, length) in enumerate(zip(replies, lengths, strict=True)):
+            drawn = [reply.logprobs.logprobs[start] for start in reply.logprobs.start_indices]  # of its own tokens
+            token_BR[row, :length] = torch.tensor(reply.token_ids, dtype=torch.long)
+            mask_BR[row, :length] = 1
+            logprob_BR[row, :length] = torch.tensor(drawn)
+        if not bool(logprob_BR.isfinite().all()):
+            raise FloatingPointError("the rollout model's log-probabilities are not finite: its weights may be broken")
+        tensors = {"responses": token_BR, "response_mask": mask_BR, "engine_logprobs": logprob_BR}
+        return Batch(tensors, {"finished": [reply.finish_reason == "stop" for reply in replies]})
 
     def _params(self, n: int, sampling: Sampling, seed: int) -> Any:
+        """vLLM's settings for the `n` replies to one prompt."""
         from vllm import SamplingParams
 
         greedy = sampling.temperature == 0
@@ -125,10 +148,10 @@ class VLLMEngine:
             n=1 if greedy else n,  # greedy replies are all the same
             seed=None if greedy else seed,  # reply i has seed + i
             max_tokens=sampling.max_tokens,
-            temperature=0.0 if greedy else 1.0,  # see _scale_logits
+            temperature=0.0 if greedy else 1.0,  # see compute_logits
             top_p=1.0 if greedy else sampling.top_p,
             top_k=-1 if greedy else sampling.top_k,
-            repetition_penalty=sampling.repetition_penalty,  # a factor, so it may come after _scale_logits'
+            repetition_penalty=sampling.repetition_penalty,  # a factor, so it may come after compute_logits'
             logit_bias=self._never,
             stop_token_ids=list(self._ends),
             ignore_eos=True,  # but for the above
@@ -137,43 +160,17 @@ class VLLMEngine:
             detokenize=False,
         )
 
-    def _of_the_group(self, requests: list[Any]) -> tuple[list[Any], int]:
-        """The requests of all ranks of the tensor-parallel group, and where this rank's begin among them."""
-        if self._size == 1:
-            return requests, 0
-        from vllm.distributed.parallel_state import get_tp_group
-
-        group = get_tp_group()
-        gathered: list[Any] = [None] * self._size
-        dist.all_gather_object(gathered, requests, group=group.cpu_group)
-        return list(chain.from_iterable(gathered)), sum(map(len, gathered[: group.rank_in_group]))
-
-    def _batch(self, replies: Sequence[Any]) -> Batch:
-        """Cut to the longest reply. FloatingPointError if the model gave something that is not a number."""
-        lengths = [len(reply.token_ids) for reply in replies]
-        token_BR = torch.full((len(replies), max(lengths, default=0)), self._pad)
-        mask_BR, logprob_BR = torch.zeros_like(token_BR), torch.zeros(token_BR.shape)
-        for row, (reply, length) in enumerate(zip(replies, lengths, strict=True)):
-            token_BR[row, :length] = torch.tensor(reply.token_ids, dtype=torch.long)
-            mask_BR[row, :length] = 1
-            logprob_BR[row, :length] = torch.tensor(_of_drawn(reply))
-        if not bool(logprob_BR.isfinite().all()):
-            raise FloatingPointError("the rollout model's log-probabilities are not finite: its weights are broken")
-        tensors = {"responses": token_BR, "response_mask": mask_BR, "engine_logprobs": logprob_BR}
-        return Batch(tensors, {"finished": [reply.finish_reason == "stop" for reply in replies]})
-
     # ------------------------------------------------------------------------------------------------ memory
 
     def sleep(self) -> None:
-        """Give back weights and cache; the next weights come from `sync_weights`. Nothing to do on a CPU, nor for an
-        engine without a process group, which shares its GPU with no actor."""
+        """Give back weights and cache; the next weights come from `sync_weights`. On a CPU there is nothing to do, nor
+        for an engine without a process group, which shares its GPU with no actor."""
         if self._device.type == "cuda" and self._joined and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = {"weights", "kv_cache"}
 
     def wake(self) -> None:
-        """Make room for the weights; that for the cache is taken when it is needed, by `generate`, after the actor has
-        given up its own."""
+        """Make room for the weights; `generate` makes that for the cache, after the actor has given up its own."""
         self._wake("weights")
 
     def _wake(self, tag: str) -> None:
@@ -191,7 +188,7 @@ def _open(model_path: str, config: EngineOptions | RolloutConfig, device: torch.
     for name, value in {**SETTINGS, **level, **(CPU_SETTINGS if on_cpu else {})}.items():
         os.environ.setdefault(name, value)
     if on_cpu:
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes a minute, and the tests' models are tiny
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes a minute
     room: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": joined}
     if on_cpu:
         room = {"skip_mm_profiling": True}
@@ -215,7 +212,7 @@ def _open(model_path: str, config: EngineOptions | RolloutConfig, device: torch.
                 enforce_eager=config.enforce_eager or on_cpu,
                 enable_chunked_prefill=config.enable_chunked_prefill and not on_cpu,  # there a seed and a chunk clash
                 enable_prefix_caching=True,
-                logprobs_mode="raw_logprobs",  # of logits that `_scale_logits` has divided by the temperature
+                logprobs_mode="raw_logprobs",  # of logits that `compute_logits` has divided by the temperature
                 generation_config="vllm",  # what a checkpoint recommends is not what the run is configured to do
                 limit_mm_per_prompt={"video": 0},
                 **room,
@@ -226,8 +223,8 @@ def _open(model_path: str, config: EngineOptions | RolloutConfig, device: torch.
 
 @contextmanager
 def _own_shared_memory() -> Iterator[None]:
-    """Ranks on a CPU talk through memory that vLLM names after its launcher: the same in every run on the machine, and
-    left behind. Here it is named after this run, and loses its name when all ranks hold it."""
+    """Within, vLLM names the memory through which ranks on a CPU talk after this run, and not after its launcher: that
+    name is the same in every run on the machine and is left behind. Afterwards, all ranks holding it, it is removed."""
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher as Launcher
 
     name = [uuid4().hex]
@@ -240,16 +237,3 @@ def _own_shared_memory() -> Iterator[None]:
         Launcher._distributed_args = plain
         for path in Path("/dev/shm").glob(f"{name[0]}*"):
             path.unlink(missing_ok=True)
-
-
-def _request(prompt: PromptInputs) -> dict[str, Any]:
-    """Ids with one token an image; vLLM expands them with the checkpoint's own processor, as the trainer did."""
-    request: dict[str, Any] = {"prompt_token_ids": prompt.bare_ids.tolist()}
-    if prompt.images:
-        request["multi_modal_data"] = {"image": list(prompt.images)}
-    return request
-
-
-def _of_drawn(reply: Any) -> list[float]:
-    """Log-probabilities of a completion's own tokens."""
-    return [reply.logprobs.logprobs[start] for start in reply.logprobs.start_indices]

@@ -7,8 +7,9 @@ second half finds a Hugging Face weight in vLLM's model: fused with others, cut 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +21,24 @@ PREFIXES = {
     "language_model.lm_head.": "lm_head.",
     "visual.": "model.visual.",
 }
-"""vLLM's and Hugging Face's, for the Qwen-VL family."""
+"""vLLM's prefixes of names, with Hugging Face's, for the Qwen-VL family."""
 
-FUSED = {"qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"}, "gate_up_proj": {"gate_proj": 0, "up_proj": 1}}
+FUSED: dict[str, dict[str, str | int | None]] = {
+    "qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"},
+    "gate_up_proj": {"gate_proj": 0, "up_proj": 1},
+}
 """A fused layer's parts with vLLM's names for them."""
 
 
 def probe(features: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """The vector (features,) float32 of about length 1; the same in every process."""
+    """The vector, (features,) float32 of about length 1; it is the same in every process."""
     generator = torch.Generator().manual_seed(features)
     return (torch.randn(features, generator=generator) / features**0.5).to(device)
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """(rows,) float32: rows · probe, whatever the axes behind the first; a vector stands for itself."""
+    """The products of a weight's rows and the probe, (rows,) float32, whatever the axes behind the first. A vector is
+    its own fingerprint."""
     if tensor.dim() < 2:
         return tensor.detach().float()
     rows = tensor.detach().flatten(1).float()
@@ -41,10 +46,10 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 class Fingerprints:
-    """Of the weights of one stream, by name."""
+    """The fingerprints of the weights of one stream, by name."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        """`dtype` is the engine's: a weight is compared as it was rounded."""
+        """`dtype` is that of the engine: a weight is compared as it was rounded."""
         self._dtype = dtype
         self._sent: dict[str, Tensor] = {}
 
@@ -52,7 +57,7 @@ class Fingerprints:
         return name in self._sent
 
     def watch(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same weights, seen on their way. Forgets those of the stream before."""
+        """Pass the weights on, noting their fingerprints; those of the stream before are forgotten."""
         self._sent.clear()
         for name, tensor in weights:
             self._sent[name] = fingerprint(tensor.to(self._dtype)).cpu()
@@ -61,10 +66,10 @@ class Fingerprints:
     def differing(
         self, names: Iterable[str], compare: Callable[[str, Tensor], tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
-        """Relative distances by name: of the weights `names` those that differ from what was sent, infinite for one
-        that was not sent at all.
+        """Relative distances of those of the weights `names` that differ from what was sent; infinite for a weight that
+        was not sent at all.
 
-        ``compare(name, sent)`` gives what the engine has and what of `sent` it should have, in the same form.
+        ``compare(name, sent)`` returns what the engine has, and what of `sent` it should have in the same form.
         """
         found = {}
         for name in names:
@@ -83,62 +88,56 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Place:
-    """One Hugging Face weight in the engine."""
+    """Where one Hugging Face weight lies in the engine."""
 
-    module: nn.Module
+    module: Any
+    """A layer of vLLM, whose classes are known where vLLM is installed only."""
     leaf: str
     """weight or bias."""
     part: str | int | None
-    """Of a fused layer; None: the whole."""
+    """The part of a fused layer; None: the whole."""
 
 
 def places(model: nn.Module) -> dict[str, Place]:
-    """By Hugging Face name, every weight of the engine's model, a tied head included."""
+    """The place of every weight of the engine's model by its Hugging Face name, a tied head included."""
     found = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         path, leaf = name.rsplit(".", 1)
         owner, last = path.rsplit(".", 1)
-        for part, code in FUSED.get(last, {last: None}).items():
-            found[_theirs(f"{owner}.{part}.{leaf}")] = Place(model.get_submodule(path), leaf, code)
+        parts = FUSED.get(last, {last: None})
+        for part, code in parts.items():
+            whole = f"{owner}.{part}.{leaf}"
+            prefix = next((prefix for prefix in PREFIXES if whole.startswith(prefix)), "")
+            theirs = PREFIXES.get(prefix, "") + whole.removeprefix(prefix)
+            found[theirs] = Place(model.get_submodule(path), leaf, code)
     return found
 
 
-def _theirs(name: str) -> str:
-    for ours, theirs in PREFIXES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+def differing(found: Mapping[str, Place], sent: Fingerprints) -> dict[str, float]:
+    """Weights that are not what was sent, with their relative distance. All ranks of a group must ask.
 
-
-def tie(model: nn.Module) -> None:
-    """Make the head the embeddings again, and what is packed of it anew."""
-    head, embeddings = model.language_model.lm_head, model.language_model.model.embed_tokens
-    head.tie_weights(embeddings)
-    head.quant_method.process_weights_after_loading(head)
-
-
-def differing(found: dict[str, Place], sent: Fingerprints) -> dict[str, float]:
-    """Weights that are not what was sent, with their relative distance. All ranks of a group must ask."""
-    return sent.differing(found, lambda name, values: _compare(found[name], values))
-
-
-def _compare(place: Place, sent: Tensor) -> tuple[Tensor, Tensor]:
-    """What the engine has of a weight and what it should have, as fingerprints of this rank's share."""
-    module, parameter = place.module, getattr(place.module, place.leaf)
-    has = _made_of_probe(module) if place.leaf == "weight" and _is_linear(module) else fingerprint(parameter)
-    wanted = _share(module, has.shape[0], sent, place.part)
-    there = ~wanted.isnan()  # the other parts of a fused layer
-    return has.cpu()[there], wanted[there]
-
-
-def _is_linear(module: nn.Module) -> bool:
+    Compared are the fingerprints of this rank's share of each weight.
+    """
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    return isinstance(module, LinearBase | ParallelLMHead)
+    def compare(name: str, whole: Tensor) -> tuple[Tensor, Tensor]:
+        place, module = found[name], found[name].module
+        by_product = place.leaf == "weight" and isinstance(module, LinearBase | ParallelLMHead)
+        has = _product_with_probe(module) if by_product else fingerprint(getattr(module, place.leaf))
+        wanted = whole
+        if hasattr(module, "weight_loader"):  # it takes this rank's share, laid out as the engine's, as of the weight
+            share: Any = nn.Parameter(torch.full((has.shape[0],), torch.nan), requires_grad=False)
+            share.output_dim = 0
+            module.weight_loader(share, whole, *([] if place.part is None else [place.part]))
+            wanted = share.data
+        there = ~wanted.isnan()  # NaN: the other parts of a fused layer
+        return has.cpu()[there], wanted[there]
+
+    return sent.differing(found, compare)
 
 
-def _made_of_probe(layer: nn.Module) -> Tensor:
+def _product_with_probe(layer: Any) -> Tensor:
     """The fingerprint of the weight that a layer multiplies by, which on a CPU is a packed copy of its parameter."""
     from vllm.distributed import tensor_model_parallel_all_reduce
     from vllm.model_executor.layers.linear import RowParallelLinear
@@ -149,21 +148,7 @@ def _made_of_probe(layer: nn.Module) -> Tensor:
     if by_columns:
         given = given.chunk(layer.tp_size)[layer.tp_rank]
     if layer.weight.device.type == "cpu":
-        made = layer.quant_method.apply(layer, given[None], None)[0]
+        product = layer.quant_method.apply(layer, given[None], None)[0]
     else:
-        made = layer.weight.float() @ given
-    return tensor_model_parallel_all_reduce(made) if by_columns else made
-
-
-def _share(module: nn.Module, rows: int, sent: Tensor, part: str | int | None) -> Tensor:
-    """What of a whole weight's fingerprint belongs to this rank, laid out as the engine's: (rows,), NaN elsewhere.
-
-    The layer's own loader does it, as it does with the weight.
-    """
-    loader = getattr(module, "weight_loader", None)
-    if loader is None:
-        return sent
-    share = nn.Parameter(torch.full((rows,), torch.nan), requires_grad=False)
-    share.output_dim = 0
-    loader(share, sent, *([] if part is None else [part]))
-    return share.data
+        product = layer.weight.float() @ given
+    return tensor_model_parallel_all_reduce(product) if by_columns else product

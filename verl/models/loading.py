@@ -1,4 +1,4 @@
-"""The policy to train: a pretrained model, with an adapter beside its layers where one is configured."""
+"""Loads the policy to train: a pretrained model, with an adapter beside its layers where one is configured."""
 
 from __future__ import annotations
 
@@ -39,12 +39,18 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return get_peft_model(model, peft_config(model, config), adapter_name=ADAPTER)
+        policy = get_peft_model(model, peft_config(model, config), adapter_name=ADAPTER)
+    assert isinstance(policy, PeftModel)  # and not one of mixed adapters
+    return policy
 
 
 def peft_config(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
+    """PEFT's settings for an adapter. ``all-linear`` means the linear layers of the language model, but neither the
+    vision tower's nor the output head."""
     if config.target_modules == "all-linear":
-        targets: str | list[str] = _language_linears(model)
+        names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        leaves = sorted({name.rsplit(".", 1)[1] for name in names if ".language_model." in name})
+        targets: str | list[str] = rf".*\.language_model\..*\.({'|'.join(map(re.escape, leaves))})"
     else:
         targets = [name.strip() for name in config.target_modules.split(",")]
     return PeftLoraConfig(
@@ -52,15 +58,8 @@ def peft_config(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     )
 
 
-def _language_linears(model: nn.Module) -> str:
-    """A pattern of the linear layers of the language model; neither the vision tower's nor the output head."""
-    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    leaves = sorted({name.rsplit(".", 1)[1] for name in names if ".language_model." in name})
-    return rf".*\.language_model\..*\.({'|'.join(map(re.escape, leaves))})"
-
-
 def plain_weights(policy: nn.Module) -> Iterator[tuple[str, list[Tensor], float]]:
-    """Weights under the names of the plain model's ``state_dict``: tied ones under each of their names.
+    """The weights under the names of the plain model's ``state_dict``, tied ones under each of their names.
 
     Yields (name, tensors, scale): one tensor W, or W, A, B of an adapted layer, which stands for W + scale · (B @ A).
     """
@@ -72,14 +71,14 @@ def plain_weights(policy: nn.Module) -> Iterator[tuple[str, list[Tensor], float]
         clean = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         if leaf == "weight" and owner in adapted:
             layer = adapted[owner]
-            pair = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+            pair = [pairs[ADAPTER].get_parameter("weight") for pairs in (layer.lora_A, layer.lora_B)]
             yield clean, [parameter, *pair], layer.scaling[ADAPTER]
         else:
             yield clean, [parameter], 0.0
 
 
 def fold(tensors: list[Tensor], scale: float) -> Tensor:
-    """W + scale · (B @ A) in float32, W left as it was; W alone as it is."""
+    """W + scale · (B @ A) in float32, W left as it was; a single tensor as it is."""
     if len(tensors) == 1:
         return tensors[0]
     weight, a, b = tensors
@@ -87,7 +86,7 @@ def fold(tensors: list[Tensor], scale: float) -> Tensor:
 
 
 def filler_prompt(config: Any, *, pictured: bool) -> PromptInputs:
-    """The shortest prompt there is, for passes that only keep ranks in step: one token, or one smallest image."""
+    """The shortest possible prompt, one token or one smallest image, for passes that only keep ranks in step."""
     start = torch.tensor([config.vision_start_token_id])
     if not pictured:
         return PromptInputs(start, torch.zeros_like(start), None, None, start)
@@ -105,14 +104,16 @@ def filler_prompt(config: Any, *, pictured: bool) -> PromptInputs:
 
 
 def plain(policy: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model, adapter layers in it or not."""
-    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    """The Hugging Face model, with adapter layers in it or without."""
+    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def vision_tower(policy: nn.Module) -> nn.Module:
-    return plain(policy).model.visual
+    return plain(policy).get_submodule("model.visual")
 
 
 def layer_classes(policy: nn.Module) -> set[str]:
-    """Class names of the repeated layers, text and vision: the units of sharding."""
-    return set(plain(policy)._no_split_modules)
+    """Class names of the repeated layers of text and vision, which are the units of sharding."""
+    return set(plain(policy)._no_split_modules or ())

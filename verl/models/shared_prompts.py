@@ -40,13 +40,13 @@ NAME = "verl_packed"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where prompts and stretches lie in a packed sequence, for attention."""
+    """The places of prompts and stretches in a packed sequence, for attention."""
 
     groups: tuple[tuple[int, ...], ...]
     """For each prompt its tokens but the last, then the tokens of each stretch; 0 is possible."""
     seen: Tensor
-    """(R, P + R) bool: what tokens of the longest stretch see of the longest prompt and of the stretch. The only mask;
-    that of a shorter stretch after a shorter prompt is a part of it."""
+    """(R, P + R) bool: the tokens of the longest prompt and of the longest stretch that each token of the stretch sees.
+    That of a shorter stretch after a shorter prompt is a part of it."""
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[int]]) -> Layout:
@@ -55,7 +55,7 @@ class Layout:
         return cls(tuple(map(tuple, groups)), seen)
 
     def seen_by(self, reply: int, prompt: int) -> Tensor:
-        """(reply, prompt + reply) bool: what each token of a stretch sees."""
+        """(reply, prompt + reply) bool: the tokens that each token of a stretch sees."""
         start = self.seen.shape[1] - self.seen.shape[0] - prompt
         return self.seen[:reply, start : start + prompt + reply]
 
@@ -63,7 +63,7 @@ class Layout:
         return replace(self, seen=self.seen.to(device))
 
 
-def use_packing(model: nn.Module) -> bool:
+def use_packing(model: PreTrainedModel) -> bool:
     """Let the model's text layers take packed sequences beside ordinary rows; False, and nothing done, if they do not
     use torch's attention: flash_attention_2 and its kin know no such layout."""
     if model.config.get_text_config()._attn_implementation == "sdpa":
@@ -78,7 +78,8 @@ def collate(
 
     The logits are (1, N, V) for the N tokens of the mask, row after row.
     """
-    ids, positions, stretches, groups, shown = [], [], [], [], []
+    ids, positions, stretches, patches = list[Tensor](), list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
+    groups: list[tuple[int, ...]] = []
     for _, members in groupby(range(len(prompts)), key=lambda row: id(prompts[row])):
         rows = list(members)
         prompt, sizes = prompts[rows[0]], mask_BR[rows].sum(dim=1).tolist()
@@ -93,16 +94,16 @@ def collate(
             positions.append(position_3P[:, -1:] + torch.arange(size))
         stretches += [torch.zeros(len(prompt) - 1), torch.ones(sum(sizes))]
         groups.append((len(prompt) - 1, *sizes))
-        shown += [prompt] if prompt.pixel_values is not None else []
+        patches += [prompt.patches] if prompt.patches is not None else []
     inputs = {
         "input_ids": torch.cat(ids)[None],
         "position_ids": torch.cat(positions, dim=1)[:, None],
         "logits_to_keep": torch.cat(stretches).nonzero()[:, 0],
         "packed": Layout.of(groups),
     }
-    if shown:
-        inputs["pixel_values"] = torch.cat([prompt.pixel_values for prompt in shown])
-        inputs["image_grid_thw"] = torch.cat([prompt.image_grid_thw for prompt in shown])
+    if patches:
+        inputs["pixel_values"] = torch.cat([pixels for pixels, _ in patches])
+        inputs["image_grid_thw"] = torch.cat([grids for _, grids in patches])
     return inputs
 
 
@@ -115,7 +116,7 @@ def _attend(
     packed: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As every attention function of transformers: (1, T, heads, dimensions), and no weights. Rows that are not packed
+    """Attention as transformers wants it: returns (1, T, heads, dimensions), and no weights. Rows that are not packed
     have torch's attention, whatever their number."""
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -147,32 +148,35 @@ def without_repeats(prompts: Sequence[PromptInputs]) -> list[PromptInputs]:
     seen: set[int] = set()
     found = []
     for prompt in prompts:
-        again = prompt.pixel_values is not None and id(prompt) in seen
-        found.append(replace(prompt, pixel_values=prompt.pixel_values[:0]) if again else prompt)
+        again = id(prompt) in seen
         seen.add(id(prompt))
+        if again and prompt.pixel_values is not None:
+            prompt = replace(prompt, pixel_values=prompt.pixel_values[:0])
+        found.append(prompt)
     return found
 
 
 @contextmanager
-def images_once(tower: nn.Module, prompts: Sequence[PromptInputs]) -> Iterator[None]:
-    """Within: the model may be given the patches of these prompts `without_repeats`, but the image grids of all.
+def images_once(tower: Any, prompts: Sequence[PromptInputs]) -> Iterator[None]:
+    """Within, the model may be given the patches of these prompts `without_repeats`, but the image grids of all.
 
-    The vision tower is shown the grids that it has patches for; what it sees is repeated for the model.
+    The vision tower (a module of the model's own class) is shown the grids that it has patches for; its output is
+    repeated for the model.
     """
-    pictured = [prompt for prompt in prompts if prompt.pixel_values is not None]
-    distinct = {id(prompt): prompt for prompt in pictured}
+    pictured = [(id(prompt), prompt.patches[1]) for prompt in prompts if prompt.patches is not None]
+    distinct = dict(pictured)
     if len(distinct) == len(pictured):
         yield
         return
-    grids = torch.cat([prompt.image_grid_thw for prompt in distinct.values()])
+    shown = torch.cat(list(distinct.values()))
     spans, end = {}, 0
-    for key, prompt in distinct.items():
-        start, end = end, end + int(prompt.image_grid_thw.prod(dim=1).sum()) // tower.spatial_merge_size**2
+    for key, grids in distinct.items():
+        start, end = end, end + int(grids.prod(dim=1).sum()) // tower.spatial_merge_size**2
         spans[key] = torch.arange(start, end)
-    index = torch.cat([spans[id(prompt)] for prompt in pictured])
+    index = torch.cat([spans[key] for key, _ in pictured])
 
     def show(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, {**kwargs, "grid_thw": grids.to(kwargs["grid_thw"].device)}
+        return args, {**kwargs, "grid_thw": shown.to(kwargs["grid_thw"].device)}
 
     def spread(module: nn.Module, args: tuple, output: Any) -> Any:
         output.pooler_output = output.pooler_output[index.to(output.pooler_output.device)]

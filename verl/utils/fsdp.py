@@ -1,4 +1,4 @@
-"""All sharding: FSDP2 over one axis of ranks. The rest of the code sees tensors that happen to be distributed."""
+"""Shards models with FSDP2 over one axis of ranks. The rest of the code sees tensors that happen to be distributed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_sharded(
     layers: Callable[[nn.Module], Iterable[str]],
     compute_dtype: torch.dtype,
 ) -> nn.Module:
-    """A sharded model, read from disk once: ``load(empty)`` gives rank 0 the weights and other ranks the shapes."""
+    """A sharded model that is read from disk once: ``load(empty)`` gives rank 0 the weights, other ranks the shapes."""
     first = mesh.get_local_rank() == 0
     model = load(not first)
     whole = {name: tensor.detach() for name, tensor in model.named_parameters()} if first else {}
@@ -51,8 +51,10 @@ def load_sharded(
             model.to_empty(device=device)
         for name, parameter in model.named_parameters():
             source = whole.pop(name) if first else torch.empty(parameter.shape, dtype=parameter.dtype)
-            shares = distribute_tensor(source.to(device), mesh, parameter.placements, src_data_rank=0)
-            parameter.detach().to_local().copy_(shares.to_local())
+            share = parameter.detach()
+            assert isinstance(share, DTensor), f"{name} is not sharded"
+            given = distribute_tensor(source.to(device), mesh, share.placements, src_data_rank=0)
+            share.to_local().copy_(given.to_local())
         for buffer in model.buffers():
             dist.broadcast(buffer, group=mesh.get_group(), group_src=0)
     return model
@@ -67,7 +69,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on every rank; all ranks must ask."""
+    """The whole of a sharded tensor on every rank; all ranks must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -101,7 +101,7 @@ class MetricsLog:
         run's own (by default: where any step is done); without it files begin anew, and W&B gets a new run."""
         folder.mkdir(parents=True, exist_ok=True)
         goes_on = first_step > 0 if goes_on is None else goes_on
-        open_backend = {
+        open_backend: dict[str, Callable[[], Backend]] = {
             "console": lambda: Console(total_steps=total_steps),
             "jsonl": lambda: JsonLines(folder, first_step=first_step if goes_on else 0),
             "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step=first_step),
