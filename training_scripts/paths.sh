@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the run scripts: turns MODEL_PATH, REVOS_ROOT, SAM2_CHECKPOINT and OUTPUT into settings, in the array PATHS.
-# What is missing or does not exist is collected in MISSING, and told all at once.
+# Paths that are missing or do not exist are collected in MISSING and reported together.
 
-# given KEY ARGUMENT…: whether KEY=… is among the arguments
+# given KEY ARGUMENT…: succeeds if KEY=… is among the arguments
 given() {
     local key=$1 argument
     shift
@@ -12,7 +12,7 @@ given() {
     return 1
 }
 
-# take KEY VARIABLE MEANING ARGUMENT…: KEY from the environment, unless an argument gives it; `stop_if_missing` ends it
+# take KEY VARIABLE MEANING ARGUMENT…: takes KEY from the environment, unless an argument gives it
 take() {
     local key=$1 variable=$2 meaning=$3
     shift 3
@@ -26,14 +26,14 @@ take() {
     PATHS+=("$key=$value")
 }
 
-# stop_if_missing: end with 2 and a line for each path that `take` did not find
+# stop_if_missing: exits with 2 and a line for each path that `take` did not find
 stop_if_missing() {
     ((${#MISSING[@]} == 0)) && return 0
     printf 'error: %s\n' "${MISSING[@]}" >&2
     exit 2
 }
 
-# needs_sam2 ARGUMENT…: false where the consistency term is off or another tracker serves it; later arguments win
+# needs_sam2 ARGUMENT…: fails if the consistency term is off or has another tracker; the last of equal keys counts
 needs_sam2() {
     local argument weight=1 tracker=sam2
     for argument in "$@"; do
@@ -45,7 +45,7 @@ needs_sam2() {
     [[ ! $weight =~ ^0+(\.0*)?$ && $tracker == sam2 ]]
 }
 
-# resolve_paths ARGUMENT…: PATHS, complete; MODEL_VARIABLE names the variable of the model's folder (MODEL_PATH)
+# resolve_paths ARGUMENT…: fills PATHS; MODEL_VARIABLE names the variable of the model's folder (MODEL_PATH)
 resolve_paths() {
     PATHS=() MISSING=()
     take worker.actor.model.model_path "${MODEL_VARIABLE:-MODEL_PATH}" "the folder of the checkpoint to start from" "$@"
@@ -57,8 +57,8 @@ resolve_paths() {
     stop_if_missing
 }
 
-# launch SIZE GPUS ARGUMENT…: train the 3b or 7b policy as the paper does; later arguments override earlier ones.
-# CHECK_ONLY=1: see that all settings are there and agree, and train nothing.
+# launch SIZE GPUS ARGUMENT…: trains the 3b or 7b policy as the paper does; later arguments override earlier ones.
+# CHECK_ONLY=1: checks that all settings are given and valid, and trains nothing.
 launch() {
     local size=$1 gpus=$2 here module=verl.trainer.main
     shift 2

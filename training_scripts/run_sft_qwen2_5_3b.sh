@@ -3,10 +3,10 @@
 #
 #   MODEL_PATH=… SFT_DATA=… OUTPUT=… bash $0 [key=value …]
 #
-# MODEL_PATH: Qwen2.5-VL as published. SFT_DATA: what training_data_construction.build_sft wrote. The checkpoint for
-# GRPO is OUTPUT/merged. Relative paths are taken from where it is called. Every key of sft_qwen2_5_3b.yaml can be
-# overridden by key=value, the paths too: model_name_or_path=…, dataset_dir=…, output_dir=…. The same command goes on
-# where a stopped one was. One process a GPU; NPROC_PER_NODE, NNODES, NODE_RANK and MASTER_ADDR are LLaMA-Factory's.
+# MODEL_PATH: Qwen2.5-VL as published. SFT_DATA: output of training_data_construction.build_sft. The checkpoint for
+# GRPO is OUTPUT/merged. Relative paths are relative to the current folder. Every key of sft_qwen2_5_3b.yaml can be
+# overridden by key=value, the paths too: model_name_or_path=…, dataset_dir=…, output_dir=…. The same command
+# resumes a stopped run. One process per GPU; NPROC_PER_NODE, NNODES, NODE_RANK and MASTER_ADDR are LLaMA-Factory's.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/sft.sh"
 sft qwen2_5_3b bfloat16 "$@"

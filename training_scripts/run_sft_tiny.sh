@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SFT of the tiny policy on the CPU: the road of run_sft_qwen2_5_3b.sh, in a minute, nearly all of it start-ups.
+# SFT of the tiny policy on the CPU: the steps of run_sft_qwen2_5_3b.sh in a minute, most of it start-up.
 #
 #   MODEL_PATH=world/tiny_policy SFT_DATA=… OUTPUT=… bash $0 [key=value …]
 set -euo pipefail

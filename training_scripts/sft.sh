@@ -3,7 +3,7 @@
 # shellcheck source-path=SCRIPTDIR source=paths.sh
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-# setting KEY ARGUMENT…: the value of the last KEY=… among the arguments
+# setting KEY ARGUMENT…: prints the value of the last KEY=… among the arguments
 setting() {
     local key=$1 argument value=
     shift
@@ -13,7 +13,7 @@ setting() {
     printf '%s\n' "$value"
 }
 
-# refuse_spaces ARGUMENT…: LLaMA-Factory's launcher puts its command for several GPUs together and splits it at spaces
+# refuse_spaces ARGUMENT…: exits with 2 at white space: LLaMA-Factory's launcher for several GPUs splits its command there
 refuse_spaces() {
     local argument
     for argument in "$@"; do
@@ -24,7 +24,7 @@ refuse_spaces() {
     done
 }
 
-# drop_unfinished ADAPTER: remove checkpoints that a killed run left half-written; their state is written last
+# drop_unfinished ADAPTER: removes half-written checkpoints of a killed run; their trainer state is written last
 drop_unfinished() {
     local checkpoint
     for checkpoint in "$1"/checkpoint-*/; do
@@ -34,7 +34,7 @@ drop_unfinished() {
     done
 }
 
-# hold FOLDER: its lock until this script and all that it started have ended; of several machines, the first one's
+# hold FOLDER: holds its lock until this script and its child processes have ended, on the first of several machines
 hold() {
     [[ ${NODE_RANK:-0} == 0 && ${VEASON_NO_LOCKS:-} != 1 ]] && command -v flock >/dev/null || return 0
     mkdir -p "$1" && exec 9>>"$1/.lock" || exit 2
@@ -45,8 +45,8 @@ hold() {
     fi
 }
 
-# sft NAME DTYPE ARGUMENT…: train with sft_NAME.yaml, merge in DTYPE; arguments override the YAML's keys.
-# Writes OUTPUT/adapter (LoRA and checkpoints) and OUTPUT/merged. What is finished is not done again.
+# sft NAME DTYPE ARGUMENT…: trains with sft_NAME.yaml and merges in DTYPE; arguments override the YAML's keys.
+# Writes OUTPUT/adapter (LoRA and checkpoints) and OUTPUT/merged. A finished part is not repeated.
 sft() {
     local name=$1 dtype=$2 here model data output python=${PYTHON:-python3}
     shift 2
