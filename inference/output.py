@@ -42,7 +42,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # with all folders above it there: /proc and its like
-        raise DataError(f"{path}: no folder can be made there; choose another --output") from None
+        raise DataError(f"{path}: no folder can be made there; choose another one") from None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
-"""Ask, parse, place, track: an inference sample's way, with decoding, policy and tracking running beside each other."""
+"""Asks, parses, places and tracks samples, with decoding, policy, tracking and writing running beside each other."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from veason import boxes, frames
 from veason.answer import place, read_reply
 from veason.family import Family
 from veason.trackers.base import Tracker
-from veason.types import Clip, MaskTrack, Prediction, Question, Size, VideoSample
+from veason.types import Box, Clip, MaskTrack, Prediction, Question, Size, VideoSample
 
 _T = TypeVar("_T")
 
@@ -30,7 +29,7 @@ FrameOpener = Callable[[VideoSample], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames a policy is shown, and how large."""
+    """The number and the size of the frames that a policy is shown."""
 
     n: int = 8
     size: Size = (560, 560)
@@ -42,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its images gone, with the policy's reply to it and the seconds that took, by stage."""
+    """A question without its images, the policy's reply to it, and the seconds that it took by stage."""
 
     question: Question
     text: str
@@ -69,47 +68,54 @@ def run(
     done: Container[str] = frozenset(),
     open_frames: FrameOpener = frames.VideoFrames,
     reading: str = "lenient",
-    then: Callable[[Finished], _T] | None = None,
-) -> Iterator[_T | Finished]:
-    """Predict `samples` in order, leaving out those whose keys are in `done` (finished by an earlier run).
+    then: Callable[[Finished], object] | None = None,
+) -> Generator[Finished, None, None]:
+    """Predicts `samples` in order, leaving out those whose keys are in `done` (finished by an earlier run).
 
     Batches are cut from the whole list, so an interrupted run asks the policy the very same batches again. One thread
-    decodes the next batch while the policy answers this one, another thread tracks the one before, and a third does
-    `then` (encode and write) to what is tracked; its results are what comes out, the predictions themselves without it.
-    `reading`: of replies (`veason.answer.READINGS`).
+    decodes the next batch while the policy answers this one, another thread tracks the one before, and a third calls
+    `then` (encode and write) with each prediction, which comes out after that. reading: how replies are read, one of
+    `veason.answer.READINGS`.
     """
-    finisher, failures = Finisher(tracker, open_frames, reading=reading), []
+
+    def store(tracked: Future[Finished]) -> Finished:
+        finished = tracked.result()
+        if then is not None:
+            then(finished)
+        return finished
+
+    finisher = Finisher(tracker, open_frames, reading=reading)
+    failures: list[Exception] = []
     batches = [b for b in cut(samples, batch_size) if any(sample.key not in done for sample in b)]
     asked = ask(batches, policy=policy, sampling=sampling, in_flight=in_flight, seed=seed, open_frames=open_frames)
     tracking, storing = ThreadPoolExecutor(1, "track"), ThreadPoolExecutor(1, "store")
     with _half_the_cores(), tracking, storing, contextlib.closing(asked):
-        pending: deque[tuple[Future[Finished], Future[_T | Finished]]] = deque()
+        pending: deque[tuple[Future[Finished], Future[Finished]]] = deque()
         try:
             for items in _until_failure(asked, failures):
                 for item in items:
                     if item.question.sample.key not in done:
                         tracked = tracking.submit(finisher.finish, item, policy.family)
-                        pending.append((tracked, storing.submit(_after, tracked, then)))
+                        pending.append((tracked, storing.submit(store, tracked)))
                 while len(pending) > 2 * batch_size:
                     yield pending.popleft()[1].result()
             while pending:
                 yield pending.popleft()[1].result()
         finally:
-            for future in itertools.chain.from_iterable(pending):
-                future.cancel()
+            for futures in pending:
+                for future in futures:
+                    future.cancel()
     if failures:
         raise failures[0]
 
 
-def _after(tracked: Future[Finished], then: Callable[[Finished], _T] | None) -> _T | Finished:
-    return tracked.result() if then is None else then(tracked.result())
-
-
 @contextlib.contextmanager
 def _half_the_cores() -> Iterator[None]:
-    """Policy and tracker compute beside each other; two teams of torch's threads, each as large as the machine, would
-    wait for one another in busy loops. Who has not loaded torch by now will not need it."""
-    torch = sys.modules.get("torch")
+    """Halves the number of torch's threads in this block, in which policy and tracker compute at the same time.
+
+    Two pools with a thread for every core would wait for one another in busy loops.
+    """
+    torch = sys.modules.get("torch")  # loaded by now if policy or tracker use it
     if torch is None:
         yield
         return
@@ -122,7 +128,7 @@ def _half_the_cores() -> Iterator[None]:
 
 
 def cut(samples: Sequence[VideoSample], batch_size: int) -> list[Sequence[VideoSample]]:
-    """The batches in which `samples` are asked about."""
+    """Cuts `samples` into the batches that the policy is asked about together."""
     return [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
 
 
@@ -134,17 +140,18 @@ def ask(
     in_flight: int = 1,
     seed: int = 0,
     open_frames: FrameOpener = frames.VideoFrames,
-) -> Iterator[list[Asked]]:
-    """The replies to each batch in order, the next batch being decoded meanwhile.
+) -> Generator[list[Asked], None, None]:
+    """Yields the replies to each batch in order; the next batch is decoded meanwhile.
 
-    `in_flight`: batches that are asked at once; more than one only of a policy that may be called from several threads.
-    Where one of them fails, what the others in flight bring still comes out before the failure is raised. Where the
-    caller stops asking, as at an interrupt, the policy's `cancel` ends those in flight, if it has one.
+    in_flight: the number of batches that are asked at once; more than one only of a policy that may be called from
+    several threads. Where one of them fails, the replies to the others in flight still come out before the failure is
+    raised. Where the caller stops asking, as at an interrupt, the policy's `cancel` (if it has one) ends the others.
     """
 
     def answer(questions: list[Question], decode_s: float) -> list[Asked]:
         start = time.perf_counter()
-        texts = policy.answer(questions, seed=_batch_seed(seed, questions[0].sample))
+        own_seed = zlib.crc32(f"{seed}/{questions[0].sample.key}".encode())  # whatever batches came before
+        texts = policy.answer(questions, seed=own_seed)
         policy_s = (time.perf_counter() - start) / len(questions)
         seconds = {"decode": decode_s / len(questions), "policy": policy_s}
         return [Asked(replace(q, images=()), text, seconds) for q, text in zip(questions, texts, strict=True)]
@@ -164,14 +171,17 @@ def _together(
     *,
     cancel: Callable[[], None],
 ) -> Iterator[list[Asked]]:
-    """`answer` to everything `loaded`, in order, `in_flight` at once. `cancel` ends those that nobody waits for."""
+    """Calls `answer` with everything `loaded`, `in_flight` at once; the results come out in order.
+
+    `cancel` ends the calls whose results are no longer wanted.
+    """
     waiting: deque[Future[list[Asked]]] = deque()
     failures: list[Exception] = []
     with ThreadPoolExecutor(in_flight, "ask") as asking:
         try:
             for load in _until_failure(loaded, failures):
                 waiting.append(asking.submit(answer, *load))
-                if len(waiting) == 2 * in_flight:  # the pictures of so many are held
+                if len(waiting) == 2 * in_flight:  # the pictures of so many batches are in memory
                     yield from _until_failure(_results(waiting, 1), failures)
                 if failures:
                     break
@@ -191,7 +201,7 @@ def _results(waiting: deque[Future[_T]], count: int) -> Iterator[_T]:
 
 
 def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_T]:
-    """`items`; a failure to make the next one ends them and is kept, so that those before it can be finished first."""
+    """Yields `items`; an exception ends them and is kept, so that the items before it can be finished first."""
     try:
         yield from items
     except Exception as error:
@@ -199,11 +209,12 @@ def _until_failure(items: Iterator[_T], failures: list[Exception]) -> Iterator[_
 
 
 def ground(text: str, question: Question, family: Family, *, reading: str = "lenient") -> Prediction:
-    """Read a reply and place it in the video: the prediction before tracking, its track still empty."""
+    """Reads a reply and places it in the video: the prediction before tracking, with an empty track."""
     reply = place(read_reply(text, reading=reading), question.clip)
     sample = question.sample
-    keyframe, found = None, ()
-    if reply.usable:
+    keyframe: int | None = None
+    found: tuple[Box, ...] = ()
+    if reply.answer is not None and reply.usable:
         keyframe = reply.answer.keyframe
         found = boxes.rescale(reply.answer.boxes, family.answer_size(question.clip.size), sample.size)
     return Prediction(
@@ -217,11 +228,6 @@ def ground(text: str, question: Question, family: Family, *, reading: str = "len
     )
 
 
-def _batch_seed(seed: int, first: VideoSample) -> int:
-    """A seed that depends on the batch, not on how many batches came before it."""
-    return zlib.crc32(f"{seed}/{first.key}".encode())
-
-
 class _ClipLoader:
     """Makes questions of samples: chooses each clip and decodes its frames once for all expressions of a video."""
 
@@ -230,7 +236,7 @@ class _ClipLoader:
         self._shown: dict[tuple[str, int, Size], np.ndarray] = {}
 
     def load_all(self, batches: Sequence[Sequence[VideoSample]]) -> Iterator[tuple[list[Question], float]]:
-        """`load` of every batch in order, the next one always under way in the pool."""
+        """Calls `load` with every batch in order; the next one is always under way in the pool."""
         waiting = deque(self._pool.submit(self.load, batch) for batch in batches[:1])
         for i in range(len(batches)):
             if i + 1 < len(batches):
@@ -238,16 +244,17 @@ class _ClipLoader:
             yield waiting.popleft().result()
 
     def load(self, batch: Sequence[VideoSample]) -> tuple[list[Question], float]:
-        """(the questions of a batch, seconds)"""
+        """Makes (the questions of a batch, seconds)."""
         start = time.perf_counter()
-        kept, questions = {}, []
+        kept: dict[tuple[str, int, Size], np.ndarray] = {}
+        questions = []
         for sample in batch:
             clip = self._policy.choose_clip(sample) or self._sampling.clip(sample)
             keys = [(sample.video, t, clip.size) for t in clip.frame_ids] if self._policy.looks else []
             for key in keys:
-                kept[key] = kept.get(key, self._shown.get(key))
-                if kept[key] is None:
-                    kept[key] = frames.resize(self._open(sample)[key[1]], clip.size)
+                if key not in kept:
+                    shown = self._shown.get(key)
+                    kept[key] = frames.resize(self._open(sample)[key[1]], clip.size) if shown is None else shown
             questions.append(Question(sample=sample, clip=clip, images=tuple(kept[key] for key in keys)))
         self._shown = kept
         return questions, time.perf_counter() - start
@@ -264,24 +271,20 @@ class Finisher:
         self._encoded: Any = None
 
     def finish(self, asked: Asked, family: Family) -> Finished:
-        """Read the reply, place it, track it. An exception bears a note that names the sample."""
+        """Reads the reply, places it and tracks it. An exception gets a note that names the sample."""
         try:
             prediction = ground(asked.text, asked.question, family, reading=self._reading)
             if prediction.keyframe is None:
                 return Finished(prediction, {**asked.seconds, "encode": 0.0, "track": 0.0})
             start = time.perf_counter()
-            encoded = self._encode(prediction.sample)
+            if self._video != prediction.sample.video:
+                self._video, self._encoded = None, None  # frees the last video before the next one is encoded
+                self._encoded = self._tracker.encode(self._open(prediction.sample))
+                self._video = prediction.sample.video
             encode_s = time.perf_counter() - start
-            track = self._tracker.track(encoded, keyframe=prediction.keyframe, boxes=prediction.boxes)
+            track = self._tracker.track(self._encoded, keyframe=prediction.keyframe, boxes=prediction.boxes)
             track_s = time.perf_counter() - start - encode_s
         except Exception as error:
             error.add_note(f"while predicting {asked.question.sample.key}")
             raise
         return Finished(replace(prediction, track=track), {**asked.seconds, "encode": encode_s, "track": track_s})
-
-    def _encode(self, sample: VideoSample) -> Any:
-        if self._video != sample.video:
-            self._video, self._encoded = None, None  # let go of the last video before the next one is encoded
-            self._encoded = self._tracker.encode(self._open(sample))
-            self._video = sample.video
-        return self._encoded

@@ -1,4 +1,4 @@
-"""Predict masks for a data set: ask a policy, track its boxes, write a run folder. Run again to resume.
+"""Predicts masks for a data set: asks a policy, tracks its boxes, writes a run folder. Run it again to resume.
 
 Example, ground-truth boxes tracked without any weights:
 
@@ -23,14 +23,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from inference import options, pipeline, replies, run_record
-from inference.output import Packed, RunFolder, Shard, pack
+from inference.output import RunFolder, Shard, prediction_record
 from veason import datasets
 from veason.atomic import read_journal
 from veason.command import run_command
@@ -39,16 +39,16 @@ from veason.errors import DataError
 from veason.safe_text import printable
 from veason.types import VideoSample
 
-HOW = {
+MAY_DIFFER = {
     *("output", "shard", "gpus", "workers", "address", "policy_gpus", "tracker_gpus", "stuck_after"),
     *("base_url", "api_key_env", "requests", "max_retries", "timeout"),
     *("keep_going", "template_text"),
 }
-"""Options that say how a run is done, not what comes out: a resumed one may have others."""
+"""The options that do not change the results: a resumed run may have others, and they are not recorded."""
 
 
 def parse_shard(text: str) -> Shard:
-    """``i/n`` with i from 0."""
+    """Parses ``i/n`` with i from 0."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"expected i/n with i from 0 to n-1, found {text!r}")
@@ -89,110 +89,113 @@ def main(argv: list[str] | None = None) -> None:
         args.dataset, args.data_root, split=args.split, image_root=args.image_root, meta=args.meta
     )
     everything = list(dataset)
-    _check_output(args, everything)
-    samples = everything[: args.limit]
-    record = {
-        "settings": _settings(args, dataset, len(samples)),
-        "versions": options.versions(tracker=args.tracker),
-        "inputs": _inputs(args, dataset, everything),
-    }
-    with RunFolder(args.output, shard=args.shard, samples=samples, record=record, masks=args.masks) as folder:
-        if len(folder.done) < len(folder.samples):
-            _predict(args, dataset, sampling, folder, on_workers=on_workers)
-        complete = folder.join()
-    _report(args.output, complete)
-
-
-def _check_output(args: argparse.Namespace, samples: Sequence[VideoSample]) -> None:
-    """DataError for a run folder that is the data set's own, or lies among a video's frames."""
+    videos = {sample.frame_dir.resolve() for sample in everything} | {p.resolve() for p in (args.image_root,) if p}
     output = args.output.resolve()
-    videos = {sample.frame_dir.resolve() for sample in samples} | {p.resolve() for p in (args.image_root,) if p}
-    inside = videos.intersection((output, *output.parents))
-    if inside or output == args.data_root.resolve():
+    if videos.intersection((output, *output.parents)) or output == args.data_root.resolve():
         raise DataError(f"--output {args.output} is, or lies in, a folder of the data set; choose another one")
-
-
-def _predict(
-    args: argparse.Namespace,
-    dataset: datasets.Dataset,
-    sampling: pipeline.Sampling,
-    folder: RunFolder,
-    *,
-    on_workers: bool,
-) -> None:
-    if on_workers:
-        from inference import distributed  # seconds: Ray
-
-        came = distributed.predict(
-            args,
-            dataset,
-            folder.samples,
-            done=frozenset(folder.done),
-            describe=lambda policy: folder.describe(options.public(policy)),
-        )
-        steps = map(folder.keep, came)
+    samples = everything[: args.limit]
+    with RunFolder(
+        args.output,
+        shard=args.shard,
+        samples=samples,
+        record=record(args, dataset, everything, limit=len(samples)),
+        masks=args.masks,
+    ) as folder:
+        if len(folder.done) < len(folder.samples):
+            made = (_predict_on_workers if on_workers else _predict_here)(args, dataset, sampling, folder)
+            watch = replies.Watch() if args.policy in ("hf", "vllm", "openai") and not args.keep_going else None
+            bar = tqdm(total=len(folder.samples), initial=len(folder.done), unit="exp", disable=None, desc="predict")
+            with bar, contextlib.closing(made):
+                for prediction in made:
+                    bar.update()
+                    if watch is not None:
+                        watch.add(prediction)
+        complete = folder.join()
+    if complete:
+        for line in replies.summary(read_journal(args.output / "predictions.jsonl"), printable(args.output)):
+            print(line)
     else:
-        came = steps = _predict_here(args, dataset, sampling, folder)
-    watch = replies.Watch() if args.policy in ("hf", "vllm", "openai") and not args.keep_going else None
-    bar = tqdm(total=len(folder.samples), initial=len(folder.done), unit="exp", disable=None, desc="predict")
-    with bar, contextlib.closing(came):
-        for packed in steps:
-            bar.update()
-            if watch is not None:
-                watch.add(packed.prediction)
+        print(
+            f"{printable(args.output)}: this shard is done; others are not, or are damaged, so predictions.jsonl is "
+            "not joined yet: run the same command for each of them"
+        )
+
+
+def record(
+    args: argparse.Namespace, dataset: datasets.Dataset, samples: Sequence[VideoSample], *, limit: int
+) -> dict[str, Any]:
+    """Makes the content of ``run.json``: everything that the results depend on.
+
+    samples: of the whole split; the first `limit` of them are predicted.
+    """
+    loads, looks = args.policy in ("hf", "vllm"), args.policy in ("hf", "vllm", "openai")
+    unused = () if loads else ("generation_defaults",)
+    chosen = {key: value for key, value in vars(args).items() if key not in MAY_DIFFER and key not in unused}
+    return {
+        "settings": {
+            **{key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()},
+            "shards": args.shard.count,
+            "split": dataset.split,
+            "samples": limit,
+            "meta_sha256": sha256(dataset.files["meta"]),
+        },
+        "versions": options.versions(tracker=args.tracker),
+        "inputs": run_record.inputs(
+            dataset,
+            samples,
+            model=args.model if loads else None,
+            tracker=(args.sam2_config, args.sam2_checkpoint) if args.tracker == "sam2" else (),
+            replay=args.replay if args.policy == "replay" else None,
+            template=args.template_text if looks else None,
+        ),
+    }
+
+
+Predictions = Generator[dict[str, Any], None, None]
+"""The lines of ``predictions.jsonl``, each coming out once it is on the disk."""
 
 
 def _predict_here(
     args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
-) -> Iterator[Packed]:
-    """In this process, in the order of the data set; what comes out is on the disk."""
+) -> Predictions:
+    """Predicts in this process, in the order of the data set."""
     policy, tracker = options.build_policy(args, dataset), options.build_tracker(args)
     policy.family.check_size(sampling.size)
     folder.describe(options.public(policy.describe()))
-    return pipeline.run(
+    asking = options.asking(args)
+    finished = pipeline.run(
         folder.samples,
         policy=policy,
         tracker=tracker,
         sampling=sampling,
+        batch_size=asking["batch_size"],
+        in_flight=asking["in_flight"],
         seed=args.seed,
         done=frozenset(folder.done),
         reading=args.reading,
-        then=lambda finished: folder.keep(pack(finished, masks=folder.masks)),
-        **options.asking(args),
+        then=folder.write,
     )
+    with contextlib.closing(finished):
+        for one in finished:
+            yield prediction_record(one.prediction)
 
 
-def _settings(args: argparse.Namespace, dataset: datasets.Dataset, samples: int) -> dict[str, Any]:
-    """Everything that decides the outcome, but for the contents of files (`_inputs`)."""
-    unused = () if args.policy in ("hf", "vllm") else ("generation_defaults",)
-    chosen = {key: value for key, value in vars(args).items() if key not in HOW and key not in unused}
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
-    data = {"split": dataset.split, "samples": samples, "meta_sha256": sha256(dataset.files["meta"])}
-    return {**plain, "shards": args.shard.count, **data}
+def _predict_on_workers(
+    args: argparse.Namespace, dataset: datasets.Dataset, sampling: pipeline.Sampling, folder: RunFolder
+) -> Predictions:
+    """Predicts on Ray actors, in any order."""
+    from inference import distributed  # seconds: Ray
 
-
-def _inputs(args: argparse.Namespace, dataset: datasets.Dataset, samples: Sequence[VideoSample]) -> dict[str, Any]:
-    """Fingerprints of what the run reads, as far as its policy and tracker read it."""
-    looks = args.policy in ("hf", "vllm", "openai")
-    return run_record.inputs(
+    finished = distributed.predict(
+        args,
         dataset,
-        samples,
-        model=args.model if args.policy in ("hf", "vllm") else None,
-        tracker=(args.sam2_config, args.sam2_checkpoint) if args.tracker == "sam2" else (),
-        replay=args.replay if args.policy == "replay" else None,
-        template=args.template_text if looks else None,
+        folder.samples,
+        done=frozenset(folder.done),
+        describe=lambda policy: folder.describe(options.public(policy)),
     )
-
-
-def _report(output: Path, complete: bool) -> None:
-    if not complete:
-        print(
-            f"{printable(output)}: this shard is done; others are not, or are damaged, so predictions.jsonl is not "
-            "joined yet: run the same command for each of them"
-        )
-        return
-    for line in replies.summary(read_journal(output / "predictions.jsonl"), printable(output)):
-        print(line)
+    with contextlib.closing(finished):
+        for packed in finished:
+            yield folder.keep(packed).prediction
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a run's replies fared: a table at its end, a stop where none is usable, and what to try then."""
+"""Judges the replies of a run: a summary at its end, an early stop where none is usable, and the remedies for both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from veason.errors import DataError
 from veason.safe_text import printable
 
 FIRST = 32
-"""Replies after which a run stops if none of them was usable and all were unfit for one reason."""
+"""The number of replies after which a run stops if all of them had the same problem and none was usable."""
 FEW = 0.1
-"""Share of usable replies below which a run's summary says what to try."""
+"""The share of usable replies below which a run's summary names a remedy."""
 
 _FORMAT = (
     "the model does not answer in the format it is asked for: is it the checkpoint you mean, and is it asked as it was "
@@ -28,34 +28,34 @@ _HINTS = {
 
 
 def answered(record: dict[str, Any]) -> bool:
-    """A line of predictions has a keyframe with boxes, or says clearly that there is no target."""
+    """Tells whether a line of predictions has a keyframe with boxes, or says clearly that there is no target."""
     return bool(record["boxes"]) or record["problem"] == "no_boxes"
 
 
 class Watch:
-    """Counts replies as they come, and stops a run all of whose first replies are unfit for one reason."""
+    """Counts the first replies of a run and stops it if all of them have the same problem."""
 
     def __init__(self) -> None:
         self._first = EarlyStop(FIRST)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count a line of predictions; DataError where it is the last of `FIRST` that nothing can be made of."""
+        """Counts a line of predictions; DataError if it is the last of the first `FIRST` and none was usable."""
         if self._first.add(None if answered(record) else record["problem"]):
             problem, shown = record["problem"], printable(record["reply"], limit=200)
             raise DataError(
                 f"none of the first {FIRST} replies was usable, all for one reason: {problem} "
-                f"({PROBLEMS[problem]}); the last one was {shown!r}. {hint(problem)}. What came is kept; "
+                f"({PROBLEMS[problem]}); the last one was {shown!r}. {hint(problem)}. What is finished is kept; "
                 "--keep-going goes on in spite of it"
             )
 
 
 def hint(problem: str) -> str:
-    """A remedy to try against a problem that most replies have."""
+    """Returns the remedy for a problem that most replies have."""
     return _HINTS.get(problem, _FORMAT)
 
 
 def summary(records: Iterable[dict[str, Any]], name: str) -> Iterator[str]:
-    """Lines for a terminal about all predictions of a run: problems, readings, and a hint if hardly any was usable."""
+    """Writes lines for a terminal about a run's predictions: problems, readings, a hint if hardly any was usable."""
     problems: Counter[str | None] = Counter()
     repairs: Counter[str] = Counter()
     usable = lenient = 0

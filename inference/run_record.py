@@ -1,4 +1,4 @@
-"""The record of a run, ``run.json``: settings, inputs, versions, policy; and what may change when it goes on."""
+"""Keeps the record of a run, ``run.json``: settings, inputs, versions, policy. A resumed run must agree with it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from veason.errors import DataError
 from veason.types import VideoSample
 
 MAY_CHANGE = ("limit", "samples", "sam2_spill_dir", "sam2_offload")
-"""Settings that decide how much is done, or where, but not what comes out for a sample."""
+"""The settings that may change when a run is resumed: no prediction depends on them."""
 
 COMPARED = ("settings", "inputs", "policy")
-"""Parts of the record that a run that goes on must agree with."""
+"""The parts of the record that a resumed run must agree with."""
 
 ADDED = ("data truth",)
-"""Inputs that records of before did not hold; a record without them says nothing of them."""
+"""Inputs that older records do not hold; where one lacks them, they are not compared."""
 
 OLDER = {"reading": "strict", "generation_defaults": "checkpoint"}
-"""Values that were in force before there was such a setting."""
+"""The values of settings in runs that are older than the setting."""
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja")
 
 
 def keep(path: Path, record: dict[str, Any]) -> None:
-    """Write ``run.json``, or make sure that the run that it is of goes on as it was.
+    """Writes ``run.json`` or, where there is one, checks that its run is resumed as it was begun.
 
-    A DataError says in which settings and inputs they differ. A change of what may change takes effect: the settings of
-    before are kept under ``earlier_settings``. A part that the file does not have yet is added.
+    A DataError says in which settings and inputs they differ. A setting that may change takes its new value; the
+    earlier ones are kept under ``earlier_settings``. A part that the file does not have yet is added.
     """
     record = json.loads(json.dumps(record))
-    if not path.exists() or path.stat().st_size == 0:  # empty: of a disk that was full
+    if not path.exists() or path.stat().st_size == 0:  # empty: the disk was full
         atomic.write_json(path, record)
         return
     before = check_object(files.load_json(path), str(path))
@@ -74,7 +74,7 @@ _REMEDIES = {
 
 
 def _changed(before: Any, now: Any) -> dict[str, str]:
-    """What differs between two parts of a record, in words; nothing where one of them has not the part at all."""
+    """Describes the differences between two records of a part; there are none where one of them lacks the part."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return {}
     return {
@@ -103,11 +103,11 @@ def inputs(
     replay: str | None = None,
     template: str | None = None,
 ) -> dict[str, Any]:
-    """Fingerprints of everything that a run reads, by what it is; compared for equality when the run goes on.
+    """Makes the fingerprints of everything that a run reads; a resumed run must have the same.
 
-    `samples`: of the whole split, so that another limit is no other input. `model`: a checkpoint folder (a hub name has
-    none here). `tracker`: config and weights, as far as they are files. `replay`: recorded predictions. `template`: the
-    text of the prompt. Frames count by name, size and time only.
+    samples: those of the whole split, so that another limit is no other input. model: a checkpoint folder (a hub name
+    has no fingerprint). tracker: config and weights, as far as they are files. replay: recorded predictions. template:
+    the text of the prompt. Frames count by name, size and time only.
     """
     found: dict[str, Any] = {
         role if role == "frames" else f"data {role}": print_

@@ -356,7 +356,7 @@ def test_policy_and_tracker_get_half_of_the_threads_each(dataset):
 
 def test_what_is_tracked_is_encoded_and_written_on_a_thread_of_its_own(dataset):
     """The policy's thread waits for neither: it answers again while the first prediction is still being stored."""
-    answering, storing, second = [], [], threading.Event()
+    answering, storing, stored, second = [], [], [], threading.Event()
 
     class Asked(Spy):
         def answer(self, questions, *, seed):
@@ -368,9 +368,10 @@ def test_what_is_tracked_is_encoded_and_written_on_a_thread_of_its_own(dataset):
     def store(finished):
         assert second.wait(30), "the policy waited until the first prediction was stored"
         storing.append(threading.get_ident())
-        return finished.prediction.sample.exp_id
+        stored.append(finished.prediction.sample.exp_id)
 
-    assert run([dataset[0], dataset[1]], Asked(), then=store) == ["0", "1"]
+    came = run([dataset[0], dataset[1]], Asked(), then=store)
+    assert [finished.prediction.sample.exp_id for finished in came] == stored == ["0", "1"]
     assert set(answering).isdisjoint(storing)
     assert len(set(storing)) == 1
 
