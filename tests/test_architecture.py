@@ -97,6 +97,13 @@ def test_verl_is_ignorant_of_the_task():
     assert not any(unused.values()), unused
 
 
+def test_workers_on_ray_know_neither_configuration_nor_what_they_do():
+    """So that training and inference share them; without Ray one can still name what goes wrong with them."""
+    found = {path.stem: imports(path) for path in (ROOT / "verl" / "ray").glob("*.py")}
+    assert not [name for names in found.values() for name in names if is_ours(name) and not is_in(name, {"verl.ray"})]
+    assert not [name for name in found["__init__"] if is_in(name, {"ray", "verl"})]
+
+
 ENGINES = sorted(path.stem for path in (ROOT / "verl" / "engines").glob("*.py") if path.stem != "__init__")
 
 

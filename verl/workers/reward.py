@@ -114,7 +114,7 @@ class RewardWorker:
 
 
 class PendingRewards:
-    """Rewards that are being worked out."""
+    """The rewards of a submission while workers judge it."""
 
     def __init__(self, futures: Sequence[Future[_Judged]]) -> None:
         self._futures = list(futures)
@@ -123,8 +123,8 @@ class PendingRewards:
         return all(future.done() for future in self._futures)
 
     def result(self) -> list[list[Reward]]:
-        """Wait; the rewards of each prompt's replies, in the order of the submission. RewardError at the first failure:
-        what has not begun by then never does."""
+        """Wait; the rewards of each prompt's replies, in the order of the submission. RewardError at the first failure,
+        which also drops the prompts that no worker has begun with."""
         finished, _ = wait_for(self._futures, return_when=FIRST_EXCEPTION)
         failed = [future for future in self._futures if future in finished and not future.cancelled()]
         error = next((error for future in failed if (error := future.exception()) is not None), None)
@@ -135,8 +135,8 @@ class PendingRewards:
         return [future.result().rewards for future in self._futures]
 
     def metrics(self) -> dict[str, float]:
-        """Mean and longest seconds of a prompt in its worker, and how many prompts' work was done again; after
-        `result`."""
+        """Mean and longest seconds of a prompt in its worker, and how often a prompt was judged again after the loss of
+        its worker. Call it after `result`."""
         judged = [future.result() for future in self._futures]
         seconds = [one.seconds for one in judged] or [0.0]
         return {
@@ -211,7 +211,8 @@ class RewardPool:
         self._thread.join()
 
     def _run(self) -> None:
-        """The thread: works until the pool is closed. An exception that ends it earlier reaches all prompts."""
+        """The work of the pool's thread, until the pool is closed. An exception that ends it earlier reaches all
+        prompts."""
         broken: Exception | None = None
         try:
             self._judge_all()
@@ -282,5 +283,5 @@ class RewardPool:
 
     def _fail(self, task: Task[_Job], error: Exception) -> None:
         future = task.item.judged
-        if future.running() or future.set_running_or_notify_cancel():
+        if future.running() or future.set_running_or_notify_cancel():  # neither for one that was cancelled
             future.set_exception(error)
