@@ -1,6 +1,8 @@
 """Log lines on stderr: step, process and level are named; other packages are heard from warnings on."""
 
 import logging
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,11 @@ def test_other_packages_are_heard_from_warnings_on(capsys):
     logging.getLogger("some_library").warning("odd weights")
     logging.getLogger("verl.engines").debug("detail")
     assert capsys.readouterr().err.splitlines() == ["warning: odd weights"]
+
+
+def test_the_command_is_heard_though_python_calls_its_module_main(capsys):
+    path = Path(logs.__file__).parents[1] / "trainer" / "main.py"
+    module = runpy.run_path(str(path), run_name="as `python -m` names it otherwise")
+    logs.configure()
+    module["log"].info("resumed with a change")
+    assert capsys.readouterr().err == "resumed with a change\n"

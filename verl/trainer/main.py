@@ -25,7 +25,7 @@ from verl.ray import NoRoom, WorkerError, WorkerLost
 from verl.trainer import RunStopped
 from verl.utils import logs, plugins, tracking
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("verl.trainer.main")  # also where it is run as __main__
 
 
 def main(argv: Sequence[str] | None = None) -> None:
