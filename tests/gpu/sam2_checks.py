@@ -46,13 +46,13 @@ def sam2(place: Place) -> Found:
 def _weights(place: Place) -> tuple[str | Path, Path]:
     """Config and checkpoint of a random SAM2."""
     from veason.trackers.sam2 import build_predictor
-    from veason.trackers.sam2_tiny import _enliven, tiny_sam2
+    from veason.trackers.sam2_tiny import enliven, tiny_sam2
 
     if place.size == "tiny":
         return tiny_sam2(place.scratch, 0)
     torch.manual_seed(0)
     predictor = build_predictor(PACKAGE_CONFIG, torch.device("cpu"))
-    _enliven(predictor)
+    enliven(predictor)
     checkpoint = place.scratch / "sam2.pt"
     torch.save(predictor.state_dict(), checkpoint)
     return PACKAGE_CONFIG, checkpoint

@@ -35,13 +35,17 @@ def tiny_sam2(folder: str | Path, seed: int, *, image_size: int = 128, **model: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = build_predictor(files.config, torch.device("cpu"))
-        # As drawn, some models find no object anywhere, and the memory changes their masks but little.
-        with torch.no_grad():
-            predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(1.0)
-            for layer in predictor.memory_attention.layers:
-                layer.cross_attn_image.out_proj.weight.mul_(8.0)
+        enliven(predictor)
     torch.save({"model": predictor.state_dict()}, files.checkpoint)
     return files
+
+
+def enliven(predictor: Any) -> None:
+    """Change random weights so that masks react: as drawn, some models find no object and hardly read their memory."""
+    with torch.no_grad():
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(1.0)
+        for layer in predictor.memory_attention.layers:
+            layer.cross_attn_image.out_proj.weight.mul_(8.0)
 
 
 def _model(image_size: int) -> dict[str, Any]:
