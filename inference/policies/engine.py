@@ -1,4 +1,4 @@
-"""A vision-language model answers: this policy turns questions into prompts and asks an engine of `verl.engines`.
+"""Answers with a vision-language model: turns questions into prompts and asks an engine of `verl.engines`.
 
 Rollouts and validation draw with the same engines, so a checkpoint answers here as it did in training.
 """
@@ -27,7 +27,7 @@ from verl.engines.inputs import PromptInputs
 class EnginePolicy:
     """A Qwen2.5-VL style checkpoint: a folder with weights, tokenizer, chat template and processor, or a hub name.
 
-    Vision control tokens are never generated: they would stand for pictures that are not there.
+    Vision control tokens are never generated, since each would stand for a picture that is not there.
     """
 
     looks = True
@@ -48,11 +48,14 @@ class EnginePolicy:
         max_model_len: int | None = None,
         gpu_memory: float = 0.6,
     ) -> None:
-        """`name`: the engine, hf or vllm. `temperature` 0 is greedy; `dtype` auto: bfloat16 on a GPU, float32 on a CPU;
-        `template`: a prompt's text. `generation_defaults`: plain, or checkpoint for what its ``generation_config.json``
-        recommends, see `generation.read_decoding`. Of hf: `batch_size` questions are answered together. Of vllm:
-        `max_model_len` tokens of prompt and reply to make room for, and `gpu_memory`, the share of the GPU for weights
-        and cache. DataError for a checkpoint that is not whole, and where vLLM is not installed."""
+        """Loads the model. DataError for a checkpoint that is not whole, and where vLLM is not installed.
+
+        name: the engine, hf or vllm. temperature: 0 is greedy. dtype: auto is bfloat16 on a GPU and float32 on a CPU.
+        template: the text of the prompt. generation_defaults: plain, or checkpoint for what its
+        ``generation_config.json`` recommends. batch_size, for hf: questions that are answered together. max_model_len
+        and gpu_memory, for vllm: the largest number of tokens of a prompt with its reply, and the share of the GPU's
+        memory for weights and cache.
+        """
         if name == "vllm" and importlib.util.find_spec("vllm") is None:
             raise DataError(
                 "--policy vllm needs vLLM: `make setup-vllm` on a machine without CUDA, `pip install -e '.[vllm]'` on "
@@ -71,7 +74,11 @@ class EnginePolicy:
         except ValueError as error:
             raise DataError(str(error)) from error
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = _dtype(dtype, self.device)
+        if dtype == "auto":
+            dtype = "bfloat16" if self.device.type == "cuda" else "float32"
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise DataError(f"dtype must be auto, float32, bfloat16 or float16, found {dtype!r}")
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.processor = pretrained.load_processor(self._source)
         greedy = temperature == 0
         self._sampling = Sampling(
@@ -101,7 +108,7 @@ class EnginePolicy:
         return None
 
     def answer(self, questions: Sequence[Question], *, seed: int) -> list[str]:
-        """As `base.Policy.answer`; a question's reply depends on `seed` and its sample, not on the other questions."""
+        """Answers as `Policy.answer` says; a reply depends on `seed` and its sample, not on the other questions."""
         seeds = [zlib.crc32(f"{seed}/{question.sample.key}".encode()) for question in questions]
         replies = self.engine.generate(self.prompts(questions), n=1, sampling=self._sampling, seeds=seeds)
         rows = zip(replies["responses"], replies["response_mask"].bool(), strict=True)
@@ -109,7 +116,7 @@ class EnginePolicy:
         return self.processor.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def prompts(self, questions: Sequence[Question]) -> list[PromptInputs]:
-        """The questions as the model reads them. DataError if its processor would resize their pictures."""
+        """Makes the questions' prompts. DataError if the model's processor would resize their pictures."""
         made = []
         for question in questions:
             self.family.check_size(question.clip.size)
@@ -123,15 +130,5 @@ class EnginePolicy:
         return made
 
     def describe(self) -> dict[str, Any]:
-        """All that replies depend on beside weights and prompt, as it is in force, and what the checkpoint recommends
-        that is not."""
+        """Describes what replies depend on beside weights and prompt, and what the checkpoint recommends in vain."""
         return dict(self._described)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 on a GPU, float32 on a CPU. DataError for an unknown name."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in ("float32", "bfloat16", "float16"):
-        raise DataError(f"dtype must be auto, float32, bfloat16 or float16, found {name!r}")
-    return getattr(torch, name)

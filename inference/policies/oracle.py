@@ -1,4 +1,4 @@
-"""The ground truth as a policy: the ceiling of a tracker, and a check of one's copy of a data set."""
+"""Answers with the ground truth: the upper bound of a tracker, and a check of a copy of a data set."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ class OraclePolicy:
         return None
 
     def answer(self, questions: Sequence[Question], *, seed: int) -> list[str]:
-        return [self._reply(question) for question in questions]
-
-    def _reply(self, question: Question) -> str:
-        tracks = self._dataset.object_rles(question.sample)
-        areas = {t: ground_truth.area(tracks, t) for t in question.clip.frame_ids}
-        keyframe = max(areas, key=lambda t: areas[t])  # the first among equals
-        found = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
-        if not found:
-            return format_reply("The target is in none of the shown frames.", Answer(keyframe=keyframe, boxes=()))
-        to_size = self.family.answer_size(question.clip.size)
-        answer = Answer(keyframe=keyframe, boxes=boxes.rescale(found, question.sample.size, to_size))
-        share = areas[keyframe] / (question.sample.size[0] * question.sample.size[1])
-        thinking = f"The target covers {share:.1%} of frame {keyframe}, at least as much as of any other shown frame."
-        return format_reply(thinking, answer)
+        replies = []
+        for question in questions:
+            size = question.sample.size
+            tracks = self._dataset.object_rles(question.sample)
+            areas = {t: ground_truth.area(tracks, t) for t in question.clip.frame_ids}
+            keyframe = max(areas, key=lambda t: areas[t])  # the first among equals
+            found = [box for box in ground_truth.boxes(tracks, keyframe) if box is not None]
+            thinking, answer = "The target is in none of the shown frames.", Answer(keyframe=keyframe, boxes=())
+            if found:
+                to_size = self.family.answer_size(question.clip.size)
+                answer = Answer(keyframe=keyframe, boxes=boxes.rescale(found, size, to_size))
+                share = areas[keyframe] / (size[0] * size[1])
+                thinking = (
+                    f"The target covers {share:.1%} of frame {keyframe}, at least as much as of any other shown frame."
+                )
+            replies.append(format_reply(thinking, answer))
+        return replies
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -1,8 +1,9 @@
-"""Recorded answers as a policy: a run's ``predictions.jsonl``, or a few hand-written boxes."""
+"""Answers with recorded replies: a run's ``predictions.jsonl``, or a few boxes written by hand."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from veason.types import Answer, Box, Clip, Question, Size, VideoSample
 
 
 class ReplayPolicy:
-    """Replies as a predictions file says. One JSON object a line, with ``video`` and ``exp_id`` and either
+    """Gives the replies of a predictions file: one JSON object a line, with ``video`` and ``exp_id`` and either
 
     - ``reply``, ``frame_ids`` and ``model_size`` as `inference.predict` writes them: the same text on the same clip; or
     - ``keyframe`` (frame id) and ``boxes`` (xyxy in **video** pixels): what a person would write by hand.
@@ -26,7 +27,7 @@ class ReplayPolicy:
     looks = False
 
     def __init__(self, records: Sequence[dict[str, Any]], *, source: str, n: int, size: Size) -> None:
-        """`n` and `size`: frames to show and their model size where a record has no clip of its own."""
+        """Takes the number of frames to show, `n`, and their model size for records without a clip of their own."""
         self._source, self._n, self._size = source, n, size
         self._records = {f"{record.get('video')}/{record.get('exp_id')}": record for record in records}
         if len(self._records) < len(records):
@@ -57,26 +58,28 @@ class ReplayPolicy:
         return Clip(frame_ids=tuple(sorted(shown)), size=self._size)
 
     def answer(self, questions: Sequence[Question], *, seed: int) -> list[str]:
-        return [self._reply(question) for question in questions]
-
-    def _reply(self, question: Question) -> str:
-        record, where = self._record(question.sample), f"{self._source}: {question.sample.key}"
-        if isinstance(record.get("reply"), str):
-            return record["reply"]
-        if type(record.get("keyframe")) is not int:
-            raise DataError(f"{where}: needs a reply, or a keyframe (frame id) and boxes in video pixels")
-        to_size = self.family.answer_size(question.clip.size)
-        scaled = boxes.rescale(_boxes(record.get("boxes"), where), question.sample.size, to_size)
-        return format_reply("Replayed.", Answer(keyframe=record["keyframe"], boxes=scaled))
+        replies = []
+        for question in questions:
+            record, where = self._record(question.sample), f"{self._source}: {question.sample.key}"
+            reply, keyframe = record.get("reply"), record.get("keyframe")
+            if not isinstance(reply, str):
+                if type(keyframe) is not int:
+                    raise DataError(f"{where}: needs a reply, or a keyframe (frame id) and boxes in video pixels")
+                to_size = self.family.answer_size(question.clip.size)
+                scaled = boxes.rescale(_boxes(record.get("boxes"), where), question.sample.size, to_size)
+                reply = format_reply("Replayed.", Answer(keyframe=keyframe, boxes=scaled))
+            replies.append(reply)
+        return replies
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "replay": self._source}
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a predictions file; a DataError that names the file and line where it is none.
+    """Reads the records of a predictions file; a DataError names the file and the line that is no record.
 
-    A last line without its line feed counts: people write such files by hand. If it is no record, the file is cut off.
+    A last line without its line feed counts, since people write such files by hand. If it is no record, the file is cut
+    off.
     """
     path = Path(path)
     head = read_head(path)
@@ -108,18 +111,20 @@ def _frame_ids(value: object, length: int, where: str) -> tuple[int, ...]:
 
 
 def _size(value: object, where: str) -> Size:
-    sides = value if isinstance(value, list) and len(value) == 2 else [None]
-    if not all(type(side) is int and 0 < side < 1 << 15 for side in sides):
+    sides = value if isinstance(value, list) else []
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 1 << 15 for side in sides):
         raise DataError(f"{where}: model_size must be [height, width], found {str(value)[:80]}")
-    return (value[0], value[1])
+    return (sides[0], sides[1])
 
 
 def _boxes(value: object, where: str) -> list[Box]:
-    entries = value if isinstance(value, list) else [None]
-    for entry in entries:
-        numbers = entry if isinstance(entry, list) and len(entry) == 4 else [None]
+    found: list[Box] = []
+    for entry in value if isinstance(value, list) else [None]:
+        numbers = entry if isinstance(entry, list) and len(entry) == 4 else [math.nan]
         if not all(type(v) in (int, float) and abs(v) <= MAX_COORDINATE for v in numbers):  # false for NaN
             raise DataError(f"{where}: boxes must be [[x1, y1, x2, y2], …] in video pixels, found {str(value)[:80]}")
-        if numbers[2] < numbers[0] or numbers[3] < numbers[1]:
+        x1, y1, x2, y2 = map(float, numbers)
+        if x2 < x1 or y2 < y1:
             raise DataError(f"{where}: the box {entry} has its second corner left of or above its first one")
-    return [tuple(map(float, entry)) for entry in entries]
+        found.append((x1, y1, x2, y2))
+    return found

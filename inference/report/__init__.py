@@ -44,7 +44,8 @@ def render(page: str, *, largest: float = math.inf, **values: Any) -> Iterator[b
         "sides": pictures.sides,
         "in_drawing": pictures.in_drawing,
     }
-    types = {None: "no type", **{type_id: name for name, type_id in REVOS_TYPES.items()}}
+    types: dict[int | None, str] = {None: "no type"}
+    types |= {type_id: name for name, type_id in REVOS_TYPES.items()}
     written = 0
 
     def fits(html: str) -> bool:

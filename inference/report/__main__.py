@@ -12,6 +12,7 @@ truth, and the videos are looked for where the run found them.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -201,7 +202,7 @@ def make_cards(
         notes: list[str] = []
         if sample.key in lost:
             notes.append(f"Not scored as predicted: {lost[sample.key]}")
-        tracks = pictures.read_or_note(lambda s=sample: dataset.object_rles(s), notes) if scores else None
+        tracks = pictures.read_or_note(functools.partial(dataset.object_rles, sample), notes) if scores else None
         known = frozenset() if tracks is None else known_frames(dataset, sample, tracks)
         shown = pictures.sample_frames(len(sample), frames_per_card, keyframe=outcome.keyframe)
         drawn = [

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from eval import answers, scores_file
 from eval.predictions import open_predictions
 from eval.results import Row
+from inference.output import make_folder
 from inference.report import pictures, render, tables
 from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import Outcome, Run, find_sample, known_frames, open_run, read_lines, read_scores
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, run, step in zip(names, runs, steps, strict=True)
     ]
     if args.steps is not None:
-        scored_runs.sort(key=lambda scored_run: scored_run.step)
+        scored_runs.sort(key=lambda scored_run: scored_run.step or 0)
     curves = [_curves(path) for path in args.curves]
     training = read_metrics(args.training) if args.training else {}
     dataset = runs[0].open_data(args.gt, split=split, image_root=args.image_root)
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         cards=make_cards(scored_runs, dataset, examples, further=FURTHER_FRAMES if args.steps is None else 0),
         **tables.page_tables(scored_runs, found),
     )
+    make_folder(args.out)
     output = args.out / f"{page}.html"
     atomic.write_parts(output, parts)
     shown = [{"sample": e.entry.sample.key, "kind": e.kind, "jf": [row.jf for row in e.entry.rows]} for e in examples]
@@ -344,7 +346,8 @@ def make_cards(
         others = further_frames(len(sample), further)
         runs, shown = [], set(others)
         for i, scored_run in enumerate(scored_runs):
-            outcome, notes = outcomes[i][sample.key], []
+            outcome = outcomes[i][sample.key]
+            notes: list[str] = []
             frame_ids = dict.fromkeys((*others, *([] if outcome.keyframe is None else [outcome.keyframe])))
             drawn = {
                 t: pictures.picture(

@@ -123,12 +123,14 @@ def picture(
     """Draws a frame with its predicted and its true mask; what cannot be read is added to `notes`."""
     predicted = read_or_note(lambda: predictions.read(sample, frame_id) != 0, notes)
     true = None if tracks is None else masks.union([rles[frame_id] for rles in tracks], sample.size)
-    outlines = [None if mask is None else outline(mask) for mask in (predicted, true)]
-    predicted_share, true_share = (
-        None if mask is None else np.count_nonzero(mask) / mask.size for mask in (predicted, true)
+    return Picture(
+        frame_id,
+        styles.css_class(frame_id),
+        fit(sample.size, DRAWING),
+        prediction=None if predicted is None else outline(predicted),
+        truth=None if true is None else outline(true),
+        shares=(None if predicted is None else float(predicted.mean()), None if true is None else float(true.mean())),
     )
-    drawing = fit(sample.size, DRAWING)
-    return Picture(frame_id, styles.css_class(frame_id), drawing, *outlines, shares=(predicted_share, true_share))
 
 
 def true_boxes(tracks: Tracks | None, keyframe: int | None) -> tuple[Box, ...]:
@@ -211,7 +213,7 @@ class FrameStyles:
     """Gives the frames of one video their CSS classes, and each class its rule once."""
 
     def __init__(self, sample: VideoSample, number: int) -> None:
-        """`number`: of the video in the page, so that class names never hold a data set's text."""
+        """Takes the `number` of the video in the page, so that class names never hold a data set's text."""
         self._frames, self._number = frames.VideoFrames(sample), number
         self._written: set[int] = set()
 
@@ -231,4 +233,4 @@ def data_uri(frame: np.ndarray) -> str:
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".webp", small[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     assert ok, f"a picture of {small.shape} could not be encoded"
-    return "data:image/webp;base64," + base64.b64encode(data).decode()
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()

@@ -94,12 +94,13 @@ class Run:
     def open_data(self, root: Path | None, *, split: str | None, image_root: Path | None) -> Dataset:
         """Opens the data set of the run; what is None is as the run had it."""
         wanted = {name: self.settings.get(name) for name in ("dataset", "data_root", "split")}
-        if not all(isinstance(value, str) for value in wanted.values()):
+        found = {name: value for name, value in wanted.items() if isinstance(value, str)}
+        if found != wanted:
             raise DataError(f"{self.path / 'run.json'}: settings must name {', '.join(wanted)}, found {wanted}")
         return datasets.open_dataset(
-            wanted["dataset"],
-            root or wanted["data_root"],
-            split=split or wanted["split"],
+            found["dataset"],
+            root or found["data_root"],
+            split=split or found["split"],
             image_root=image_root or self.settings.get("image_root"),
             meta=self.meta,
         )
@@ -113,10 +114,11 @@ def open_run(path: Path) -> Run:
         remedy = "run the shards that are left" if (path / "shards").is_dir() else "expected a run of inference.predict"
         raise DataError(f"{path}: holds no predictions.jsonl; {remedy}")
     record = load_json(path / "run.json", hint="expected a run of inference.predict")
-    parts = [record.get(name) if isinstance(record, dict) else None for name in ("settings", "versions")]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = record if isinstance(record, dict) else {}
+    settings, versions = parts.get("settings"), parts.get("versions")
+    if not isinstance(settings, dict) or not isinstance(versions, dict):
         raise DataError(f"{path / 'run.json'}: expected an object with settings and versions, found {str(record)[:80]}")
-    return Run(path=path, settings=parts[0], versions=parts[1])
+    return Run(path=path, settings=settings, versions=versions)
 
 
 def find_sample(samples: Mapping[str, VideoSample], outcome: Outcome, *, run: Path, dataset: Dataset) -> VideoSample:
@@ -169,7 +171,7 @@ def _outcome(record: dict[str, Any], where: str) -> Outcome:
         expression=_text(record, "expression", where),
         frame_ids=tuple(frame_ids),
         keyframe=keyframe,
-        boxes=tuple(tuple(map(float, box)) for box in boxes),
+        boxes=tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes),
         problem=_text(record, "problem", where, optional=True),
         detail=_text(record, "detail", where),
         thinking=_text(record, "thinking", where, optional=True),
@@ -186,7 +188,7 @@ def _text(record: dict[str, Any], name: str, where: str, *, optional: bool = Fal
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST  # false for NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST  # false for NaN
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,11 @@ def against_first(entries: Sequence[Entry], run: int) -> dict[str, int]:
 def text(scored_runs: Sequence[ScoredRun], entries: Sequence[Entry]) -> str:
     """Writes the table that the command prints: values, then differences to the first run."""
     names, rows = [scored_run.name for scored_run in scored_runs], measures(scored_runs, entries)
-    values = [(name, len(entries), *row.values()) for name, row in zip(names, rows, strict=True)]
+    values: list[tuple[str | int | float, ...]] = [
+        (name, len(entries), *row.values()) for name, row in zip(names, rows, strict=True)
+    ]
     header = ("", "n", *headings(scored_runs[0].results).values())
-    changes = [
+    changes: list[tuple[str | int | float, ...]] = [
         (f"{name} - {names[0]}", "", *(signed(value) for value in row.values()))
         for name, row in zip(names[1:], differences(rows)[1:], strict=True)
     ]

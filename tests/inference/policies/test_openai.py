@@ -147,11 +147,11 @@ def test_thinking_that_the_server_split_off_is_put_back(dataset, act):
     assert parse_reply(reply).thinking == "Left."
 
 
-def test_where_the_text_was_is_said_once(dataset, capsys):
+def test_where_the_text_was_is_said_once(dataset, caplog):
     server = ChatServer(lambda asked: thinking(None, "<think>Left.</think><answer>{}</answer>"))
     with server.serve() as url:
         OpenAIPolicy("m", base_url=url).answer([ask_about(dataset[0])] * 3, seed=0)
-    told = capsys.readouterr().err
+    told = caplog.text
     assert told.count("all of its text is in reasoning_content") == 1
     assert "without --reasoning-parser" in told
 
