@@ -1,4 +1,4 @@
-"""The one hot loop of the metrics, compiled by numba where it is installed; `eval.metrics` has the same in NumPy.
+"""Compiles the hot loop of the metrics with numba, where that is installed; `eval.metrics` has the same in NumPy.
 
 Compiled once per machine: the result is cached beside this file or in numba's own cache folder.
 """
@@ -13,7 +13,7 @@ from numba import njit
 
 @njit(cache=True, boundscheck=False)
 def _right(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
-    """Write into `moved` every pixel of `bits` moved `step` (1 … 63) to the right."""
+    """Writes into `moved` every pixel of `bits` moved `step` (1 … 63) to the right."""
     up, down = np.uint64(step), np.uint64(64 - step)
     moved[0] = bits[0] << up
     for i in range(1, bits.size):
@@ -22,7 +22,7 @@ def _right(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
 
 @njit(cache=True, boundscheck=False)
 def _left(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
-    """Write into `moved` every pixel of `bits` moved `step` (1 … 63) to the left."""
+    """Writes into `moved` every pixel of `bits` moved `step` (1 … 63) to the left."""
     down, up = np.uint64(step), np.uint64(64 - step)
     last = bits.size - 1
     for i in range(last):
@@ -32,10 +32,10 @@ def _left(bits: np.ndarray, step: int, moved: np.ndarray) -> None:
 
 @njit("uint64[:, ::1](uint64[:, ::1], int64, int64)", cache=True, boundscheck=False)
 def dilate(boundaries: np.ndarray, words: int, radius: int) -> np.ndarray:
-    """Every pixel within `radius` of a boundary pixel; (planes, H * words) uint64 in and out.
+    """Marks every pixel within `radius` of a boundary pixel; (planes, H * words) uint64 in and out.
 
     As `eval.metrics._Window` lays masks out, and step by step as its own dilation: spans that grow from the disk's rim
-    inwards, kept moved right by their half-width so far. `spare` takes what is moved and changes places with it.
+    inwards, kept moved right by their half-width so far. `spare` takes the moved bits and is exchanged with them.
     """
     planes, total = boundaries.shape
     disks = np.zeros((planes, total), dtype=np.uint64)

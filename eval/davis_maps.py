@@ -1,4 +1,4 @@
-"""DAVIS 2017's own evaluations of maps of object numbers: a palette or grey PNG a frame, ``<video>/<frame>.png``.
+"""Scores maps of object numbers as DAVIS 2017 does: a palette or grey PNG a frame, ``<video>/<frame>.png``.
 
 unsupervised: every frame counts, void pixels do not; the map's objects are matched to the true ones by (J + F) / 2.
 semi-supervised: an object is the true one of its number; the first and the last frame do not count, void pixels are
@@ -31,14 +31,14 @@ Task = Literal["unsupervised", "semi-supervised"]
 
 
 def are_maps(pred: Path, dataset: RefDAVIS17) -> bool:
-    """Whether `pred` holds maps: PNGs where the folders of expressions would be."""
+    """Tells whether `pred` holds maps: PNGs where the folders of expressions would be."""
     first = (samples[0] for samples in dataset.by_video.values())
     return any((pred / sample.video / f"{sample.frames[0]}.png").exists() for sample in first)
 
 
 @dataclass(frozen=True)
 class MapScorer:
-    """How the maps of a video are scored. Pickled once for each worker."""
+    """Scores the maps of a video. Pickled once for each worker."""
 
     dataset: RefDAVIS17
     root: Path
@@ -48,26 +48,24 @@ class MapScorer:
         return len(sample)
 
     def score(self, samples: Sequence[VideoSample]) -> dict[str, RunScore]:
-        """By the name of the video, for any sample of it."""
+        """Returns the score by the name of the video, for any sample of it."""
         sample = samples[0]
         try:
-            return {sample.video: self._score(sample)}
+            truth, void = self.dataset.objects(sample), self.dataset.void(sample)
+            maps = [read_indices(self.root / sample.video / f"{frame}.png", sample.size) for frame in sample.frames]
         except DataError as error:
             return {sample.video: str(error)}
-
-    def _score(self, sample: VideoSample) -> RunScore:
-        truth, void = self.dataset.objects(sample), self.dataset.void(sample)
-        maps = [read_indices(self.root / sample.video / f"{frame}.png", sample.size) for frame in sample.frames]
         highest = max(int(numbers.max()) for numbers in maps)
         if self.task == "semi-supervised":
-            return self._by_number(sample, truth, maps, highest)
+            return {sample.video: self._by_number(sample, truth, maps, highest)}
         if highest > MAX_PROPOSALS:
-            return f"{self.root / sample.video}: {highest} objects are predicted; DAVIS allows {MAX_PROPOSALS}"
+            fault = f"{self.root / sample.video}: {highest} objects are predicted; DAVIS allows {MAX_PROPOSALS}"
+            return {sample.video: fault}
         tally = Tally(highest, len(truth), len(sample))
         for t, numbers in enumerate(maps):
             counted = ~masks.decode(void[t], sample.size)
             tally.add(t, numbers, [masks.decode(track[t], sample.size) & counted for track in truth], counted)
-        return tally.match([str(number) for number in range(1, highest + 1)])
+        return {sample.video: tally.match([str(number) for number in range(1, highest + 1)])}
 
     def _by_number(
         self, sample: VideoSample, truth: Sequence[Sequence[Any]], maps: Sequence[np.ndarray], highest: int
@@ -91,10 +89,10 @@ class MapScorer:
 def evaluate(
     dataset: RefDAVIS17, pred: Path, *, task: Task, missing: Missing, workers: int, gt_sha256: Mapping[str, str]
 ) -> Results:
-    """Score the maps in `pred` on every video of `dataset`; a video is missing if one of its frames is.
+    """Scores the maps in `pred` on every video of `dataset`; a video is missing if one of its frames is.
 
-    DataError if no video is there, and for a missing one where nothing may be missing (``error``, and ``published``, as
-    the script breaks off).
+    Raises DataError if no video is there, and for a missing one where none may be missing (``error``, and
+    ``published``, since the script breaks off).
     """
     check_choice("missing", missing, Missing)
     absences = {}

@@ -1,4 +1,4 @@
-"""J&F of MeViS, ReasonVOS, Ref-YouTube-VOS and Ref-DAVIS17's binary form: one binary mask a frame, plain means.
+"""Scores J&F of MeViS, ReasonVOS, Ref-YouTube-VOS and Ref-DAVIS17's binary form: one binary mask a frame, plain means.
 
 - every frame that has ground truth counts, first and last too; a mask is where its PNG is not zero;
 - J and F of an expression are means over its frames, those of a data set means over its expressions: videos with many
@@ -35,16 +35,16 @@ from veason.types import VideoSample
 
 @dataclass(frozen=True)
 class Protocol:
-    """What tells one benchmark's J&F from another's. Two results are comparable if these are equal."""
+    """The differences between the J&F of two benchmarks. Two results are comparable if these are equal."""
 
     benchmark: str
     """Name in print, ``MeViS``."""
     name: str
     """``mevis``; unique for every way to score."""
     frames: str
-    """Which frames count, in words."""
+    """The frames that count, in words."""
     published: Published | None = None
-    """What the benchmark's own script makes of a missing prediction; None where there is no such script."""
+    """How the benchmark's own script treats a missing prediction; None where there is no such script."""
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Region similarity J and contour accuracy F of two masks, exactly as published, some twenty times faster; A and R.
+"""Computes J, F, A and R of two masks: J and F exactly as published, some twenty times faster.
 
 Definition: the DAVIS benchmark (Perazzi et al., CVPR 2016, sections 4.1 and 4.2), with the details of its 2017
 evaluation that fix every pixel: J is intersection over union; F is the harmonic mean of the precision and recall of
@@ -29,13 +29,13 @@ BOUNDARY_TOLERANCE = 0.008
 
 
 def region_similarity(pred: np.ndarray, gt: np.ndarray) -> float:
-    """J, the intersection over union of two (H, W) masks, nonzero = inside; 1 if both are empty. In 0 … 1."""
+    """Computes J, the intersection over union of two (H, W) masks, nonzero = inside; 1 if both are empty. In 0 … 1."""
     window = _Window.around(pred, gt)
     return 1.0 if window is None else window.region_similarity()
 
 
 def boundary_measure(pred: np.ndarray, gt: np.ndarray) -> float:
-    """F, the boundary F-measure of two (H, W) masks, nonzero = inside. In 0 … 1.
+    """Computes F, the boundary F-measure of two (H, W) masks, nonzero = inside. In 0 … 1.
 
     A mask that covers the whole frame has no boundary, as an empty one has none; two masks without boundary agree (1).
     """
@@ -44,12 +44,12 @@ def boundary_measure(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def j_and_f(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
-    """(J, F) of two (H, W) masks: `region_similarity` and `boundary_measure` for the price of one."""
+    """Computes (J, F) of two (H, W) masks in about the time of `boundary_measure`."""
     return j_f_and_part(pred, gt)[:2]
 
 
 def j_f_and_part(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float, tuple[slice, slice]]:
-    """`j_and_f`, and the rows and columns outside which both masks are empty."""
+    """Computes `j_and_f`; returns also the rows and columns outside which both masks are empty."""
     window = _Window.around(pred, gt)
     if window is None:
         return 1.0, 1.0, (slice(0, 0), slice(0, 0))
@@ -57,7 +57,7 @@ def j_f_and_part(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float, tuple[
 
 
 def accuracy(pred: np.ndarray, gt: np.ndarray, pixels: int | None = None) -> float:
-    """A: share of pixels where two (H, W) uint8 arrays hold the same value. In 0 … 1.
+    """Computes A, the share of pixels where two (H, W) uint8 arrays hold the same value. In 0 … 1.
 
     With 0/255 predictions no pixel inside ever counts, since G is 1 or 2 there and P is 255. pixels: of the frame, if
     the arrays are the part of it outside which both are 0.
@@ -67,7 +67,7 @@ def accuracy(pred: np.ndarray, gt: np.ndarray, pixels: int | None = None) -> flo
 
 
 def robustness(pred: np.ndarray, gt: np.ndarray, foreground: int) -> float:
-    """R: max(1 - N / (B + 1e-6), 0), where B = `foreground` pixels and N sums (1 - G) · P. In 0 … 1.
+    """Computes R, max(1 - N / (B + 1e-6), 0), where B = `foreground` pixels and N sums (1 - G) · P. In 0 … 1.
 
     The product wraps around in uint8. A pixel with P = 255 adds 255, 0, 1, 2 for G = 0, 1, 2, 3; a pixel with P = 1
     adds 1, 0, 255, 254. Without foreground R is 1 if N is 0, else 0. Where P is 0 nothing is added: a part of the frame
@@ -79,7 +79,7 @@ def robustness(pred: np.ndarray, gt: np.ndarray, foreground: int) -> float:
 
 
 def tolerance(size: tuple[int, int]) -> int:
-    """Radius in pixels within which boundary pixels match in a frame of (height, width)."""
+    """Returns the radius in pixels within which boundary pixels match in a frame of (height, width)."""
     height, width = size
     return math.ceil(BOUNDARY_TOLERANCE * math.sqrt(height * height + width * width))
 
@@ -88,9 +88,9 @@ _compiled_dilate: Callable[[np.ndarray, int, int], np.ndarray] | None = None
 
 
 def use_compiled(wanted: bool = True) -> bool:
-    """Let numba dilate from here on in this process, if it is there; True if it does. The numbers stay the same.
+    """Makes numba dilate from here on in this process; returns False if it is not installed. The numbers do not change.
 
-    Loading it takes a second or two, so it pays from some ten thousand frames on.
+    Loading it takes half a second or more, so it pays from some thousand frames on.
     """
     global _compiled_dilate
     _compiled_dilate = None
@@ -120,7 +120,7 @@ class _Window:
 
     @classmethod
     def around(cls, pred: np.ndarray, gt: np.ndarray) -> _Window | None:
-        """The window that holds every mask pixel and one more pixel on each side that has one; None if both are empty.
+        """Makes the window with every mask pixel and one more pixel on each side that has one; None if both are empty.
 
         One pixel is enough: a boundary lies on a mask or half a pixel up or left of it, and it is matched with
         boundary pixels only.
@@ -151,7 +151,13 @@ class _Window:
         return int(_count(pred & gt)) / int(_count(pred | gt))
 
     def boundary_measure(self) -> float:
-        boundaries = self._boundaries()
+        # Pixels that differ from the one to the right, below, or below right, of those that lie in the frame.
+        here = self.masks
+        below = np.concatenate([here[:, self.words :], here[:, -self.words :]], axis=1)  # the last row: itself
+        aside = (here ^ _left(here, 1)) | (here ^ _left(below, 1))
+        but_last = np.packbits(np.arange(self.words * 64) < self.width - 1, bitorder="little").view("<u8")
+        aside = aside.reshape(2, -1, self.words) & but_last  # the last column has none
+        boundaries = aside.reshape(here.shape) | (here ^ below)
         pred_total, gt_total = _count(boundaries).tolist()
         if pred_total == 0 and gt_total == 0:
             return 1.0  # both fill the frame, or one does and the other is empty
@@ -165,14 +171,6 @@ class _Window:
             return 0.0
         return 2 * precision * recall / (precision + recall)
 
-    def _boundaries(self) -> np.ndarray:
-        """Pixels that differ from the one to the right, below, or below right, of those that lie in the frame."""
-        here = self.masks
-        below = np.concatenate([here[:, self.words :], here[:, -self.words :]], axis=1)  # the last row: itself
-        aside = (here ^ _left(here, 1)) | (here ^ _left(below, 1))
-        aside = aside.reshape(2, -1, self.words) & _first_bits(self.width - 1, self.words)  # the last column has none
-        return aside.reshape(here.shape) | (here ^ below)
-
 
 def _row_major(mask: np.ndarray) -> np.ndarray:
     if mask.flags.c_contiguous or not mask.flags.f_contiguous or mask.itemsize > 1:
@@ -181,7 +179,7 @@ def _row_major(mask: np.ndarray) -> np.ndarray:
 
 
 def _dilate(boundaries: np.ndarray, words: int, radius: int) -> np.ndarray:
-    """Every pixel within `radius` of a boundary pixel.
+    """Marks every pixel within `radius` of a boundary pixel.
 
     A disk is a stack of rows: at the height ±k a span of half-width floor(sqrt(r² - k²)). From the rim inwards the
     spans only grow. `span` and `disk` are kept moved right by the half-width so far, which lets a span grow to one
@@ -206,7 +204,7 @@ def _dilate(boundaries: np.ndarray, words: int, radius: int) -> np.ndarray:
 
 
 def _left(bits: np.ndarray, count: int) -> np.ndarray:
-    """Every pixel `count` further to the left: each takes the value of the one `count` to its right."""
+    """Moves every pixel `count` to the left: each takes the value of the one `count` to its right."""
     while count > 0:
         step = min(count, 63)
         moved = bits >> np.uint64(step)
@@ -216,7 +214,7 @@ def _left(bits: np.ndarray, count: int) -> np.ndarray:
 
 
 def _right(bits: np.ndarray, count: int) -> np.ndarray:
-    """Every pixel `count` further to the right: each takes the value of the one `count` to its left."""
+    """Moves every pixel `count` to the right: each takes the value of the one `count` to its left."""
     while count > 0:
         step = min(count, 63)
         moved = bits << np.uint64(step)
@@ -225,12 +223,6 @@ def _right(bits: np.ndarray, count: int) -> np.ndarray:
     return bits
 
 
-def _first_bits(count: int, words: int) -> np.ndarray:
-    """A row of `words` words whose first `count` bits are set."""
-    row = np.arange(words * 64) < count
-    return np.packbits(row, bitorder="little").view("<u8")
-
-
 def _count(bits: np.ndarray) -> np.ndarray:
-    """Number of set bits along the last axis."""
+    """Counts the set bits along the last axis."""
     return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Score predictions on MeViS: J, F and J&F over every frame, means over expressions.
+"""Scores predictions on MeViS: J, F and J&F over every frame, means over expressions.
 
     python -m eval.mevis --gt MEVIS --split valid_u --pred RUN --out RUN/scores
 
@@ -33,7 +33,7 @@ def evaluate(
     missing: Missing = "zero",
     workers: int = 1,
 ) -> Results:
-    """Score `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`."""
+    """Scores `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs."""
     if split not in WITH_MASKS:
         raise DataError(
             f"MeViS {split!r} cannot be scored here: masks come with {' and '.join(WITH_MASKS)} only; "

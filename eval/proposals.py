@@ -1,13 +1,13 @@
 """DAVIS's unsupervised evaluation of one video: predicted objects without names, matched to the true ones by J and F.
 
-What one annotator's expressions segment becomes a map of object numbers; DAVIS then asks how well the map's objects are
-those of the ground truth, whichever is which. Definition: the DAVIS 2017 evaluation, unsupervised task, with
-Ref-DAVIS17's way there as ReferFormer and VideoLISA go it.
+The masks of one annotator's expressions become a map of object numbers; DAVIS then measures how well the objects of the
+map match those of the ground truth, in the best assignment. Definition: the DAVIS 2017 evaluation, unsupervised task;
+the maps are made as ReferFormer and VideoLISA make them for Ref-DAVIS17.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,17 +38,17 @@ class ObjectScore:
 
 
 RunScore = tuple[ObjectScore, ...] | str
-"""The objects of a video as one annotator's expressions found them; or why there is no score."""
+"""The objects of a video as one annotator's expressions found them; or the reason why there is no score."""
 
 
 def run_key(video: str, annotator: int) -> str:
-    """What `ProposalScorer` calls one annotator's run over a video."""
+    """Returns the name of one annotator's run over a video."""
     return f"{video}/annotator {annotator}"
 
 
 @dataclass(frozen=True)
 class ProposalScorer:
-    """How a video is scored: every annotator's run against the same ground truth. Pickled once for each worker."""
+    """Scores every annotator's run over a video against the same ground truth. Pickled once for each worker."""
 
     dataset: RefDAVIS17
     predictions: Predictions
@@ -59,8 +59,11 @@ class ProposalScorer:
         return len(sample)
 
     def score(self, samples: Sequence[VideoSample]) -> dict[str, RunScore]:
-        """By `run_key`, for all samples of one video."""
-        video, runs = samples[0].video, self._runs(samples)
+        """Returns the score of each run by `run_key`, for all samples of one video."""
+        video = samples[0].video
+        runs: dict[int, list[VideoSample]] = {}  # of each annotator, objects in ascending order
+        for sample in sorted(samples, key=lambda sample: int(sample.exp_id)):
+            runs.setdefault(self.dataset.annotator(sample), []).append(sample)
         try:
             truth, void = self.dataset.objects(samples[0]), self.dataset.void(samples[0])
         except DataError as error:
@@ -72,7 +75,12 @@ class ProposalScorer:
             true = [masks.decode(track[t], samples[0].size) & counted for track in truth]
             for annotator in runs.keys() - problems.keys():
                 try:
-                    index = number_map([self._mask(sample, t) for sample in runs[annotator]])
+                    index = number_map(
+                        [
+                            np.zeros(s.size, np.uint8) if s.key in self.absent else self.predictions.read(s, t)
+                            for s in runs[annotator]
+                        ]
+                    )
                 except DataError as error:
                     problems[annotator] = str(error)
                     continue
@@ -83,21 +91,9 @@ class ProposalScorer:
         }
         return {run_key(video, annotator): score for annotator, score in scores.items()}
 
-    def _runs(self, samples: Sequence[VideoSample]) -> Mapping[int, list[VideoSample]]:
-        """The samples of each annotator, objects in ascending order."""
-        runs: dict[int, list[VideoSample]] = {}
-        for sample in sorted(samples, key=lambda sample: int(sample.exp_id)):
-            runs.setdefault(self.dataset.annotator(sample), []).append(sample)
-        return runs
-
-    def _mask(self, sample: VideoSample, t: int) -> np.ndarray:
-        if sample.key in self.absent:
-            return np.zeros(sample.size, np.uint8)
-        return self.predictions.read(sample, t)
-
 
 def number_map(predicted: Sequence[np.ndarray]) -> np.ndarray:
-    """(H, W) uint16: from 1 the place of the mask over each pixel, of several the first, 0 where there is none.
+    """Returns the place of the mask over each pixel from 1, of several the first, 0 where there is none; (H, W) uint16.
 
     predicted: K masks (H, W), nonzero = inside. An inside pixel scores 1 and the background .1, so that the background
     wins where no mask is, and of equal scores the first is taken.
@@ -118,7 +114,7 @@ class Tally:
         self.f = np.zeros((rows, true, length))
 
     def add(self, t: int, index: np.ndarray, true: Sequence[np.ndarray], counted: np.ndarray) -> None:
-        """One frame. index: (H, W) `number_map`. true: N masks (H, W) bool; counted: the pixels that are not void."""
+        """Adds one frame. index: (H, W) `number_map`. true: N masks (H, W) bool; counted: pixels that are not void."""
         self.highest = max(self.highest, int(index.max()))
         for row in range(len(self.j)):
             mask = (index == row + 1) & counted
@@ -126,7 +122,10 @@ class Tally:
                 self.j[row, column, t], self.f[row, column, t] = metrics.j_and_f(mask, target)
 
     def match(self, names: Sequence[str]) -> RunScore:
-        """The pairs of largest sum of (J + F) / 2, in the order of the true objects; `names`, of the predicted ones."""
+        """Finds the pairs with the largest sum of (J + F) / 2, in the order of the true objects.
+
+        names: those of the predicted objects.
+        """
         if self.highest > MAX_PROPOSALS:
             return f"{self.highest} objects are predicted; DAVIS allows {MAX_PROPOSALS}"
         rows = max(self.highest, self.true)  # empty masks behind the highest number are no proposals

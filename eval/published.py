@@ -1,4 +1,4 @@
-"""Numbers that others printed: reference rows of the result table. None of them was measured here.
+"""Numbers that others published: reference rows of the result table. None of them was measured here.
 
 All are as the Veason-R1 paper (arXiv 2508.11538) and its README give them, those of the peers too. Neither says on
 which split of MeViS, nor for which size of the model ViCaS was scored.
@@ -18,7 +18,7 @@ class Published:
 
     method: str
     values: Mapping[str, float]
-    """By the name of the column, in per cent; what was not printed is left out."""
+    """In per cent by the name of the column; numbers that were not printed are left out."""
     source: str = SOURCE
 
 

@@ -1,4 +1,4 @@
-"""Score predictions on ReasonVOS: J, F and J&F over every annotated frame, means over expressions.
+"""Scores predictions on ReasonVOS: J, F and J&F over every annotated frame, means over expressions.
 
     python -m eval.reasonvos --gt REASONVOS --pred RUN --out RUN/scores
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eval import command, jf
-from eval.predictions import Layout, Predictions, open_predictions, run_folder
-from eval.results import Missing, Results, ground_truth_sha256
+from eval.predictions import Layout, open_predictions, run_folder
+from eval.results import Missing, Results, ground_truth_sha256, sha256_of_files
 from eval.survey import check_choice, check_run
 from veason.datasets import open_dataset
 from veason.datasets.reasonvos import ReasonVOS
@@ -42,7 +42,7 @@ def evaluate(
     missing: Missing = "zero",
     workers: int = 1,
 ) -> Results:
-    """Score `pred`, a run folder, a folder in one of the layouts, or a file of RLEs by video and position."""
+    """Scores `pred`, a run folder, a folder in one of the layouts, or a file of RLEs by video and position."""
     check_choice("layout", layout, LayoutName)
     dataset = open_dataset("reasonvos", gt_root, meta=meta, scoring=True)
     assert isinstance(dataset, ReasonVOS)
@@ -61,7 +61,7 @@ def evaluate(
         missing=missing,
         workers=workers,
         group_of=length,
-        gt_sha256=ground_truth_sha256(dataset, annotations),
+        gt_sha256=ground_truth_sha256(dataset) | {"annotations": sha256_of_files(dataset.root, annotations)},
         details={"layout": f"{chosen} (found)" if layout == "auto" else chosen},
     )
 
@@ -71,11 +71,18 @@ def _layouts(dataset: ReasonVOS) -> dict[str, Layout]:
 
 
 def _detect(dataset: ReasonVOS, pred: Path) -> str:
-    """The layout whose folders are in `pred`, that of a run folder where none is; DataError if both are or none is."""
+    """Finds the layout of the folders in `pred`; raises DataError if there are folders of both or of neither."""
     predicted = open_predictions(pred)
     check_run(dataset, predicted)
-    found = {name: _folders(dataset, open_predictions(pred, layout=place), place) for name, place in
-             _layouts(dataset).items()}  # fmt: skip
+    found: dict[str, int] = {}  # layout -> number of expressions that have something there
+    for name, place in _layouts(dataset).items():
+        placed = open_predictions(pred, layout=place)
+        if placed.root.is_dir():
+            found[name] = sum((placed.root / place(sample)).is_dir() for sample in dataset)
+        elif name == "position":  # RLEs go by video and exp_id
+            found[name] = sum(placed.absence(sample) is None for sample in dataset)
+        else:
+            found[name] = 0
     present = [name for name, number in found.items() if number]
     if len(present) == 1:
         return present[0]
@@ -89,14 +96,6 @@ def _detect(dataset: ReasonVOS, pred: Path) -> str:
     sample = dataset[0]
     names = " nor ".join(place(sample) for place in _layouts(dataset).values())
     raise DataError(f"{pred}: holds no prediction of any expression: neither {names}, say; is it the right folder?")
-
-
-def _folders(dataset: ReasonVOS, predicted: Predictions, place: Layout) -> int:
-    """Number of expressions that have something in `predicted`."""
-    if predicted.root.is_dir():
-        return sum((predicted.root / place(sample)).is_dir() for sample in dataset)
-    by_position = place(dataset[0]) == dataset[0].key  # RLEs go by video and exp_id
-    return sum(predicted.absence(sample) is None for sample in dataset) if by_position else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

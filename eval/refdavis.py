@@ -1,4 +1,4 @@
-"""Score predictions on Ref-DAVIS17, in one of two protocols whose numbers must never be mixed, or maps as DAVIS does.
+"""Scores predictions on Ref-DAVIS17 in one of two protocols, whose numbers must never be mixed, or maps as DAVIS does.
 
     python -m eval.refdavis --protocol unsupervised    --gt REFDAVIS --pred RUN  --out RUN/scores
     python -m eval.refdavis --protocol binary          --gt REFDAVIS --pred RUN  --out RUN/scores
@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,7 +33,7 @@ import numpy as np
 
 from eval import command, davis_maps, jf
 from eval.predictions import open_predictions
-from eval.proposals import MAX_PROPOSALS, ObjectScore, ProposalScorer, run_key
+from eval.proposals import MAX_PROPOSALS, ObjectScore, ProposalScorer, RunScore, run_key
 from eval.results import (
     COLUMNS,
     OVERALL,
@@ -44,9 +44,10 @@ from eval.results import (
     Row,
     ground_truth_sha256,
     sample_counts,
+    sha256_of_files,
 )
 from eval.scoring import score_all
-from eval.survey import log_warnings, survey
+from eval.survey import Survey, log_warnings, survey
 from veason.datasets import open_dataset
 from veason.datasets.refvos import RefDAVIS17
 
@@ -74,8 +75,9 @@ def evaluate(
     assert isinstance(dataset, RefDAVIS17)
     first = [samples[0] for samples in dataset.by_video.values()]
     paths = [dataset.annotation_path(sample, t) for sample in first for t in range(len(sample))]
-    # a file that is missing is left out here and listed when its video is scored
-    hashes = ground_truth_sha256(dataset, [path for path in paths if path.is_file()])
+    # A file that is missing is left out here and listed when its video is scored.
+    annotations = sha256_of_files(dataset.root, [path for path in paths if path.is_file()])
+    hashes = ground_truth_sha256(dataset) | {"annotations": annotations}
     pred = Path(pred)
     if protocol == "binary":
         return jf.evaluate(
@@ -100,6 +102,19 @@ def _unsupervised(
     scorer = ProposalScorer(dataset, predicted, absent=frozenset(found.absences))
     outcomes = score_all(scorer, {video: samples for video, samples in kept.items() if samples}, workers=workers)
     log_warnings(dataset)
+    return _unsupervised_results(dataset, found, tuple(skipped), outcomes, missing=missing, gt_sha256=gt_sha256)
+
+
+def _unsupervised_results(
+    dataset: RefDAVIS17,
+    found: Survey,
+    skipped: tuple[str, ...],
+    outcomes: Mapping[str, RunScore],
+    *,
+    missing: Missing,
+    gt_sha256: Mapping[str, str],
+) -> Results:
+    """Makes the record of the runs' scores; skipped: the runs left out, outcomes: by the name of the run."""
     annotators = sorted({dataset.annotator(sample) for sample in dataset})
     asked = Counter((dataset.annotator(sample), sample.video) for sample in dataset)
     rows, errors, runs_scored, scored = [], [], 0, 0

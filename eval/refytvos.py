@@ -1,4 +1,4 @@
-"""Score predictions on Ref-YouTube-VOS valid, whose ground truth was published in March 2026: plain J, F and J&F.
+"""Scores predictions on Ref-YouTube-VOS valid, whose ground truth was published in March 2026: plain J, F and J&F.
 
     python -m eval.refytvos --gt REFYTVOS --pred RUN --out RUN/scores
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eval import command, jf
 from eval.predictions import open_predictions
-from eval.results import Missing, Results, ground_truth_sha256
+from eval.results import Missing, Results, ground_truth_sha256, sha256_of_files
 from veason.datasets import open_dataset
 from veason.datasets.refvos import RefYouTubeVOS
 from veason.errors import DataError
@@ -31,9 +31,9 @@ def evaluate(
     missing: Missing = "zero",
     workers: int = 1,
 ) -> Results:
-    """Score `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`.
+    """Scores `pred`: a run folder, a folder of ``<video>/<exp_id>/<frame>.png`` or a file of RLEs. See `jf.evaluate`.
 
-    A DataError for a split without ground truth: ``test``, or a copy of ``valid`` from before its publication.
+    Raises DataError for a split without ground truth: ``test``, or a copy of ``valid`` from before its publication.
     """
     dataset = open_dataset("refytvos", gt_root, split=split, meta=meta, scoring=True)
     assert isinstance(dataset, RefYouTubeVOS)
@@ -51,7 +51,7 @@ def evaluate(
         protocol=PROTOCOL,
         missing=missing,
         workers=workers,
-        gt_sha256=ground_truth_sha256(dataset, paths),
+        gt_sha256=ground_truth_sha256(dataset) | {"annotations": sha256_of_files(dataset.root, paths)},
     )
 
 

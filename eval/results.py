@@ -207,7 +207,7 @@ class Results:
         if layout.columns is not None:
             columns = list(layout.columns)
         labels = layout.labels or {name: name for name in sorted(self.groups, key=lambda name: name == "absent")}
-        lines = [
+        lines: list[Sequence[Cell]] = [
             (label, len(self.members(name)), *(self.mean(name, column) for column in columns))
             for name, label in labels.items()
         ]
@@ -272,15 +272,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def ground_truth_sha256(dataset: Dataset, annotations: Iterable[Path] | None = None) -> dict[str, str]:
-    """Returns the hash of each index file of a data set and, under ``annotations``, one of many files together.
-
-    The latter is over names below the root and contents, in ascending order of the names.
-    """
-    hashes = {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
-    if annotations is not None:
-        hashes["annotations"] = sha256_of_files(dataset.root, annotations)
-    return hashes
+def ground_truth_sha256(dataset: Dataset) -> dict[str, str]:
+    """Returns the hash of each index file of a data set, by role."""
+    return {name: sha256(path) for name, path in dataset.files.items() if path.is_file()}
 
 
 def sha256_of_files(root: Path, paths: Iterable[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Score a prediction folder on ReVOS, equal to the benchmark's own script to the printed digit.
+"""Scores a prediction folder on ReVOS, equal to the benchmark's own script to the printed digit.
 
 Usage: ``python -m eval.revos --gt ROOT --pred RUN --out DIR``. The protocol, quirks included:
 
@@ -85,10 +85,11 @@ def _results(expressions: ScoredExpressions, dataset: Dataset, *, robustness: Ro
     def percent(share: float) -> float:
         return float(np.round(100 * np.float64(share), 2))  # NumPy's rounding, as there; Python's differs at ties
 
-    names = {type_id: name for name, type_id in REVOS_TYPES.items()}
+    names: dict[int | None, str] = {type_id: name for name, type_id in REVOS_TYPES.items()}
     rows = []
     for one in expressions.scored:
         sample, score = one.sample, one.score
+        assert sample.type_id is not None  # the data set has checked it
         rows.append(
             Row(
                 sample.video,

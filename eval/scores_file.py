@@ -98,7 +98,7 @@ def read(folder: Path, *, remedy: str = "score the run again") -> Results:
             group = line.pop("group", "") or None
             extra = {name: _number(value) for name, value in line.items()}
             if "type_id" in extra:
-                group = {type_id: name for name, type_id in REVOS_TYPES.items()}[extra["type_id"]]
+                group = {type_id: name for name, type_id in REVOS_TYPES.items()}[int(extra["type_id"])]
             elif "annotator" in extra:
                 group = f"annotators/{extra['annotator']}"
             problem = problems.get(f"{video}/{exp_id}") if "exp" in columns else None

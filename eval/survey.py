@@ -94,15 +94,15 @@ def survey(
         )
     if absences and rule == "error":
         script = f" (the benchmark's script: {PUBLISHED_TEXT[rule]})" if missing == "published" else ""
-        error = DataError(
+        lacking = DataError(
             f"{predicted.root}: predictions are missing for {len(absences)} of {len(dataset)} expressions{script}; "
             "predict them, or score the rest with --missing zero or skip:"
         )
         for key, reason in list(absences.items())[:LISTED]:
-            error.add_note(f"{key}: {reason}")
+            lacking.add_note(f"{key}: {reason}")
         if len(absences) > LISTED:
-            error.add_note(f"… and {len(absences) - LISTED} more")
-        raise error
+            lacking.add_note(f"… and {len(absences) - LISTED} more")
+        raise lacking
     return Survey(present, absences, frozenset(left_out & absences.keys()), broken)
 
 

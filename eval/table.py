@@ -1,4 +1,4 @@
-"""The paper's result tables with your own rows: published numbers for reference, measured ones marked as such.
+"""Prints the paper's result tables with your own rows: published numbers for reference, and measured ones marked so.
 
     python -m eval.table runs/3b runs/7b
     python -m eval.table 3B=runs/3b/scores 3B=runs/3b-mevis/scores --format latex --out table.tex
@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval import published, scores_file
 from eval.results import Results
@@ -69,7 +68,7 @@ class Line:
     measured: bool
     source: str
     part: bool = False
-    """Measured on another number of videos or expressions than the published split has."""
+    """Whether it was measured on another number of videos or expressions than the published split has."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,11 @@ class Table:
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     settings: Mapping[str, str]
-    """What all measured rows have in common: protocol and data."""
+    """Protocol and data, which all measured rows have in common."""
 
 
 def tables(scores: Sequence[Scores]) -> list[Table]:
-    """A table for each data set there are scores of; DataError if some of one are not comparable."""
+    """Makes a table for each data set in `scores`; raises DataError if scores of one data set are not comparable."""
     found = []
     for dataset in (name for name in NAMES if any(s.results.dataset == name for s in scores)):
         those = [s for s in scores if s.results.dataset == dataset]
@@ -97,7 +96,7 @@ def tables(scores: Sequence[Scores]) -> list[Table]:
 
 
 def _check_names(scores: Sequence[Scores]) -> None:
-    """DataError if two scores of one data set have one name; it says which commands make tables of them."""
+    """Raises DataError if two scores of one data set have one name; it tells the commands that make tables of them."""
     by_name: dict[str, list[Scores]] = {}
     for one in scores:
         by_name.setdefault(one.name, []).append(one)
@@ -127,7 +126,8 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     if dataset in published.NOTES:
         notes.append(published.NOTES[dataset])
     robustness = first.protocol.get("robustness")
-    own = {_robustness_name(robustness) if name == "R" else name: place for name, place in columns.items()}
+    r_name = "R" if robustness in (None, "visa") else f"R ({robustness})"
+    own = {r_name if name == "R" else name: place for name, place in columns.items()}
     if robustness == "binary":
         notes.append("R (binary) is not the published R: the published one depends on stored grey values.")
     split = published.SPLITS.get(dataset, first.split)
@@ -136,6 +136,12 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     sizes = {s.path: _other_size(s.results) for s in scores}
     if any(sizes.values()):
         notes.append("A row marked as a part is over another number of samples than the published split has.")
+
+    def source(results: Results) -> str:
+        counts = results.counts
+        lost = f", {counts['missing']} missing ({results.protocol.get('missing')})" if counts["missing"] else ""
+        return f"measured: {counts['scored']} of {counts['expected']} expressions{lost}"
+
     theirs = dict.fromkeys(name for row in printed for name in row.values)
     lines = [Line(row.method, row.values, measured=False, source=row.source) for row in printed]
     lines += [
@@ -143,7 +149,7 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
             s.name,
             {name: _or_none(s.results.mean(group, column)) for name, (group, column) in own.items()},
             measured=True,
-            source=_source(s.results) + (f"; {sizes[s.path]}" if sizes[s.path] else ""),
+            source=source(s.results) + (f"; {sizes[s.path]}" if sizes[s.path] else ""),
             part=sizes[s.path] is not None,
         )
         for s in scores
@@ -158,18 +164,8 @@ def _table(dataset: str, scores: Sequence[Scores]) -> Table:
     )
 
 
-def _robustness_name(robustness: str | None) -> str:
-    return "R" if robustness in (None, "visa") else f"R ({robustness})"
-
-
-def _source(results: Results) -> str:
-    counts = results.counts
-    lost = f", {counts['missing']} missing ({results.protocol.get('missing')})" if counts["missing"] else ""
-    return f"measured: {counts['scored']} of {counts['expected']} expressions{lost}"
-
-
 def _other_size(results: Results) -> str | None:
-    """What a result is over, if that is not what the published split has; None if it is, or nobody says."""
+    """Says how many samples a result is over if the published split has another number of them; else returns None."""
     size = SPLITS.get((results.dataset, results.split))
     if size is None:
         return None
@@ -189,22 +185,23 @@ def _or_none(mean: float) -> float | None:
 
 
 def markdown(found: Sequence[Table]) -> str:
+    """Writes tables in Markdown, with the notes and the rules of the measured rows below each."""
     parts = []
     for table in found:
-        rows = [
-            [_bold(line.method.replace("|", "\\|"), line), *(_cell(line, c, "–") for c in table.columns), line.source]
-            for line in table.lines
-        ]
+        rows = []
+        for line in table.lines:
+            method = line.method.replace("|", "\\|")
+            if line.part:
+                method = f"*{method} (part)*"
+            elif line.measured:
+                method = f"**{method}**"
+            rows.append([method, *(_cell(line, c, "–") for c in table.columns), line.source])
         head = ["method", *table.columns, "source"]
         marks = ["---", *["---:"] * len(table.columns), "---"]
         grid = "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *rows])
         rules = "; ".join(f"{name.removeprefix('protocol: ')} {value}" for name, value in table.settings.items())
         parts.append("\n\n".join([f"### {table.title}", grid, *table.notes, f"Measured rows: {rules}."]))
     return "\n\n".join(parts) + "\n"
-
-
-def _bold(text: str, line: Line) -> str:
-    return f"*{text} (part)*" if line.part else f"**{text}**" if line.measured else text
 
 
 def _cell(line: Line, column: str, nothing: str) -> str:
@@ -217,12 +214,12 @@ _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitild
 
 
 def latex(found: Sequence[Table]) -> str:
-    """Tables for the package booktabs; measured rows are set in bold and stand below a rule."""
+    """Writes tables for the package booktabs; measured rows are set in bold and stand below a rule."""
     return "\n".join(_latex_table(table) for table in found)
 
 
 def _latex_table(table: Table) -> str:
-    rows = []
+    rows: list[str] = []
     for measured in (False, True):
         lines = [line for line in table.lines if line.measured == measured]
         if rows and lines:
@@ -256,66 +253,56 @@ def _latex_table(table: Table) -> str:
 
 
 def json_text(found: Sequence[Table]) -> str:
-    """Everything, values unrounded."""
-    return json.dumps([_document(table) for table in found], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _document(table: Table) -> dict[str, Any]:
-    rows = [
-        {
-            "method": line.method,
-            "measured": line.measured,
-            "part": line.part,
-            "source": line.source,
-            "values": {column: line.values.get(column) for column in table.columns},
-        }
-        for line in table.lines
-    ]
-    return {
-        "dataset": table.dataset,
-        "title": table.title,
-        "columns": list(table.columns),
-        "rows": rows,
-        "notes": list(table.notes),
-        "settings": dict(table.settings),
-    }
+    """Writes everything, with unrounded values."""
+    documents = []
+    for table in found:
+        rows = [
+            {
+                "method": line.method,
+                "measured": line.measured,
+                "part": line.part,
+                "source": line.source,
+                "values": {column: line.values.get(column) for column in table.columns},
+            }
+            for line in table.lines
+        ]
+        documents.append(
+            {
+                "dataset": table.dataset,
+                "title": table.title,
+                "columns": list(table.columns),
+                "rows": rows,
+                "notes": list(table.notes),
+                "settings": dict(table.settings),
+            }
+        )
+    return json.dumps(documents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "latex": latex, "json": json_text}
 
 
 def find_scores(arguments: Sequence[str]) -> list[Scores]:
-    """The scores that RUN or NAME=RUN mean."""
+    """Reads the scores of each argument, RUN or NAME=RUN."""
     found = []
     for argument in arguments:
         name, equals, place = argument.partition("=")
         path = Path(place if equals else argument)
-        files = _files(path)
+        # Of a folder itself, else of its subfolders (Ref-DAVIS17 has one for each protocol), else of its folder scores.
+        files = [path] if path.is_file() else []
+        for folder in (path, path / "scores"):
+            own = folder / "results.json"
+            files = files or ([own] if own.is_file() else sorted(folder.glob("*/results.json")))
         if not files:
             raise DataError(f"{path}: holds no results.json, nor does its folder scores; score the run first")
-        found += [Scores(name if equals else _name(file), file, scores_file.read_summary(file)) for file in files]
+        for file in files:
+            # The name of a run is that of the first folder upwards that is not called after its scores.
+            folder_name = next((n for n in reversed(file.resolve().parent.parts) if n != "scores"), file.stem)
+            found.append(Scores(name if equals else folder_name, file, scores_file.read_summary(file)))
     unknown = [s for s in found if s.results.dataset not in COLUMNS]
     if unknown:
         raise DataError(f"{unknown[0].path}: there is no table for the data set {unknown[0].results.dataset[:80]!r}")
     return found
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    places = (path, path / "scores")
-    return next((files for place in places if (files := sorted(_results(place)))), [])
-
-
-def _results(folder: Path) -> list[Path]:
-    """Of a folder itself, else of its subfolders: Ref-DAVIS17 has one for each protocol."""
-    own = folder / "results.json"
-    return [own] if own.is_file() else list(folder.glob("*/results.json"))
-
-
-def _name(file: Path) -> str:
-    """The run's name: that of the first folder upwards which is not called after the scores."""
-    return next((part for part in reversed(file.resolve().parent.parts) if part != "scores"), file.stem)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

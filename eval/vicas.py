@@ -1,4 +1,4 @@
-"""Score predictions on ViCaS: track mAP as the benchmark publishes it and, where asked for, J&F under its own name.
+"""Scores predictions on ViCaS: track mAP as the benchmark publishes it and, where asked for, J&F under its own name.
 
     python -m eval.vicas --gt VICAS --split v1.0/test --pred RUN --out RUN/scores [--j-and-f]
 
@@ -29,7 +29,7 @@ import numpy as np
 from eval import command, jf, vicas_map
 from eval.results import COLUMNS, OVERALL, Missing, Results, ground_truth_sha256, sha256_of_files
 from eval.scoring import Outcome, Score, Scorer, Track, score_expressions
-from eval.vicas_files import TrackFiles, open_tracks
+from eval.vicas_files import TrackFiles, TrackPredictions, open_tracks
 from veason import masks
 from veason.datasets import open_dataset
 from veason.datasets.vicas import ViCaS
@@ -55,6 +55,7 @@ class Referral:
 class TrackScorer(Scorer):
     """Scores the tracks of a video's referrals and, where asked for, their unions frame by frame in the same pass."""
 
+    predictions: TrackPredictions
     j_and_f: bool = False
     """Whether unions are scored, too; without, no mask is decoded but those that come as PNGs."""
     read_compiled: bool = False
@@ -162,7 +163,7 @@ def _with_tracks(results: Results, referrals: Mapping[str, Referral], *, version
     return dataclasses.replace(
         results,
         rows=tuple(rows),
-        groups={OVERALL: precisions | results.groups[OVERALL]},
+        groups={OVERALL: {**precisions, **results.groups[OVERALL]}},
         protocol={
             **results.protocol,
             "mAP": "track IoU over all scored frames, thresholds .50:.05:.95, all confidences equal, video order",

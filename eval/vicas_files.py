@@ -1,4 +1,4 @@
-"""Predictions as ViCaS wants them: a JSON file a video, several tracks a referral, the scored frames at least.
+"""Reads and writes predictions in the form of ViCaS: a JSON file a video, several tracks a referral, all scored frames.
 
 ``<id:06d>.json`` holds ``{"video_id", "pred_caption", "pred_lgvis_masks": [per referral: [{"filename", "mask_rles":
 [RLE per track]}]]}``. Every scored frame has to be there, with the same number of tracks in all of them.
@@ -29,18 +29,20 @@ Tracks = tuple[tuple[Rle | None, ...], ...]
 
 
 class TrackPredictions(Predictions, Protocol):
-    """Predictions that can be asked for tracks as well as for their union."""
+    """Predictions of tracks as well as of their union."""
 
-    form: str
-    """What they are, in words."""
+    @property
+    def form(self) -> str:
+        """The form of the files, in words."""
+        ...
 
     def tracks(self, sample: VideoSample) -> Tracks:
-        """The predicted tracks of a referral in the scored frames."""
+        """Returns the predicted tracks of a referral in the scored frames."""
         ...
 
 
 def open_tracks(pred: Path, dataset: ViCaS) -> TrackPredictions:
-    """A folder of JSON files a video, or anything `open_predictions` knows: one track then, the union."""
+    """Opens a folder with a JSON file a video, or whatever `open_predictions` opens: one track then, the union."""
     if pred.is_dir() and any(_NAME.fullmatch(path.name) for path in pred.iterdir()):
         return TrackFiles(pred, dataset)
     return Unions(open_predictions(pred), dataset)
@@ -62,7 +64,7 @@ class Unions:
 
 
 class TrackFiles:
-    """``<id:06d>.json`` of a folder. The video last asked for is held, and each of its masks is checked once."""
+    """The ``<id:06d>.json`` of a folder. The video last asked for is held, and each of its masks is checked once."""
 
     form = "a JSON file a video"
 
@@ -84,7 +86,7 @@ class TrackFiles:
         return self._path(sample).exists()
 
     def read(self, sample: VideoSample, frame_id: int) -> np.ndarray:
-        """The union of the tracks, column-major, as RLEs decode: J and F know no direction."""
+        """Draws the union of the tracks, column-major, as RLEs decode: J and F do not depend on the direction."""
         tracks = self.tracks(sample)
         place = self._places[frame_id]
         union = masks.union([track[place] for track in tracks], sample.size)
@@ -115,7 +117,12 @@ class TrackFiles:
             if None in flat:
                 raise ValueError("a mask is null")
         except ValueError:
-            _name_fault(wanted, found, sample, where)
+            for name, rles in zip(wanted, found, strict=True):  # one by one, to name the first that is wrong
+                for rle in rles:
+                    try:
+                        masks.check(rle, sample.size, f"{where}, frame {name}")
+                    except ValueError as error:
+                        raise DataError(f"{error}; write {sample.video}.json again") from error
             raise
         count = len(found[0])
         return tuple(flat[i::count] for i in range(count))
@@ -129,16 +136,6 @@ class TrackFiles:
             self._places = {t: place for place, t in enumerate(self._dataset.gt_frames(sample))}
             self._video = sample.video
         return self._referrals
-
-
-def _name_fault(names: Sequence[str], found: Sequence[Sequence[object]], sample: VideoSample, where: str) -> None:
-    """The DataError of the first mask that does not pass, with the name of its frame."""
-    for name, rles in zip(names, found, strict=True):
-        for rle in rles:
-            try:
-                masks.check(rle, sample.size, f"{where}, frame {name}")
-            except ValueError as error:
-                raise DataError(f"{error}; write {sample.video}.json again") from error
 
 
 def _referrals(path: Path, video: str) -> list[Any]:
@@ -159,7 +156,7 @@ def _referrals(path: Path, video: str) -> list[Any]:
 
 
 def _frames(entry: object, where: str) -> dict[str, list[Any]]:
-    """File name -> what should be the tracks' RLEs."""
+    """Returns what should be the tracks' RLEs by file name."""
     found: dict[str, list[Any]] = {}
     for frame in entry if isinstance(entry, list) else [None]:
         name, rles = (frame.get("filename"), frame.get("mask_rles")) if isinstance(frame, dict) else (None, None)
@@ -174,7 +171,7 @@ def _frames(entry: object, where: str) -> dict[str, list[Any]]:
 
 
 def write_video(samples: Sequence[VideoSample], predicted: TrackPredictions, dataset: ViCaS, out: Path) -> None:
-    """Write the JSON file of one video, its scored frames only; `samples`, all its referrals in order.
+    """Writes the JSON file of one video with its scored frames; `samples` are all its referrals in order.
 
     A referral without a prediction gets no track.
     """

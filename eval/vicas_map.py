@@ -1,4 +1,4 @@
-"""Track mAP as the ViCaS benchmark computes it for language-guided segmentation, quirks included. Pure arithmetic.
+"""Computes track mAP as the ViCaS benchmark does for language-guided segmentation, quirks included. Pure arithmetic.
 
 A track is a mask for each scored frame, as RLE; None is an empty mask. All predicted tracks have the same confidence,
 so the precision-recall curve follows the order in which they come: referrals in the order of sorted videos.
@@ -26,7 +26,7 @@ Track = Sequence[Rle | None]
 
 
 def track_ious(predicted: Sequence[Track], true: Sequence[Track]) -> np.ndarray:
-    """(P, G) float32: intersection over union of the pixels of all frames together; 0 where there are none."""
+    """Returns intersection over union of the pixels of all frames together, (P, G) float32; 0 where there are none."""
     areas, true_areas, shared = masks.shared_areas(predicted, true)
     joint = areas[:, None] + true_areas - shared
     ious = np.divide(shared, joint, out=np.zeros(shared.shape), where=joint > 0)
@@ -34,10 +34,10 @@ def track_ious(predicted: Sequence[Track], true: Sequence[Track]) -> np.ndarray:
 
 
 def hits(ious: np.ndarray) -> np.ndarray:
-    """(10, P) bool: which predicted tracks of one referral count as found, at each threshold.
+    """Returns which predicted tracks of one referral count as found at each threshold, (10, P) bool.
 
-    Each track in turn goes through the true ones and takes every free one that it overlaps enough, letting go of the
-    one it held before: it ends at the last, and the others are free for the tracks behind it.
+    Each track in turn goes through the true ones and takes every free one that it overlaps enough, which frees the one
+    it held before: it keeps the last, and the others are free for the tracks behind it.
     """
     found = np.zeros((len(THRESHOLDS), len(ious)), bool)
     for level, threshold in enumerate(THRESHOLDS):
@@ -51,7 +51,7 @@ def hits(ious: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(found: np.ndarray, true: int) -> np.ndarray:
-    """(10,) float32 in per cent: area below the precision envelope over recall, at each threshold.
+    """Returns the area below the precision envelope over recall at each threshold, (10,) float32 in per cent.
 
     found: (10, N) bool, the `hits` of all referrals side by side, in order. true: number of true tracks, of all
     referrals. Without a predicted track the area is 0; without a true one, 100.
@@ -63,12 +63,12 @@ def average_precisions(found: np.ndarray, true: int) -> np.ndarray:
     right = np.cumsum(found.astype(np.float32), axis=1)  # (10, N); float32 throughout, as published
     precision = right / np.arange(1, found.shape[1] + 1, dtype=np.float32)
     recall = right / np.float32(true)
-    return np.array([_area(p, r) for p, r in zip(precision, recall, strict=True)], np.float32) * np.float32(100)
-
-
-def _area(precision: np.ndarray, recall: np.ndarray) -> np.float32:
-    """Area below the smallest falling step function over the points (recall, precision), recall ascending."""
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], np.float32(0))  # 0 from the last point on
-    steps = np.diff(recall, prepend=np.float32(0), append=np.float32(1))
-    risen = steps != 0
-    return np.sum(steps[risen] * envelope[risen])
+    areas = []
+    for points, along in zip(
+        precision, recall, strict=True
+    ):  # below the smallest falling step function over the points
+        envelope = np.append(np.maximum.accumulate(points[::-1])[::-1], np.float32(0))  # 0 from the last point on
+        steps = np.diff(along, prepend=np.float32(0), append=np.float32(1))
+        risen = steps != 0
+        areas.append(np.sum(steps[risen] * envelope[risen]))
+    return np.array(areas, np.float32) * np.float32(100)
