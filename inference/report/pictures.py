@@ -161,7 +161,7 @@ class Chart:
 
     SIZE: ClassVar[Size] = (230, 480)
     """(height, width)"""
-    MARGINS: ClassVar[tuple[int, int, int, int]] = (12, 14, 26, 44)
+    MARGINS: ClassVar[tuple[int, int, int, int]] = (12, 14, 26, 56)
     """Pixels above, right, below and left of the curves."""
     heading: str
     lines: tuple[tuple[str, tuple[tuple[float, float, str], ...]], ...]
@@ -206,6 +206,8 @@ def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
     step = max(1.0, step) if whole else step
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    if low == high == first * step != 0:
+        first -= 1  # a constant lies in the middle
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 

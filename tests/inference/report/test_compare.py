@@ -503,7 +503,7 @@ def test_a_chart_puts_points_where_they_belong():
 @pytest.mark.parametrize(
     ("values", "whole", "wanted"),
     [
-        ([3.0], False, [3, 4]),
+        ([3.0], False, [2, 3, 4]),
         ([0.0, 1.0], False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
         ([-0.3, 0.9], False, [-0.5, 0, 0.5, 1]),
         ([7], True, [6, 8]),
