@@ -143,8 +143,10 @@ def test_two_conversions_into_one_folder(work, tmp_path, form):
     arguments = ["eval.convert", work / "pred", out, "--to", form, "--gt", work / "revos"]
     first = start(arguments)
     until(lambda: (out / "convert.json").exists())
+    first.send_signal(signal.SIGSTOP)  # a busy machine could let it end before the second looks
     second = start(arguments)
     _, refused = second.communicate(timeout=600)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert refused.count("\n") == 1
     assert "another process is writing here" in refused
@@ -159,7 +161,9 @@ def test_two_archives_of_one_name(work, tmp_path, capsys):
     arguments = [str(argument) for argument in commands(work, tmp_path)["submit"]]
     first = start(arguments)
     until(lambda: (tmp_path / ".s.zip.partial").exists())
+    first.send_signal(signal.SIGSTOP)  # a busy machine could let it end before the second looks
     assert submit.main([*arguments[1:], "--workers", "1"]) == 2
+    first.send_signal(signal.SIGCONT)
     assert ".s.zip.partial: another process is writing here" in capsys.readouterr().err
     said, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
