@@ -1,4 +1,4 @@
-"""A whole evaluation: its time and memory, how they grow with the data, and the plain evaluator beside it.
+"""Measures a whole evaluation: time and memory, how they grow with the data, and the plain evaluator beside it.
 
 Usage: ``python -m benchmarks.bench_evaluation [--videos 100] [--root DIR]``. The world has 100 videos x 20 expressions
 x 40 frames at 480p (`benchmarks.evaluation_world`), 80,000 predicted frames; ``python -m eval.revos`` scores a tenth of
@@ -43,16 +43,16 @@ HEAD = ("ReVOS protocol", "frames", "seconds", "processor s", "ms an expression"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took."""
+    """The cost of a command."""
 
     seconds: float
     processor: float
     mib: float
-    """Most memory of all its processes together."""
+    """The largest memory of all its processes together."""
 
 
 def measure(command: Sequence[str]) -> Cost:
-    """Run a command to its end."""
+    """Runs a command to its end."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = [0.0]
@@ -73,7 +73,7 @@ def _watch(process: subprocess.Popen, peak: list[float]) -> None:
 
 
 def _memory(pid: int) -> float:
-    """Resident MiB of a process and all below it; 0 for one that has just ended."""
+    """Returns the resident MiB of a process and its descendants; 0 for one that has just ended."""
     try:
         status = Path(f"/proc/{pid}/statm").read_text().split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -94,7 +94,7 @@ _plain: dict = {}
 
 
 def _start_plain(root: Path) -> None:
-    """Read all annotations, as a straightforward script does."""
+    """Reads all annotations, as a straightforward script does."""
     cv2.setNumThreads(1)
     for name in ("mask_dict", "mask_dict_foreground", "meta_expressions_valid_"):
         _plain[name] = json.loads((root / "gt" / f"{name}.json").read_text())
@@ -102,7 +102,7 @@ def _start_plain(root: Path) -> None:
 
 
 def _score_plainly(place: tuple[str, str]) -> tuple[list[float], float]:
-    """(J, F, A, R of an expression in per cent, rounded; processor seconds): every frame on its own, nothing shared."""
+    """Returns (J, F, A, R of an expression in per cent, rounded; processor seconds); frames share no work."""
     start = time.process_time()
     video, exp_id = place
     entry = _plain["meta_expressions_valid_"]["videos"][video]
@@ -121,7 +121,7 @@ def _score_plainly(place: tuple[str, str]) -> tuple[list[float], float]:
 
 
 def plain(root: Path, places: Sequence[tuple[str, str]], workers: int) -> tuple[list[list[float]], Cost]:
-    """Rows of some expressions, and what they cost; reading the annotations is not counted."""
+    """Scores some expressions; returns their rows and the cost without reading the annotations."""
     with multiprocessing.get_context("spawn").Pool(workers, _start_plain, (root,)) as pool:
         pool.map(_score_plainly, places[:1] * workers, chunksize=1)  # the processes are up
         start = time.perf_counter()
@@ -131,7 +131,7 @@ def plain(root: Path, places: Sequence[tuple[str, str]], workers: int) -> tuple[
 
 
 def check_equal(results: Path, places: Sequence[tuple[str, str]], rows: Sequence[Sequence[float]]) -> None:
-    """End the benchmark if our rows are not the plain ones."""
+    """Ends the benchmark if our rows are not the plain ones."""
     with open(results / "results.csv") as file:
         records = list(csv.DictReader(file))
     ours = {(r["video_name"], r["exp_id"]): [float(r[column]) for column in ("J", "F", "A", "R")] for r in records}
@@ -141,7 +141,7 @@ def check_equal(results: Path, places: Sequence[tuple[str, str]], rows: Sequence
 
 
 def file_times() -> str:
-    """Milliseconds to write and to read a mask of 480p on one core, and beside it OpenCV and Pillow."""
+    """Measures milliseconds to write and to read a mask of 480p on one core, beside OpenCV and Pillow."""
     mask = blob(world.SIZE, side=0.35) * np.uint8(255)
     grey, palette = Image.fromarray(mask), Image.fromarray(mask // 255, mode="P")
     palette.putpalette([0, 0, 0, 200, 0, 0])
@@ -175,7 +175,7 @@ def _saved(image: Image.Image) -> bytes:
 
 
 def tenth(root: Path, videos: int) -> Path:
-    """An expression file of the first tenth of the videos."""
+    """Writes an expression file of the first tenth of the videos."""
     content = json.loads((root / "gt" / "meta_expressions_valid_.json").read_text())["videos"]
     path = root / "tenth.json"
     path.write_text(json.dumps({"videos": dict(list(content.items())[: max(1, videos // 10)])}))
@@ -207,7 +207,7 @@ def run(root: Path, args: argparse.Namespace) -> None:
 
 
 def _row(label: str, expressions: int, cost: Cost, base: float) -> tuple[str | int | float, ...]:
-    """base: processor seconds that the plain evaluator takes for an expression."""
+    """Makes a row of the table. base: processor seconds of the plain evaluator for an expression."""
     each, memory = cost.processor / expressions, f"{cost.mib:.0f}" if cost.mib else "–"
     return (label, expressions * world.FRAMES, cost.seconds, cost.processor, 1000 * each, f"x{base / each:.1f}", memory)
 

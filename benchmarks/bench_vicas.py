@@ -1,10 +1,10 @@
-"""Track mAP of ViCaS, as evaluated here and in the benchmark's own way.
+"""Measures track mAP of ViCaS: our evaluation beside the benchmark's own way.
 
 Usage: ``python -m benchmarks.bench_vicas [--videos 48] [--workers 2]``. The plain evaluator follows the published one:
 it parses both files of a video with Python's json and merges and measures every pair of run-length encodings of a
-predicted and a true track, frame by frame, once as intersection and once as union; J and F are not its business. In one
-process the two take turns and processor seconds are compared; with several workers the clock is, their start included.
-All must find the same mAP to the last digit, the plain one's tracks sorted stably.
+predicted and a true track, frame by frame, once as intersection and once as union; it computes no J and F. In one
+process the two take turns and processor seconds are compared; with several workers it is clock time with their start.
+All must find the same mAP to the last digit; the plain evaluator sorts tracks stably.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REFERRALS = ((1,), (2,), (3,), (1, 2), (3, 4))
 
 
 def build(root: Path, *, videos: int, frames: int) -> None:
-    """A ViCaS root and ``pred``: four tracks a video that move, five referrals, predicted a few pixels beside."""
+    """Writes a ViCaS root and ``pred``: four tracks a video that move, five referrals, predicted a few pixels beside."""
     drawn = [_tracks(seed, frames) for seed in range(3)]
     for number in range(videos):
         tracks = drawn[number % len(drawn)]
@@ -72,7 +72,7 @@ def build(root: Path, *, videos: int, frames: int) -> None:
 
 
 def _tracks(seed: int, frames: int) -> dict[int, list[tuple[Rle, Rle]]]:
-    """Track id -> per frame the true mask and the predicted one."""
+    """Draws the true and the predicted mask of each frame, by track id."""
     rng = np.random.default_rng(seed)
     found = {}
     for track_id in (1, 2, 3, 4):
@@ -88,7 +88,7 @@ def _tracks(seed: int, frames: int) -> dict[int, list[tuple[Rle, Rle]]]:
 
 
 def plain(root: Path) -> float:
-    """The mAP in per cent, as the published script computes it."""
+    """Computes the mAP in per cent as the published script does."""
     thresholds = np.arange(0.5, 0.95 + 1e-4, 0.05)
     found, true = [], 0
     for number in json.loads((root / "splits/v1.0/test.json").read_text()):
@@ -128,7 +128,7 @@ def _match(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def _area(hits: np.ndarray, true: int) -> np.float32:
-    """Area below the precision envelope over recall, in the published script's arithmetic: float32 throughout."""
+    """Computes the area below the precision envelope in the published script's arithmetic: float32 throughout."""
     right = np.cumsum(hits.astype(np.float32))
     precision = np.concatenate([[0], right / np.arange(1, len(hits) + 1), [0]]).astype(np.float32)
     recall = np.concatenate([[0], right / np.float32(true), [1]]).astype(np.float32)
@@ -139,7 +139,7 @@ def _area(hits: np.ndarray, true: int) -> np.float32:
 
 
 def measure(root: Path, *, workers: int, rounds: int = 4) -> tuple[float, dict[str, float], dict[str, float]]:
-    """(mAP, processor seconds in one process, seconds by the clock), both least of `rounds`, by name of the way."""
+    """Returns (mAP, processor seconds in one process, clock seconds), both the least of `rounds`, by name of the way."""
     pred, seconds, clock = root / "pred", {}, {}
 
     def evaluated(*, compiled: bool = True, **options: Any) -> float:

@@ -118,12 +118,32 @@ def evaluate(
         elif outcome is None and missing == "zero":
             count = len(dataset.objects(samples[0]))
             scored[video] = tuple(ObjectScore(number, None, 0.0, 0.0) for number in range(1, count + 1))
-    problems = tuple(Problem(*pair) for pair in absences.items())
-    errors = tuple(Problem(video, reason) for video, reason in outcomes.items() if isinstance(reason, str))
+    return _results(
+        dataset,
+        scored,
+        missing=tuple(Problem(*pair) for pair in absences.items()),
+        errors=tuple(Problem(video, reason) for video, reason in outcomes.items() if isinstance(reason, str)),
+        task=task,
+        policy=missing,
+        gt_sha256=gt_sha256,
+    )
+
+
+def _results(
+    dataset: RefDAVIS17,
+    scored: Mapping[str, tuple[ObjectScore, ...]],
+    *,
+    missing: tuple[Problem, ...],
+    errors: tuple[Problem, ...],
+    task: Task,
+    policy: Missing,
+    gt_sha256: Mapping[str, str],
+) -> Results:
+    """Makes the record of the scored videos: rows of objects, means over objects and over sequences."""
     videos = {video: [(one.j, one.f) for one in objects] for video, objects in scored.items()}
     counts = {
         "videos": len(dataset.by_video),
-        **sample_counts(len(dataset.by_video), problems, errors, len(scored)),
+        **sample_counts(len(dataset.by_video), missing, errors, len(scored)),
         "objects_scored": sum(map(len, scored.values())),
     }
     semi = task == "semi-supervised"
@@ -132,7 +152,7 @@ def evaluate(
         benchmark="DAVIS 2017",
         dataset="refdavis",
         split=dataset.split,
-        missing_policy=missing,
+        missing_policy=policy,
         rows=tuple(
             Row(video, "", "", 100 * one.j, 100 * one.f, 50 * (one.j + one.f), extra={"object": one.number})
             for video, objects in scored.items()
@@ -142,7 +162,7 @@ def evaluate(
             OVERALL: _means([pair for pairs in videos.values() for pair in pairs]),
             "sequences": _means([np.mean(pairs, axis=0) for pairs in videos.values()]),
         },
-        missing=problems,
+        missing=missing,
         errors=errors,
         counts=counts,
         protocol={
@@ -152,7 +172,7 @@ def evaluate(
             "mean": "frames, then objects; J&F is the mean of J and F",
             "unit": "maps of object numbers",
             "rounding": "none",
-            "missing": missing,
+            "missing": policy,
         },
         gt_sha256=gt_sha256,
         csv_columns=("video_name", "object", *COLUMNS),
@@ -160,7 +180,7 @@ def evaluate(
             heading=(
                 f"DAVIS 2017 {dataset.split}, protocol davis-{task}: maps of object numbers\n"
                 f"expected {counts['expected']} videos, found {counts['found']}, missing {counts['missing']} "
-                f"(--missing {missing}), skipped {counts['skipped']}, errors {counts['errors']}\n"
+                f"(--missing {policy}), skipped {counts['skipped']}, errors {counts['errors']}\n"
                 f"data: sha256 {hashes}"
             ),
             labels={OVERALL: "mean over objects", "sequences": "mean over sequences"},

@@ -134,7 +134,7 @@ class _FrameScores:
     values: set[int] = field(default_factory=set)
 
     def add(self, pred: np.ndarray, gt: np.ndarray, foreground: int | None, *, binary: bool) -> None:
-        """Score one frame of row-major uint8 (H, W) masks.
+        """Scores one frame of row-major uint8 (H, W) masks.
 
         foreground: its annotated pixels, None for J and F alone. binary: A and R are computed on {0, 1}.
         """
