@@ -36,7 +36,7 @@ REFERRALS = ((1,), (2,), (3,), (1, 2), (3, 4))
 
 
 def build(root: Path, *, videos: int, frames: int) -> None:
-    """Writes a ViCaS root and ``pred``: four tracks a video that move, five referrals, predicted a few pixels beside."""
+    """Writes a ViCaS root and ``pred``: four moving tracks a video, five referrals, predicted some pixels beside."""
     drawn = [_tracks(seed, frames) for seed in range(3)]
     for number in range(videos):
         tracks = drawn[number % len(drawn)]
@@ -139,7 +139,7 @@ def _area(hits: np.ndarray, true: int) -> np.float32:
 
 
 def measure(root: Path, *, workers: int, rounds: int = 4) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Returns (mAP, processor seconds in one process, clock seconds), both the least of `rounds`, by name of the way."""
+    """Returns (mAP, processor seconds in one process, clock seconds), the least of `rounds`, by name of the way."""
     pred, seconds, clock = root / "pred", {}, {}
 
     def evaluated(*, compiled: bool = True, **options: Any) -> float:
