@@ -44,7 +44,7 @@ from verl.protocol import Prompt
 
 SIDE, FRAMES, GROUP = 280, 5, 8
 REPEATED, UNUSABLE = 3, 1
-"""Of the eight replies of a group in training, the number that repeat another's answer, and that have none."""
+"""Number of replies in a group of eight, as in training, that repeat another's answer, and that have none."""
 
 
 TRUNK = {

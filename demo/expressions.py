@@ -6,13 +6,16 @@ one shape well above 1 and all others at 1. A scene with a shape in between gets
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from demo.facts import NEVER, Facts, measure
 from demo.scene import COLOURS, KINDS, Scene
+
+T = TypeVar("T")
 
 REFERRING, REASONING, ABSENT = 0, 1, 2
 
@@ -138,31 +141,36 @@ def _winner(values: np.ndarray, margin: float, facts: Facts, t: int) -> int | No
 
 def _changes(scene: Scene, facts: Facts) -> Iterator[Expression]:
     """Yields who grows, shrinks, moves one way, is the fastest, or does not move."""
-    growth = [facts.growth(i) for i in range(len(scene.shapes))]
-    for fact, verb, sign in (("grows", "growing", 1), ("shrinks", "shrinking", -1)):
-        found = _clear_winners([None if ratio is None else sign * np.log(ratio) for ratio in growth], 0.35, 0.08)
-        if found is not None:
-            yield from _either(fact, found, f"that {{is|are}} {verb}", f"{{is|are}} {verb}?")
+    everyone = range(len(scene.shapes))
+    growth = _known(facts.growth(i) for i in everyone)
+    if growth is not None:
+        for fact, verb, sign in (("grows", "growing", 1), ("shrinks", "shrinking", -1)):
+            found = _clear_winners([sign * float(np.log(ratio)) for ratio in growth], 0.35, 0.08)
+            if found is not None:
+                yield from _either(fact, found, f"that {{is|are}} {verb}", f"{{is|are}} {verb}?")
 
     if facts.areas.max() > 0.5 * facts.pixels:
-        return  # one outgrows the picture: what is left of it to see says nothing about where it goes
-    ways = [facts.displacement(i) for i in range(len(scene.shapes))]
-    for name, axis, sign in (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1)):
-        along = [None if way is None else float(sign * way[axis]) for way in ways]
+        return  # one outgrows the picture: the visible rest does not show where it goes
+    directions = (("to the left", 0, -1), ("to the right", 0, 1), ("upwards", 1, -1), ("downwards", 1, 1))
+    ways = _known(facts.displacement(i) for i in everyone)
+    for name, axis, sign in directions:
+        if ways is None:
+            break
+        along = [float(sign * way[axis]) for way in ways]
         found = _clear_winners(along, 0.15, 0.05)
         if found is None or any(abs(ways[i][1 - axis]) > 0.6 * along[i] for i in found):
             continue  # one goes both ways
         fact = f"moves_{name.split()[-1]}"
         yield from _either(fact, found, f"that move{{s|}} {name}", f"move{{s|}} {name}?")
-    speeds = [facts.speed(i) for i in range(len(scene.shapes))]
-    if len(speeds) >= 2 and None not in speeds:
+    speeds = _known(facts.speed(i) for i in everyone)
+    if speeds is not None and len(speeds) >= 2:
         order = np.argsort(speeds)
         if speeds[order[-1]] >= max(1.5 * speeds[order[-2]], 0.015):
             yield from _ask("fastest", [int(order[-1])], "the fastest shape", "which shape moves the fastest?")
 
-    moved = [None if way is None else float(np.linalg.norm(way)) for way in ways]
-    if scene.frames == 1 or None in moved or None in growth:
+    if scene.frames == 1 or ways is None or growth is None:
         return
+    moved = [float(np.linalg.norm(way)) for way in ways]
     if any(way < 0.12 and abs(np.log(ratio)) > 0.08 for way, ratio in zip(moved, growth, strict=True)):
         return  # one grows on the spot: it is unclear whether that counts as still
     found = _clear_winners([-m for m in moved], -0.02, -0.12)
@@ -174,14 +182,14 @@ def _borders_and_overlaps(scene: Scene, facts: Facts) -> Iterator[Expression]:
     """Yields who leaves the picture, enters it, crosses or hides another shape, or fills the picture."""
     everyone = range(len(scene.shapes))
     for fact, verb, frames in (
-        ("leaves", "leave{s|} the picture", [facts.leaves(i) for i in everyone]),
-        ("enters", "come{s|} into the picture later", [facts.enters(i) for i in everyone]),
+        ("leaves", "leave{s|} the picture", _known(facts.leaves(i) for i in everyone)),
+        ("enters", "come{s|} into the picture later", _known(facts.enters(i) for i in everyone)),
     ):
-        if scene.frames == 1 or None in frames:
+        if scene.frames == 1 or frames is None:
             continue
         found = [i for i in everyone if frames[i] != NEVER]
         yield from _either(fact, found, f"that {verb}", f"{verb}?")
-        order = sorted(found, key=lambda i: frames[i])
+        order = sorted(found, key=frames.__getitem__)
         short = verb.replace("{s|}", "s").removesuffix(" later")
         for place, one, gap in (("first", order[:1], order[:2]), ("last", order[-1:], order[-2:])):
             if len(order) >= 2 and frames[gap[1]] - frames[gap[0]] >= 2 and not (fact == "enters" and place == "first"):
@@ -189,7 +197,7 @@ def _borders_and_overlaps(scene: Scene, facts: Facts) -> Iterator[Expression]:
                 yield from _ask(f"{fact}_{place}", one, f"the one that {text}", f"which shape {text}?")
 
     hidden = facts.hidden.max(axis=1)
-    meets = facts.meets.any(axis=2)
+    meets = np.asarray(facts.meets.any(axis=2))  # (N, N)
     if not meets.any():
         yield from _ask("hidden", [], "the shape hidden by another one", "which shape is hidden by another one?")
     elif meets.sum() == 2:  # one pair
@@ -208,9 +216,15 @@ def _borders_and_overlaps(scene: Scene, facts: Facts) -> Iterator[Expression]:
         yield from _ask("fills", [int(np.argmax(full))], f"the shape that {text}", f"which shape {text}?")
 
 
-def _clear_winners(values: list[float | None], yes: float, no: float) -> list[int] | None:
-    """Returns the indices of values >= `yes` if all others are <= `no`; None if one is in between or unknown."""
-    if any(value is None or no < value < yes for value in values):
+def _known(values: Iterable[T | None]) -> list[T] | None:
+    """Returns the values; None if one of them is unknown."""
+    known = list(values)
+    return None if any(value is None for value in known) else [value for value in known if value is not None]
+
+
+def _clear_winners(values: list[float], yes: float, no: float) -> list[int] | None:
+    """Returns the indices of values >= `yes` if all others are <= `no`; None if one is in between."""
+    if any(no < value < yes for value in values):
         return None
     return [i for i, value in enumerate(values) if value >= yes]
 

@@ -77,7 +77,7 @@ def _gone(areas: np.ndarray, border: np.ndarray, touched: np.ndarray) -> int | N
     last = int(seen[-1])
     if last == len(areas) - 1:
         whole = not border[last] or areas[last] >= 0.7 * areas.max()
-        return NEVER if whole else None  # half outside is neither here nor gone
+        return NEVER if whole else None  # in doubt while half of it is outside
     at_once = len(seen) == last - seen[0] + 1
     return last + 1 if at_once and border[last] and not touched[last] else None  # otherwise hidden, or it came back
 
@@ -95,7 +95,7 @@ def measure_masks(masks: np.ndarray, silhouettes: np.ndarray) -> Facts:
     flat = silhouettes.reshape(shapes, frames, -1)
     meets = np.stack([(flat & one).any(axis=2) for one in flat], axis=1)  # (N, N, T)
     meets[np.arange(shapes), np.arange(shapes)] = False
-    border = masks[:, :, [0, -1], :].any(axis=(2, 3)) | masks[:, :, :, [0, -1]].any(axis=(2, 3))
+    border = np.asarray(masks[:, :, [0, -1], :].any(axis=(2, 3)) | masks[:, :, :, [0, -1]].any(axis=(2, 3)))
 
     rows, columns = masks.sum(axis=3), masks.sum(axis=2)  # (N, T, H), (N, T, W)
     moments = np.stack([columns @ np.arange(width), rows @ np.arange(height)], axis=-1)

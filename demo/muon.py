@@ -28,21 +28,21 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon takes matrices, found shapes {wrong}")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure is not supported
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
+                    by_shape[p.shape].append((p, p.grad))
             for (rows, columns), matrices in by_shape.items():
                 directions = []
-                for p in matrices:
+                for p, gradient in matrices:
                     average = self.state[p].setdefault("average", torch.zeros_like(p))
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    directions.append(p.grad.lerp(average, group["momentum"]))  # Nesterov's look ahead
+                    average.lerp_(gradient, 1 - group["momentum"])
+                    directions.append(gradient.lerp(average, group["momentum"]))  # Nesterov's look ahead
                 scale = 0.2 * max(rows, columns) ** 0.5  # the size of an AdamW step
-                for p, update in zip(matrices, orthogonal(torch.stack(directions)), strict=True):
+                for (p, _), update in zip(matrices, orthogonal(torch.stack(directions)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)
 

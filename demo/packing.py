@@ -67,7 +67,7 @@ class Packer:
         )
         self.numbers = torch.tensor([tokenizer.convert_tokens_to_ids(str(n)) for n in range(101)])
         """(101,) token ids of 0 … 100."""
-        self._is_number = set(self.numbers.tolist())
+        self._number_of = {token: n for n, token in enumerate(self.numbers.tolist())}
         self._names = {tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in (*COLOURS, *KINDS)}
         self._brackets = {tokenizer.convert_tokens_to_ids("[["), tokenizer.convert_tokens_to_ids("[")}
         self._colon = tokenizer.convert_tokens_to_ids(":")
@@ -126,9 +126,9 @@ class Packer:
                 in_boxes |= token in self._brackets
                 if token in self._names:
                     kinds[i] = NAME
-                elif token in self._is_number and (in_boxes or reply[i - 1] == self._colon):
+                elif token in self._number_of and (in_boxes or reply[i - 1] == self._colon):
                     kinds[i] = COORDINATE if in_boxes else SIZE
-                    values[i] = next(coordinates) if in_boxes else float(self.tokenizer.convert_ids_to_tokens(token))
+                    values[i] = next(coordinates) if in_boxes else float(self._number_of[token])
             skipped = 0 if instructions else len(tail)
             asking = question + (tail if instructions else [])
             row["ids"] += asking + reply
@@ -153,14 +153,15 @@ class Packer:
             return self._prompts[frame_ids]
         messages = prompt.messages("expression", Clip(frame_ids=frame_ids, size=(SIDE, SIDE)), [None] * len(frame_ids))
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)  # by tokenize=False
         text = text.replace("<|image_pad|>", "<|image_pad|>" * TOKENS)
         before, after = re.split(r'(?<=")expression(?=")', text)
         line, _, tail = after.partition("\n")
         ids = torch.tensor([self._tokens(before)])
-        image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        is_image = ids == self.model.config.image_token_id
         grid = torch.tensor([[1, SIDE // 14, SIDE // 14]] * len(frame_ids))
         positions, _ = self.model.model.get_rope_index(
-            ids, mm_token_type_ids=(ids == image).long(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
+            ids, mm_token_type_ids=is_image.long(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
         )
         parts = (ids[0].tolist(), line + "\n", self._tokens(tail), positions[-3:, 0])
         self._prompts[frame_ids] = parts

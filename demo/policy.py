@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,8 +17,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.utils import logging
 
 from demo.tokenizer import END_OF_TEXT, TURN_END, build_tokenizer
@@ -85,8 +86,12 @@ def build_model(
 
 def build_config(tokenizer: PreTrainedTokenizerFast, size: PolicySize) -> Qwen2_5_VLConfig:
     """Configure untied embeddings, full attention in every vision layer, rotary sections 4 + 6 + 6 = half a head."""
-    token = tokenizer.convert_tokens_to_ids
-    ids = {"bos_token_id": None, "eos_token_id": token(TURN_END), "pad_token_id": token(END_OF_TEXT)}
+    number = tokenizer.get_vocab()
+    ids: dict[str, Any] = {
+        "bos_token_id": None,
+        "eos_token_id": number[TURN_END],
+        "pad_token_id": number[END_OF_TEXT],
+    }
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": size.hidden,
@@ -111,10 +116,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast, size: PolicySize) -> Qwen2_
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=number["<|image_pad|>"],
+        video_token_id=number["<|video_pad|>"],
+        vision_start_token_id=number["<|vision_start|>"],
+        vision_end_token_id=number["<|vision_end|>"],
         tie_word_embeddings=False,
         dtype="float32",
         **ids,

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +34,9 @@ from demo.policy import PolicySize, build_model, save_policy
 from demo.pretraining_data import CELLS, Example, choose_frames, make_examples, turns
 from demo.tokenizer import build_tokenizer
 from veason import atomic
+from veason.command import run_command
+
+logger = logging.getLogger(__name__)
 
 SIZE_OF_BASE = PolicySize(hidden=192, layers=4, mlp=384, vision_hidden=128, vision_layers=2, vision_mlp=256)
 SPREAD = {COORDINATE: 1.2, SIZE: 0.8}
@@ -91,7 +96,7 @@ class Trainer:
     def log(self, **values: Any) -> None:
         line = {"seconds": round(time.perf_counter() - self.start), **values}
         self.curve.append({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})
-        print(json.dumps(self.curve[-1]), flush=True)
+        logger.info("%s", json.dumps(self.curve[-1]))
 
 
 # ------------------------------------------------------------------------------------------------------ the model
@@ -213,7 +218,7 @@ def load_state(trainer: Trainer) -> dict[str, Any] | None:
     trainer.model.load_state_dict(state["model"])
     trainer.rng.setstate(state["rng"])
     trainer.curve, trainer.start = state["curve"], time.perf_counter() - state["seconds"]
-    print(f"going on after step {state['step']}", flush=True)
+    logger.info("going on after step %d", state["step"])
     return state
 
 
@@ -384,8 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=args.seed, size=SIZE_OF_BASE)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
-    print(f"drawing {args.examples} scenes", flush=True)
+    logger.info("%.2fM parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    logger.info("drawing %d scenes", args.examples)
     seen = make_examples(args.examples, seed=args.seed)
     held_out = make_examples(96, seed=args.seed + 1_000_000)
     folder = args.out / "pretraining"  # not where loaders and exporters look for the model's files
@@ -401,4 +406,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -159,7 +159,8 @@ def turns(example: Example, shown: Sequence[int], count: int, rng: Random, *, st
             areas = example.areas[list(targets)][:, shown].sum(axis=0)
             sizes = [reasoning.size(int(area), SIDE * SIDE) for area in areas]
             thinking = reasoning.perceive(example.scene, targets, frame_ids=ids, sizes=sizes)
-        boxes = tuple(tuple(map(float, example.boxes[i, position])) for i in targets)
+        corners = [[float(value) for value in example.boxes[i, position]] for i in targets]
+        boxes = tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in corners)
         reply = _reply(format_, thinking, keyframe, boxes)
         yield Turn(expression.text, reply, boxes, targets, position)
 
@@ -181,4 +182,5 @@ def _reply(format_: str, thinking: str, keyframe: int, boxes: tuple[Box, ...]) -
         return f"{thinking} {short}"
     if format_ == "bare":
         return f'{{"{KEYFRAME}": {keyframe}, "{BOXES}": {rounded}}}'
-    return format_reply(thinking, Answer(keyframe, tuple(tuple(map(float, box)) for box in rounded)))
+    answer = Answer(keyframe, tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in rounded))
+    return format_reply(thinking, answer)

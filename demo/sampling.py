@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from demo.facts import Facts, measure
-from demo.scene import BACKGROUNDS, COLOURS, KINDS, REACH, TEXTURES, Point, Scene, Shape
+from demo.scene import BACKGROUNDS, COLOURS, KINDS, REACH, TEXTURES, Scene, Shape
 from veason.types import Size
 
 STRIDE = 0.07
@@ -126,9 +126,10 @@ def _round(value: float) -> float:
     return round(float(value), 4)  # scenes are written to JSON
 
 
-def _shape(start: Point, end: Point, radius: tuple[float, float], bow: float = 0.0) -> Shape:
-    start, end, radius = (tuple(map(_round, pair)) for pair in (start, end, radius))
-    return Shape("circle", "red", "plain", start, end, radius, _round(bow))
+def _shape(start: np.ndarray, end: np.ndarray, radius: tuple[float, float], bow: float = 0.0) -> Shape:
+    """Makes a shape with a placeholder look; start and end are (2,)."""
+    (x1, y1), (x2, y2), (first, last) = map(_round, start), map(_round, end), map(_round, radius)
+    return Shape("circle", "red", "plain", (x1, y1), (x2, y2), (first, last), _round(bow))
 
 
 def _inside(rng: np.random.Generator, radius: float, extent: Extent) -> np.ndarray:
@@ -178,7 +179,7 @@ def _draw_motion(rng: np.random.Generator, motion: str, extent: Extent, reach: f
             for i, heading in enumerate((angle, angle + turn)):
                 half = length / 2 * np.array([np.cos(heading), np.sin(heading)])
                 pair.append(_shape(middle + i * aside - half, middle + i * aside + half, (radii[i], radii[i])))
-            clear_at_ends = _apart(*pair, np.array([0.0, 0.12, 0.88, 1.0]))
+            clear_at_ends = _apart(pair[0], pair[1], np.array([0.0, 0.12, 0.88, 1.0]))
             inside = all(_is_inside(shape.centre(u), shape.radius[0], extent) for shape in pair for u in (0.0, 1.0))
             return pair if clear_at_ends and inside else None
         case "giant":  # it grows until it fills the picture in the last tenth of the video
@@ -204,7 +205,7 @@ def _draw_entrance(
     if depth[1] > extent[axis] - REACH * radius:
         return None
     across = extent[axis] - depth if far else depth
-    ends = [(across[i], along[i]) if axis == 0 else (along[i], across[i]) for i in range(2)]
+    ends = [np.array((across[i], along[i]) if axis == 0 else (along[i], across[i])) for i in range(2)]
     return [_shape(ends[0], ends[1], (radius, radius))]
 
 

@@ -127,7 +127,8 @@ class Scene:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Scene:
-        shapes = tuple(
-            Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}) for shape in record["shapes"]
-        )
-        return cls(**{**record, "size": tuple(record["size"]), "shapes": shapes})
+        shapes: list[Shape] = []
+        for shape in record["shapes"]:
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
+            shapes.append(Shape(**fields))
+        return cls(**{**record, "size": tuple(record["size"]), "shapes": tuple(shapes)})

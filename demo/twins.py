@@ -20,10 +20,10 @@ from demo.expressions import REASONING
 from demo.render import render_masks
 from demo.writer import folder_in_place, read_scenes
 from veason import atomic, masks
-from veason.datasets import open_dataset
 from veason.datasets.base import sha256
 from veason.datasets.reasonvos import META_NAMES, SOURCES
 from veason.datasets.refvos import expression_file
+from veason.datasets.revos import ReVOS
 from veason.datasets.sample_list import SampleList
 from veason.errors import DataError
 from veason.files import load_json
@@ -80,7 +80,7 @@ def copy_frames(sample: VideoSample, folder: Path, names: Sequence[str]) -> None
 def write_mevis(world: Path, out: Path) -> None:
     """Write MeViS: train; valid_u from the valid videos; valid, the same again without masks."""
     for source, splits in (("train", ("train",)), ("valid", ("valid_u", "valid"))):
-        dataset = open_dataset("revos", world, split=source)
+        dataset = ReVOS(world, split=source)
         videos = {key: [s for s in samples if s.anno_ids] for key, samples in dataset.by_video.items()}
         videos = {key: asked for key, asked in videos.items() if asked}
         for split in splits:
@@ -107,7 +107,7 @@ def write_mevis(world: Path, out: Path) -> None:
 
 def write_reasonvos(world: Path, out: Path) -> None:
     """Write ReasonVOS from the valid videos; the expressions go under both file names that are in circulation."""
-    dataset = open_dataset("revos", world, split="valid")
+    dataset = ReVOS(world, split="valid")
     videos: dict[str, Any] = {}
     for number, (key, samples) in enumerate(dataset.by_video.items()):
         asked = [sample for sample in samples if sample.anno_ids]
@@ -149,7 +149,7 @@ def write_reasonvos(world: Path, out: Path) -> None:
 def write_refytvos(world: Path, out: Path) -> None:
     """Write Ref-YouTube-VOS: train with masks; valid without; test, which is the last video of valid."""
     for split in ("train", "valid"):
-        dataset = open_dataset("revos", world, split=split)
+        dataset = ReVOS(world, split=split)
         videos = {}
         for key, samples in dataset.by_video.items():
             single = [sample for sample in samples if len(sample.anno_ids) == 1]
@@ -180,7 +180,7 @@ def write_refytvos(world: Path, out: Path) -> None:
 def write_refdavis(world: Path, out: Path) -> None:
     """Write Ref-DAVIS17 from the valid videos: two annotators name each shape of the first frame twice."""
     scenes, videos = read_scenes(world), {}
-    for key, samples in open_dataset("revos", world, split="valid").by_video.items():
+    for key, samples in ReVOS(world, split="valid").by_video.items():
         scene, name, frames = scenes[key], flat(key), samples[0].frames
         visible, _ = render_masks(scene)  # (N, T, H, W)
         present = [i for i, shape in enumerate(visible) if shape[0].any()]
@@ -225,7 +225,7 @@ def write_vicas(world: Path, out: Path) -> None:
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     number = 0
     for split in ("train", "valid"):
-        dataset = open_dataset("revos", world, split=split)
+        dataset = ReVOS(world, split=split)
         for place, samples in enumerate(dataset.by_video.values()):
             asked = [sample for sample in samples if sample.anno_ids]
             names = [f"{t:05d}" for t in range(len(asked[0]))]

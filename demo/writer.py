@@ -211,7 +211,7 @@ def _write_videos(root: Path, plans: list[VideoPlan], seed: int, background: str
             # null where the shape is not seen, never an all-zero mask
             mask_dict[str(anno_id)] = [masks.encode(mask) if mask.any() else None for mask in track]
         referred = sorted({i for expression in video.expressions for i in expression.targets})
-        union = visible[referred].any(axis=0)  # (T, H, W): every shape that some expression refers to
+        union = np.asarray(visible[referred].any(axis=0))  # (T, H, W): every shape that some expression refers to
         foreground[plan.key] = {
             "masks_rle": [masks.encode(mask) for mask in union],  # an RLE even where it is empty
             "foreground_ratio": [np.count_nonzero(mask) / mask.size for mask in union],

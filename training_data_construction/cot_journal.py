@@ -112,7 +112,7 @@ class CotJournal:
         first, second = next(lines, None), next(lines, None)
         if first is not None and "settings" not in first:
             raise DataError(f"{self.path}:1: no settings; this is no journal of ours, choose another --output_json")
-        if second is None:
+        if first is None or second is None:
             os.truncate(self.path, 0)
             self._journal.append({"settings": self._settings} | ({"inputs": self._inputs} if self._inputs else {}))
             return

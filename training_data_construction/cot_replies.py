@@ -88,7 +88,7 @@ class FirstReplies:
 
     def add(self, reason: str | None, text: str) -> None:
         """Counts one answer by its reason code; None is fit. Raises a DataError at the last of `FIRST` unfit ones."""
-        if self._first.add(reason):
+        if self._first.add(reason) and reason is not None:
             raise DataError(
                 f"the first {FIRST} answers are all unfit for one reason: {REASONS[reason]}; nothing more is asked. "
                 f"What came is kept; the last one was {printable(text, limit=200)!r}"
