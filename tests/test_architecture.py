@@ -77,7 +77,6 @@ TASK_WORDS = re.compile(
 """Words of the task, its data, its tools and its reward terms; a mask may be one of attention, clipping that of PPO."""
 
 ALLOWED_WORDS = {
-    "verl/__init__.py": ["video"],  # says that it knows none
     "verl/engines/generation.py": ["video"],  # Qwen's token, which no reply may hold
     "verl/engines/vllm.py": ["video"],  # a setting of vLLM
     "verl/models/loading.py": ["spatial"],  # transformers' names in a vision tower

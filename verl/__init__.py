@@ -1,1 +1,1 @@
-"""GRPO for vision-language policies on Ray. Knows no video and imports nothing else of the project."""
+"""GRPO for vision-language policies on Ray. It imports nothing else of the project and knows a task by its plug-ins."""

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import stat
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def describe() -> str:
 def _note(leaf: Leaf) -> str:
     """The text beneath a field in its record's source, which Python itself does not keep."""
     for record in leaf.record.__mro__[:-1]:
-        (tree,) = ast.parse(inspect.getsource(record)).body
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(record))).body
         assert isinstance(tree, ast.ClassDef)
         for declared, below in itertools.pairwise(tree.body):
             if isinstance(declared, ast.AnnAssign) and ast.unparse(declared.target) == leaf.field.name:
