@@ -240,6 +240,13 @@ def test_a_damaged_checkpoint_is_neither_loaded_nor_exported(two, alone, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_that_was_just_verified_is_not_read_for_its_checksums_again(two, alone, monkeypatch):
+    checkpoint.verify(two / "step_000002")
+    monkeypatch.setattr(checkpoint, "_file_sum", lambda path: pytest.fail(f"{path} was read once more"))
+    actor = cases.open_actor(alone / "policy", total_steps=10)
+    assert checkpoint.load(two / "step_000002", actor, verified=True)["step"] == 1  # it is a copy
+
+
 def test_a_missing_and_a_cut_file(two):
     (two / "step_000002" / "rng_1.pt").unlink()
     with pytest.raises(checkpoint.Damaged, match=r"rng_1\.pt is missing"):

@@ -30,10 +30,10 @@ VAL_KEYS = "val_keys.txt"
 
 
 class PromptSubset:
-    """Some prompts of a data set, renumbered; a `PromptDataset` with all four optional methods but `outline`."""
+    """Some prompts of a data set, renumbered. It is a `PromptDataset` with all optional methods but `outline`."""
 
     def __init__(self, dataset: PromptDataset, numbers: Sequence[int], outlines: Sequence[Outline] | None) -> None:
-        """outlines: of all of the data set's prompts, None where it has none."""
+        """`outlines` are those of all prompts of the data set, None where it has none."""
         self.dataset, self.numbers = dataset, list(numbers)
         self.keys = None if outlines is None else [outlines[number].key for number in self.numbers]
 
@@ -63,7 +63,7 @@ class RunPrompts:
     held_out: PromptSubset | None
     """None: the run does not validate."""
     overlong: dict[str, int]
-    """Prompts that were left out for their length, of ``train`` and ``val``."""
+    """Number of prompts that were left out for their length, of ``train`` and ``val``."""
     notes: list[str]
     """Lines that a user should read before the run starts."""
 
@@ -98,9 +98,9 @@ class RunPrompts:
 def open_prompts(config: Config) -> RunPrompts:
     """Open the data set plug-in for training and, where the run validates, for validation.
 
-    ConfigError, before anything is started: no such plug-in, data that cannot be used, prompts that are all too long
-    (or, without ``data.filter_overlong_prompts``, any), fewer than a batch, or other validation prompts than the run
-    that is resumed had.
+    Raises ConfigError, before anything is started, where there is no such plug-in, where data cannot be used, where
+    prompts are too long (all of them, or any without ``data.filter_overlong_prompts``) or fewer than a batch, and where
+    the run that is resumed had other validation prompts.
     """
     try:
         opener = plugins.find(config.data.name, group=GROUP)
@@ -119,7 +119,7 @@ def open_prompts(config: Config) -> RunPrompts:
 
 
 def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> tuple[PromptSubset, int, list[str]]:
-    """The prompts of a split that the run uses, how many were too long for it, and what the user should know."""
+    """The prompts of a split that the run uses, the number of those that are too long, and notes for the user."""
     data, model_path = config.data, config.worker.actor.model.model_path
     dataset = opener(data, split=split)
     numbers: Sequence[int] = range(len(dataset))
@@ -156,8 +156,8 @@ def _open(config: Config, opener: Callable[..., PromptDataset], split: str) -> t
 
 
 def _compare(config: Config, held_out: PromptSubset) -> list[str]:
-    """Compare the validation prompts with those of the run that is resumed, for scores of one run must compare. Where
-    they differ: ConfigError, or a line to tell if a change of the data was asked for."""
+    """Check that the validation prompts are those of the run that is resumed, for scores of one run must compare. Where
+    they differ, raises ConfigError, or returns a note if a change of the data was accepted."""
     resume, folder = config.trainer.resume, Path(config.trainer.save_checkpoint_path)
     if checkpoint.latest(folder) is None:
         folder = folder if resume in ("auto", "never") else Path(resume).parent
@@ -168,22 +168,22 @@ def _compare(config: Config, held_out: PromptSubset) -> list[str]:
     if before == held_out.keys:
         return []
     same = len(set(before) & set(held_out.keys))
-    told = (
+    difference = (
         f"{path}: the run that is resumed validated on these {len(before)} samples, it would now be on "
         f"{len(held_out.keys)}, {same} of them the same"
     )
     if any(key.startswith("data.") for key in config.trainer.accept_changes):
-        return [f"{told}: scores from here on do not compare with those before"]
+        return [f"{difference}: scores from here on do not compare with those before"]
     raise ConfigError(
-        f"{told}; keep data.val_limit, data.seed, the validation data and the limit on the prompt's length, or accept "
-        "that scores do not compare with trainer.accept_changes=[data.val_limit]"
+        f"{difference}; keep data.val_limit, data.seed, the validation data and the limit on the prompt's length, or "
+        "accept that scores do not compare with trainer.accept_changes=[data.val_limit]"
     )
 
 
 def choose(outlines: Sequence[Outline], count: int, *, seed: int) -> list[int]:
     """Positions of at most `count` of the outlines, ascending: every group once before any twice, and so on.
 
-    Within that, a group gives the kind that is rarest among those already taken. The same outlines and seed give the
+    Of a group, the prompt is taken whose kind is rarest among those already taken. The same outlines and seed give the
     same choice.
     """
     rng = Random(f"{seed}/validation")
@@ -197,7 +197,7 @@ def choose(outlines: Sequence[Outline], count: int, *, seed: int) -> list[int]:
     kinds: Counter[str] = Counter()
     while groups and len(taken) < count:
         turn = list(groups)[: count - len(taken)]
-        turn.sort(key=lambda group: len({outlines[i].kind for i in groups[group]}))  # who can choose, chooses last
+        turn.sort(key=lambda group: len({outlines[i].kind for i in groups[group]}))  # those with a choice last
         for group in turn:
             position = min(groups[group], key=lambda i: kinds[outlines[i].kind])  # the first of equals: by the seed
             groups[group].remove(position)
@@ -212,7 +212,7 @@ def choose(outlines: Sequence[Outline], count: int, *, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of prompts: each epoch a permutation of its own, cut into steps; a last incomplete one is left out."""
+    """The order of prompts. Each epoch is a permutation of its own, cut into steps; an incomplete one is dropped."""
 
     length: int
     batch_size: int
@@ -229,7 +229,7 @@ class Schedule:
         return step // self.steps_per_epoch
 
     def indices(self, step: int) -> list[int]:
-        """Numbers of the prompts of `step` (from 0)."""
+        """The numbers of the prompts of `step`, which counts from 0."""
         order = list(range(self.length))
         if self.shuffle:
             Random(f"{self.seed}/{self.epoch(step)}").shuffle(order)
@@ -238,7 +238,7 @@ class Schedule:
 
 
 def batches(dataset: PromptDataset, schedule: Schedule, steps: range, *, threads: int = 4) -> Iterator[list[Prompt]]:
-    """The prompts of each step in turn; the next step's are decoded meanwhile."""
+    """Yields the prompts of each step in turn, while the next step's are decoded."""
     with ThreadPoolExecutor(threads, "prompts") as pool:
 
         def start(step: int) -> list[Future[Prompt]]:

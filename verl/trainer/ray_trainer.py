@@ -139,7 +139,7 @@ class RayTrainer:
             log.info("nothing is left to do: %d steps are done of %d", self.first_step, self.total_steps)
             return
         if self.past is not None:
-            self.group.call("load", self.past.folder)
+            self.group.call("load", self.past.folder, verified=True)  # in __init__
             log.info("resuming after step %d from %s", self.past.step, self.past.folder)
         for note in self.prompts.notes:
             log.info("note: %s", note)

@@ -149,9 +149,9 @@ class Worker:
         export."""
         checkpoint.save(folder, self.actor, progress, asked=asked or {})
 
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        checkpoint.load(folder, self.actor)
+    def load(self, folder: Path, *, verified: bool = False) -> None:
+        """Go on from a checkpoint, which the caller has verified or not; see `checkpoint.load`."""
+        checkpoint.load(folder, self.actor, verified=verified)
         self.sync_weights()
 
 
