@@ -123,6 +123,7 @@ def test_work_of_a_lost_worker_is_done_again(cluster, prompts, tmp_path):
         assert pending.metrics()["retries"] == 1
 
 
+@pytest.mark.slow  # of the pool itself there is a fast one, in test_ray_pool.py
 def test_a_worker_that_hangs_is_replaced(cluster, prompts, tmp_path):
     with opened(tmp_path, timeout_s=30) as pool:
         pending = pool.submit(prompts(2), [["hang_once"], ["a"]])

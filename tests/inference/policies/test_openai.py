@@ -209,7 +209,7 @@ def test_a_server_elsewhere_wants_a_key():
         OpenAIPolicy("m", base_url="https://models.example/v1", api_key_env="OTHER_KEY")
 
 
-def test_in_the_worst_weather_none_is_lost_and_none_doubled(dataset):
+def test_of_a_very_faulty_server_no_answer_is_lost_or_doubled(dataset):
     """Half of the requests fail: 500s, 429 with Retry-After, hangs, truncated JSON and resets, a tenth of all each."""
     base = [ask_about(sample) for sample in dataset]
     questions = [replace(base[i % 3], sample=replace(base[i % 3].sample, exp_id=f"{i}")) for i in range(REQUESTS)]
