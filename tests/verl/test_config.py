@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,12 @@ class TestErrors:
             ("data.shuffle=yes", ["data.shuffle", "'yes'", "true or false"]),
             ("worker.rollout.n=true", ["worker.rollout.n", "a whole number"]),
             ("worker.actor.optim.betas=0.9", ["betas", "2 values"]),
+            ("worker.actor.optim.betas=[0.9,fast]", ["worker.actor.optim.betas", "a finite number"]),
+            ("worker.actor.clip_ratio_high=wide", ["worker.actor.clip_ratio_high", "'wide'", "a finite number"]),
+            ("trainer.max_steps=", ["trainer.max_steps", "''", "a whole number"]),
+            ("trainer.max_steps=1e3", ["trainer.max_steps", "'1e3'", "a whole number"]),
             ("worker.reward.weights=3", ["weights", "entries by name"]),
+            ("worker.reward.weights.=3", ["unknown key 'worker.reward.weights.'"]),
             ("worker.reward.weights.spatial=x", ["worker.reward.weights.spatial", "'x'", "a finite number"]),
             ("trainer.logger=[a", ["trainer.logger", "a list"]),
             ("worker.actor=3", ["worker.actor is a section", "global_batch_size"]),
@@ -186,6 +192,10 @@ class TestErrors:
             ("data: {seed: null}", "data.seed: expected a whole number, got null"),
             ("trainer: {experiment_name: 7}", "trainer.experiment_name: expected text"),
             ("data: [1, 2]", "data is a section"),
+            ("data: {seed: {}}", "data.seed: expected a whole number, got {}"),
+            ("worker: {reward: {weights: {1: 0.5}}}", "worker.reward.weights: expected entries by name"),
+            ("worker: {reward: {options: {a: {b: c}}}}", "worker.reward.options.a: expected text"),
+            ("trainer: {max_steps: 1.5}", "trainer.max_steps: expected a whole number, got 1.5"),
             ("- a\n- b", "expected sections"),
             ("data: {seed: 1\n", "not readable as YAML"),
             ("data: {seed: 1, seed: 2}", "'seed' stands twice"),
@@ -203,6 +213,10 @@ class TestErrors:
             ("[" * 100_000, "nested too deeply"),
             ("data: {seed: " + "{a: " * 5000, "nested too deeply"),
             ("data: &a {x: *a}", "nested too deeply"),
+            (
+                "\n".join(["a0: &a0 {x: 1}", *(f"a{i + 1}: &a{i + 1} {{x: *a{i}, y: *a{i}}}" for i in range(60))]),
+                "too large once its aliases are written out",
+            ),
             ("data: {seed: 2024-99-99}", "month must be in 1..12"),
             ("data: {seed: " + "9" * 6000 + "}", "integer string conversion"),
             ("{[a]: 1, [a]: 2}", "unhashable"),
@@ -272,6 +286,24 @@ def open_colours(config, *, split): ...
 def open_nothing(config, *, split): ...
 
 
+@dataclasses.dataclass
+class Sizes(configuration.DataConfig):
+    sizes: tuple[int, int, int] = (1, 2, 3)
+    shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"all": 1.0})
+
+
+@plugins.reads(Sizes)
+class OpenSizes:
+    """A plug-in may be a class."""
+
+
+def opens(record: type):
+    """The name of a plug-in that reads this record."""
+    plugin = plugins.reads(record)(lambda config, *, split: None)
+    globals()[f"open_{record.__name__}"] = plugin
+    return f"data.name={__name__}:open_{record.__name__}"
+
+
 COLOURS = f"data.name={__name__}:open_colours"
 
 
@@ -311,6 +343,45 @@ class TestPlugins:
             load(["data.name=d"])
         with pytest.raises(ConfigError, match=r"are a Config, which does not extend DataConfig$"):
             load([f"data.name={__name__}:open_nothing"])
+
+    def test_a_class_may_be_a_plug_in_and_tuples_and_dictionaries_keep_their_type(self, tmp_path):
+        name = f"data.name={__name__}:OpenSizes"
+        assert (load([name]).data.sizes, load([name]).data.shares) == ((1, 2, 3), {"all": 1.0})
+        config = load([name, "data.sizes=4,5,6", "data.shares={}", "data.shares.half=5e-1"])
+        assert (config.data.sizes, config.data.shares) == ((4, 5, 6), {"half": 0.5})
+        assert from_yaml(tmp_path, to_yaml(config)) == config
+        with pytest.raises(ConfigError, match=r"data\.sizes: expected 3 values such as \[a,b\], got '4,5'"):
+            load([name, "data.sizes=4,5"])
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ([("where", Path, Path())], r"Own\.where is pathlib\.Path, which no configuration holds; take bool, "),
+            ([("many", tuple[int, ...], (1,))], r"Own\.many is tuple\[int, \.\.\.\], which no configuration holds"),
+            ([("seed", str, "x")], r"Own\.seed is str, but DataConfig's own is int"),
+            ([("colours", int, dataclasses.field(kw_only=True))], r"Own\.colours has no default; give it one"),
+        ],
+    )
+    def test_a_record_that_cannot_be_read_into_is_one_line(self, fields, words):
+        record = dataclasses.make_dataclass("Own", fields, bases=(configuration.DataConfig,))
+        with pytest.raises(ConfigError, match=words):
+            load([opens(record)])
+        with pytest.raises(ConfigError, match=r"Plain is no dataclass; write @dataclass above it"):
+            load([opens(type("Plain", (configuration.DataConfig,), {}))])
+
+    def test_a_broken_plug_in_of_another_package_hinders_nobody(self, caplog, monkeypatch):
+        real = plugins.entry_points
+        broken = EntryPoint(name="broken", value="there_is_no_such_module:x", group=plugins.DATASETS)
+
+        def with_broken(group: str) -> list[EntryPoint]:
+            return [*real(group=group), *([broken] if group == plugins.DATASETS else [])]
+
+        monkeypatch.setattr(plugins, "entry_points", with_broken)
+        with pytest.raises(ConfigError, match=r"unknown key 'data\.sede'; the nearest is 'data\.seed'"):
+            load([*NEEDED, "data.sede=1"])
+        (message,) = {record.getMessage() for record in caplog.records}
+        assert message.startswith("data.name=broken: its keys are not known, for it cannot be loaded: No module named")
+        assert "data.seed=42" in configuration.describe()
 
 
 class TestUnread:

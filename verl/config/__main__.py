@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from verl.config.checks import check
 from verl.config.loading import ConfigError, describe, load, to_yaml
+from verl.utils import logs
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the resolved configuration, or what is wrong with it; with --help every key there is."""
+    logs.configure()
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(f"{describe()}\n")
         return 0

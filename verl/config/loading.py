@@ -15,8 +15,9 @@ import logging
 import math
 import stat
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, fields, is_dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -40,7 +41,6 @@ WANTED = {
     float: "a finite number",
     str: "text (in YAML, put it in quotes)",
     list: "a list such as [a,b]",
-    tuple: "2 values such as [a,b]",
     dict: "entries by name, such as {a: 1}",
 }
 
@@ -139,7 +139,13 @@ def _registered() -> dict[tuple[str, str], dict[str, Leaf]]:
     found = {}
     for key, (group, section) in PLUGINS.items():
         for name in plugins.names(group):
-            found[key, name] = leaves(plugins.record_of(name, section, group=group)(), f"{key.rpartition('.')[0]}.")
+            try:
+                record = plugins.record_of(name, section, group=group)
+                _check_record(record, section)
+            except Exception as error:  # anything can go wrong in another package, which this run need not use
+                log.warning("%s=%s: its keys are not known, for it cannot be loaded: %s", key, name, error)
+                continue
+            found[key, name] = leaves(record(), f"{key.rpartition('.')[0]}.")
     return found
 
 
@@ -162,17 +168,24 @@ def load(argv: Sequence[str]) -> Config:
     paths = [Path(text) for key, text in arguments if key == "config"]
     if len(paths) > 1:
         raise ConfigError(f"command line: config= is given {len(paths)} times, wanted once at most")
-    given: list[tuple[str, str, Any]] = []
-    for path in paths:
-        try:
-            given += [(str(path), key, value) for key, value in _flat(_read(path))]
-        except RecursionError:
-            raise ConfigError(f"{path}: nested too deeply") from None
-    given += [("command line", key, text) for key, text in arguments if key != "config"]
-
-    records = _find_records({key: value for _, key, value in given if key in PLUGINS})
+    texts = [(key, text) for key, text in arguments if key != "config"]
+    trees = {path: _read(path) for path in paths}
+    try:
+        names = {key: name for tree in trees.values() for key, name in _flat(tree) if key in PLUGINS}
+    except RecursionError:
+        raise ConfigError(f"{paths[0]}: nested too deeply") from None
+    records = _find_records(names | {key: text for key, text in texts if key in PLUGINS})
     config = Config(data=records["data.name"](), worker=WorkerConfig(reward=records["worker.reward.compute_score"]()))
     known, tree, unread = leaves(config), OmegaConf.structured(config), []
+    given: list[tuple[str, str, Any]] = []
+    for path in paths:
+        for key, value in _flat(trees[path], known):
+            entries = value if isinstance(value, dict) and get_origin(known[key].kind) is dict else {}
+            if not all(name and isinstance(name, str) for name in entries):
+                entries = {}
+            given.append((str(path), key, {} if entries else value))
+            given += [(str(path), f"{key}.{name}", item) for name, item in entries.items()]  # so that an error names it
+    given += [("command line", key, text) for key, text in texts]
     for source, key, value in given:
         owner = _owner(key, known)
         if owner is None and any(other.startswith(f"{key}.") for other in known):
@@ -195,14 +208,16 @@ def load(argv: Sequence[str]) -> Config:
                 OmegaConf.update(tree, key, meant, merge=False)
             else:
                 OmegaConf.select(tree, owner)[key.removeprefix(f"{owner}.")] = meant
-        except (ValueError, OverflowError) as error:
-            wanted = error.args[0] if isinstance(error, _Unfit) else WANTED[kind]
+        except _Unfit as error:
             shown = "null" if value is None else _cut(repr(value))
-            raise ConfigError(f"{source}: {key}: expected {wanted}, got {shown}") from None
+            raise ConfigError(f"{source}: {key}: expected {error}, got {shown}") from None
     if unread:
         log.warning("%s: left out, for the plug-ins that are chosen have no such key", ", ".join(dict.fromkeys(unread)))
     made = OmegaConf.to_object(tree)
     assert isinstance(made, Config)
+    for key, leaf in leaves(made).items():
+        if get_origin(leaf.kind) is tuple:  # OmegaConf hands over a list
+            setattr(get(made, key.rpartition(".")[0]), leaf.field.name, tuple(leaf.value))
     return made
 
 
@@ -218,16 +233,47 @@ def _find_records(names: Mapping[str, Any]) -> dict[str, type]:
         name = names.get(key)
         try:
             found[key] = plugins.record_of(name, section, group=group) if isinstance(name, str) and name else section
+            _check_record(found[key], section)
         except ValueError as error:
             raise ConfigError(f"{key}={_cut(str(name))}: {error}") from error
     return found
+
+
+def _check_record(record: type, section: type) -> None:
+    """ValueError for a plug-in's record that no configuration can be read into."""
+    if "__dataclass_fields__" not in vars(record):
+        raise ValueError(f"{record.__name__} is no dataclass; write @dataclass above it")
+    for field in fields(record):
+        if field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{record.__name__}.{field.name} has no default; give it one")
+    own = leaves(section())
+    for key, leaf in leaves(record()).items():
+        if key in own and leaf.kind != own[key].kind:
+            kinds = inspect.formatannotation(leaf.kind), inspect.formatannotation(own[key].kind)
+            raise ValueError(f"{record.__name__}.{key} is {kinds[0]}, but {section.__name__}'s own is {kinds[1]}")
+        if not _is_readable(leaf.kind):
+            raise ValueError(
+                f"{record.__name__}.{key} is {inspect.formatannotation(leaf.kind)}, which no configuration holds; take "
+                "bool, int, float, str, list[…], dict[str, …], a tuple of so many, or one of them with | None"
+            )
+
+
+def _is_readable(kind: Any) -> bool:
+    """Whether `_as_meant` and YAML know this type of a field."""
+    origin, inner = get_origin(kind) or kind, [each for each in get_args(kind) if each is not NoneType]
+    if NoneType in get_args(kind):
+        return len(inner) == 1 and _is_readable(inner[0])
+    if origin in (list, tuple, dict):
+        return bool(inner) and all(map(_is_readable, inner)) and (origin is not dict or inner[0] is str)
+    return origin in (bool, int, float, str)
 
 
 def _owner(key: str, known: Mapping[str, Leaf]) -> str | None:
     """The field that a key stands for: itself, or the dictionary whose entry it is."""
     if key in known:
         return key
-    return next((o for o, leaf in known.items() if key.startswith(f"{o}.") and get_origin(leaf.kind) is dict), None)
+    dictionaries = (owner for owner, leaf in known.items() if get_origin(leaf.kind) is dict)
+    return next((owner for owner in dictionaries if key.startswith(f"{owner}.") and key != f"{owner}."), None)
 
 
 class _Unfit(ValueError):
@@ -241,28 +287,34 @@ def _as_meant(value: Any, kind: Any) -> Any:
     if NoneType in get_args(kind):
         empty = value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none", "~"))
         return None if empty else _as_meant(value, inner[0])
+    wanted = f"{len(inner)} values such as [a,b]" if origin is tuple else WANTED[origin]
     if isinstance(value, str) and origin in (list, tuple, dict):
         if value.strip().startswith("[") or origin is dict:
             try:
                 value = _parse(value)
             except _Unfit:
-                raise _Unfit(WANTED[origin]) from None
+                raise _Unfit(wanted) from None
         else:
             value = [part.strip() for part in value.split(",")] if value else []
     if isinstance(value, str) and ("${" in value or value == "???"):
         raise _Unfit("the value itself: ${…} and ??? are not filled in")
-    accepted = {bool: (bool,), int: (int, str), float: (int, float, str), str: (str,), tuple: (list,)}
-    if origin is bool and isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.strip().lower())
-    if not isinstance(value, accepted.get(origin, origin)) or (isinstance(value, bool) and origin is not bool):
-        raise _Unfit(WANTED[origin])
-    if origin is float and not math.isfinite(float(value)):
-        raise _Unfit(WANTED[float])
+    accepted = {float: (int, float), tuple: (list,)}
+    try:
+        if origin is bool and isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.strip().lower())
+        elif origin in (int, float) and isinstance(value, str):
+            value = origin(value)
+        if not isinstance(value, accepted.get(origin, origin)) or (isinstance(value, bool) and origin is not bool):
+            raise _Unfit(wanted)
+        if origin is float and not math.isfinite(value):
+            raise _Unfit(wanted)
+    except (ValueError, OverflowError):  # no number, or one with too many digits
+        raise _Unfit(wanted) from None
     if origin is tuple and len(value) != len(inner):
-        raise _Unfit(WANTED[tuple])
+        raise _Unfit(wanted)
     if origin is dict:
         if not all(isinstance(name, str) for name in value):
-            raise _Unfit(WANTED[dict])
+            raise _Unfit(wanted)
         return {name: _as_meant(item, inner[1]) for name, item in value.items()}
     return [_as_meant(item, inner[0]) for item in value] if origin in (list, tuple) else value
 
@@ -286,7 +338,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
+        times = Counter(key for key in keys if isinstance(key, Hashable))
+        twice = {key for key, number in times.items() if number > 1}
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"{min(twice, key=str)!r} stands twice", node.start_mark
@@ -314,11 +367,11 @@ def _read(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Full key and value of everything in nested sections."""
+def _flat(tree: Mapping[Any, Any], known: Iterable[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Full key and value of everything in nested sections. A mapping is a value where its key is a `known` one."""
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in known:
+            yield from _flat(value, known, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -326,11 +379,24 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _parse(text: str) -> Any:
     """The YAML document `text`; `_Unfit` if it is none."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        found = yaml.load(text, Loader=_Loader)
+        if _count(found, {}) > LARGEST:
+            raise _Unfit("too large once its aliases are written out")
+        return found
     except RecursionError:
         raise _Unfit("nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter: a 30th of February, a list as a key twice
         raise _Unfit(_cut(str(error), limit=500)) from error
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values `value` holds once all YAML aliases are written out; RecursionError where it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if known.setdefault(id(value), -1) == -1:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _cut(text: str, *, limit: int = 120) -> str:

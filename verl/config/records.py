@@ -87,10 +87,6 @@ class OptimConfig:
     lr_scheduler: str = one_of("constant", "cosine")
     """constant or cosine."""
 
-    def __post_init__(self) -> None:
-        first, second = self.betas
-        self.betas = (first, second)  # OmegaConf hands over a list
-
 
 @dataclass
 class FSDPConfig:

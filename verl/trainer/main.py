@@ -31,10 +31,10 @@ log = logging.getLogger("verl.trainer.main")  # also where it is run as __main__
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the configuration and its parts, print it, and train. ConfigError for what the user can put right."""
     argv = sys.argv[1:] if argv is None else argv
+    logs.configure()
     if {"-h", "--help"} & set(argv):
         print(f"{__doc__}\n{configuration.describe()}")
         return
-    logs.configure()
     config = configuration.load(argv)
     configuration.check(config)
     check_parts(config)

@@ -28,13 +28,16 @@ Section = TypeVar("Section")
 
 
 def reads(record: type, *, check: Callable[[Any], None] | None = None) -> Callable[[Factory], Factory]:
-    """Marks a plug-in: its section of the configuration is a `record`, a dataclass that extends verl's own.
+    """Marks a plug-in: its section of the configuration is a `record`, a dataclass that extends verl's own
+    and has a default for every field.
 
     check: called with the filled record before a run starts; its ValueError is what the user reads.
     """
 
     def mark(factory: Factory) -> Factory:
-        factory.__dict__.update({"options": record} | ({} if check is None else {"check": check}))
+        for name, value in {"options": record, "check": check}.items():
+            if value is not None:
+                setattr(factory, name, value)
         return factory
 
     return mark
