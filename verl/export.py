@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(arguments.checkpoint, arguments.out, merge=arguments.merge, base=arguments.base)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"verl.export: {error}\n")
-        return 1
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 

@@ -135,9 +135,9 @@ def test_what_cannot_be_exported(adapter, tmp_path, capsys):
     _, saved, _ = adapter
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    assert export.main([str(saved), str(tmp_path / "full")]) == 1
+    assert export.main([str(saved), str(tmp_path / "full")]) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert export.main([str(tmp_path), str(tmp_path / "out")]) == 1
+    assert export.main([str(tmp_path), str(tmp_path / "out")]) == 2
     assert "no complete checkpoint" in capsys.readouterr().err
 
 
@@ -210,10 +210,10 @@ def test_a_base_that_is_not_whole_or_another_one_is_refused(adapter, folder, tmp
     weights = load_file(base / pretrained.WEIGHTS)
     kept = {name: tensor for name, tensor in weights.items() if "visual" not in name}
     save_file(kept, tmp_path / "partial" / pretrained.WEIGHTS, {"format": "pt"})
-    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "partial")]) == 1
+    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "partial")]) == 2
     assert "30 missing (model.visual." in capsys.readouterr().err
     cases.write_tiny_policy(tmp_path / "smaller", seed=0, size=cases.PolicySize(hidden=64, mlp=32, layers=1))
-    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "smaller")]) == 1
+    assert export.main([str(saved), str(tmp_path / "out"), "--base", str(tmp_path / "smaller")]) == 2
     told = capsys.readouterr().err
     assert f"{saved} does not fit {tmp_path / 'smaller'}: of 28 trained weights" in told
     assert "14 unexpected (" in told
