@@ -55,12 +55,14 @@ def read_summary(path: Path, *, remedy: str = "score the run again") -> Results:
             for place, entry in ({name: value} | inner).items():
                 if isinstance(entry, dict) and {"J", "F"} <= entry.keys():
                     groups[place] = {column: _percent(mean) for column, mean in entry.items()}
+        _checked(groups.get(OVERALL), dict)
+        _checked(_checked(content["protocol"], dict).get("prediction_values", {}), dict)
         levels = {name.partition("/")[0] for name in groups}
         return Results(
             benchmark=_checked(content.get("benchmark", content["dataset"]), str),
             dataset=_checked(content["dataset"], str),
             split=_checked(content["split"], str),
-            missing_policy=_checked(content["protocol"], dict).get("missing", "zero"),
+            missing_policy=content["protocol"].get("missing", "zero"),
             rows=(),
             groups=groups,
             missing=tuple(Problem(entry["sample"], entry["reason"]) for entry in content.get("missing", ())),
@@ -103,17 +105,19 @@ def read(folder: Path, *, remedy: str = "score the run again") -> Results:
                 group = f"annotators/{extra['annotator']}"
             problem = problems.get(f"{video}/{exp_id}") if "exp" in columns else None
             rows.append(Row(video, exp_id, text, j, f, jf, group, extra, problem))
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        found = dataclasses.replace(results, rows=tuple(rows), csv_columns=columns)
+        # The groups that are plain means of their rows tell whether the two files belong together.
+        weighted = {"sequences"} | (
+            {OVERALL} if any(row.group in (*REVOS_TYPES, *found.groups) for row in rows) else set()
+        )
+        measures = [column for column in found.columns if column in columns]
+        same = all(
+            math.isclose(a, b, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))
+            for name in found.groups.keys() - weighted
+            for a, b in ((found.groups[name][c], mean) for c, mean in means(found.members(name), measures).items())
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, csv.Error) as error:
         raise DataError(f"{path}: not the results.csv of an evaluator here ({error!r}); {remedy}") from error
-    found = dataclasses.replace(results, rows=tuple(rows), csv_columns=columns)
-    # The groups that are plain means of their rows tell whether the two files belong together.
-    weighted = {"sequences"} | ({OVERALL} if any(row.group in (*REVOS_TYPES, *found.groups) for row in rows) else set())
-    measures = [column for column in found.columns if column in columns]
-    same = all(
-        math.isclose(a, b, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))
-        for name in found.groups.keys() - weighted
-        for a, b in ((found.groups[name][c], mean) for c, mean in means(found.members(name), measures).items())
-    )
     if not same or len(rows) != found.counts.get("objects_scored", found.counts["scored"]):
         raise DataError(f"{folder}: results.csv and results.json are of different evaluations; {remedy}")
     return found

@@ -58,6 +58,8 @@ LONGEST_REPLY = 8_000
 LARGEST_CURVES = 600_000
 """Bytes of a picture of curves that is taken as it is; a larger one is shrunk to `CURVES_WIDTH`."""
 CURVES_WIDTH = 1600
+LAST_STEP = 10**9
+"""A step beyond any training."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,6 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     runs, steps = [open_run(path) for path in args.runs], [None] * len(args.runs)
     if args.steps is not None:
         steps = args.steps or [step_of(run) for run in runs]
+        if not all(0 <= step <= LAST_STEP for step in steps):
+            raise DataError(f"--steps must be from 0 to {LAST_STEP}, found {', '.join(map(str, steps))}")
         check_count("--steps", steps, runs)
     names = args.names or [
         run.path.resolve().name if step is None else f"step {step}" for run, step in zip(runs, steps, strict=True)
@@ -177,20 +181,26 @@ def step_of(run: Run) -> int:
 
 
 def read_metrics(training: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads the curves of a training folder's ``metrics.jsonl``: (step, finite value) by name, in order of steps."""
+    """Reads the curves of a training folder's ``metrics.jsonl``: (step, value) by name, in order of steps.
+
+    Values that are no finite numbers are left out.
+    """
     path = training / "metrics.jsonl"
     if not path.exists():
         raise DataError(f"{path}: no such file; --training takes the run folder of verl.trainer.main")
     records = {}
     for number, record in enumerate(read_lines(path, remedy="copy it again from the training"), start=1):
         step = record.get("step")
-        if type(step) is not int or step < 0:
-            raise DataError(f"{path}:{number}: expected a step, a whole number, found {str(step)[:80]!r}")
+        if type(step) is not int or not 0 <= step <= LAST_STEP:
+            raise DataError(
+                f"{path}:{number}: expected a step, a whole number, found {str(step)[:80]!r}; copy the file again from "
+                "the training"
+            )
         records[step] = record
     curves: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(records):
         for name, value in records[step].items():
-            if name != "step" and type(value) in (int, float) and math.isfinite(value):
+            if name != "step" and type(value) in (int, float) and abs(value) <= pictures.Chart.LARGEST:
                 curves.setdefault(name, []).append((step, float(value)))
     return curves
 

@@ -163,6 +163,8 @@ class Chart:
     """(height, width)"""
     MARGINS: ClassVar[tuple[int, int, int, int]] = (12, 14, 26, 56)
     """Pixels above, right, below and left of the curves."""
+    LARGEST: ClassVar[float] = 1e30
+    """A number beyond any score or metric."""
     heading: str
     lines: tuple[tuple[str, tuple[tuple[float, float, str], ...]], ...]
     """Each curve as (name, points), each point as (x, y, label)."""
@@ -171,8 +173,11 @@ class Chart:
 
     @classmethod
     def of(cls, heading: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, digits: int = 2) -> Chart | None:
-        """Draws curves of (step, value), by name; None if no value is a number. `digits`: of the labels of points."""
-        kept = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
+        """Draws curves of (step, value), by name; None if there is no value but NaN and those beyond `LARGEST`.
+
+        digits: of the labels of points.
+        """
+        kept = {name: [(x, y) for x, y in curve if abs(y) <= cls.LARGEST] for name, curve in curves.items()}
         points = [point for curve in kept.values() for point in curve]
         if not points:
             return None
@@ -201,14 +206,16 @@ class Chart:
 def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
     """Chooses 3 to 7 round numbers that are evenly spaced and enclose all of `values`; `whole`: whole numbers."""
     low, high = min(values), max(values)
-    span = high - low or abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    constant = high - low <= max(1e-9 * largest, 1e-100)  # up to rounding
+    span = (largest if largest > 1e-100 else 1.0) if constant else high - low
     power = 10.0 ** math.floor(math.log10(span / 5))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
     step = max(1.0, step) if whole else step
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     if low == high == first * step != 0:
         first -= 1  # a constant lies in the middle
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 class FrameStyles:

@@ -1,5 +1,6 @@
 """The one record of results: each protocol's files read back, what is refused, and one hash for many files."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -116,6 +117,42 @@ def test_scores_that_cannot_be_read_say_what_to_do(world, tmp_path):
     (scores / "results.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match=r"1 predictions could not be scored, first v/0: it is cut off"):
         scores_file.read(scores)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("overall",), None),  # None: the entry is not there
+        (("overall",), {}),
+        (("referring", "JF"), None),
+        (("protocol", "prediction_values"), [[]]),
+    ],
+)
+def test_a_summary_that_lacks_something_is_refused(world, tmp_path, place, value):
+    of_revos(world, tmp_path).write(tmp_path / "scores")
+    path = tmp_path / "scores/results.json"
+    content = json.loads(path.read_text())
+    *above, last = place
+    entry = content[above[0]] if above else content
+    entry.pop(last)
+    if value is not None:
+        entry[last] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"not the results\.(json|csv) of an evaluator here .*; score the run again"):
+        scores_file.read(tmp_path / "scores")
+
+
+@pytest.mark.parametrize(("column", "value"), [("J", "x"), ("R", ""), ("type_id", "inf")])
+def test_a_table_with_a_cell_that_is_no_score_is_refused(world, tmp_path, column, value):
+    of_revos(world, tmp_path).write(tmp_path / "scores")
+    path = tmp_path / "scores/results.csv"
+    with path.open(newline="") as file:
+        header, first, *rows = csv.reader(file)
+    first[header.index(column)] = value
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, first, *rows])
+    with pytest.raises(DataError, match=r"not the results\.csv of an evaluator here .*; score the run again"):
+        scores_file.read(tmp_path / "scores")
 
 
 def test_names_and_contents_count_and_the_order_does_not(tmp_path):

@@ -497,7 +497,7 @@ def test_a_chart_puts_points_where_they_belong():
     assert points[0][:2] == pytest.approx((left, height - bottom))
     assert points[1][:2] == pytest.approx((width - right, top))
     assert [text for _, text in chart.y_ticks] == ["10", "12", "14", "16", "18", "20"]
-    assert pictures.Chart.of("it", {"a": [(5, float("nan"))]}) is None
+    assert pictures.Chart.of("it", {"a": [(5, float("nan")), (6, float("inf")), (7, -1e308)]}) is None
 
 
 @pytest.mark.parametrize(
@@ -509,10 +509,13 @@ def test_a_chart_puts_points_where_they_belong():
         ([7], True, [6, 8]),
         ([0, 1], True, [0, 1]),
         ([0, 625], True, [0, 200, 400, 600, 800]),
+        ([1e-13, 2e-13], False, [1e-13, 1.2e-13, 1.4e-13, 1.6e-13, 1.8e-13, 2e-13]),
+        ([50.0, 50.00000000000001], False, [40, 60]),  # equal up to rounding
+        ([0.0, 5e-324], False, [0, 0.2]),
     ],
 )
 def test_ticks_are_round_and_enclose_the_values(values, whole, wanted):
-    assert pictures.ticks(values, whole=whole) == pytest.approx(wanted)
+    assert pictures.ticks(values, whole=whole) == pytest.approx(wanted, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -520,6 +523,7 @@ def test_ticks_are_round_and_enclose_the_values(values, whole, wanted):
     [
         (("--steps",), r"hostile: neither the model .* nor the folder names a step, such as step_000120; give --steps"),
         (("--steps", 1, 2), "--steps has 2 steps for 3 runs"),
+        (("--steps", 1, 2, -3), "--steps must be from 0 to 1000000000, found 1, 2, -3"),
         (("--steps", 1, 2, 1), "the same step among 1, 2, 1; give different --steps"),
         (("--training", "x"), "--training goes with --steps"),
         (("--steps", 1, 2, 3, "--training", "x"), r"x/metrics\.jsonl: no such file; --training takes the run folder"),
@@ -532,7 +536,12 @@ def test_options_about_steps_are_checked(made, options, message):
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [({"step": "1"}, "expected a step, a whole number, found '1'"), ({}, "expected a step"), ("no", "copy it again")],
+    [
+        ({"step": "1"}, "expected a step, a whole number, found '1'"),
+        ({}, "expected a step"),
+        ({"step": 10**400}, "expected a step, a whole number, found '1000"),
+        ("no", "copy it again"),
+    ],
 )
 def test_metrics_that_are_none_are_refused(made, tmp_path, record, message):
     training = write_metrics(tmp_path / "grpo", {"step": 1}, record)
