@@ -18,6 +18,7 @@ from inference.output import Packed
 from inference.pipeline import Asked
 from inference.policies import Policy
 from veason import frames
+from veason.command import set_up_logging
 from veason.datasets.base import Dataset
 from veason.errors import DataError
 from veason.family import Family
@@ -68,6 +69,7 @@ class PolicyWorker:
     """Owns a policy. `answer` may be called again before it is done: the next unit's frames are decoded meanwhile."""
 
     def build(self, job: Job, gpu_share: float) -> Failure | None:
+        set_up_logging()
         try:
             _keep_to_share(gpu_share)
             self._job, self._asking = job, options.asking(job.args)
@@ -106,6 +108,7 @@ class TrackerWorker:
     """Owns a tracker; keeps the features of the last video."""
 
     def build(self, job: Job, gpu_share: float) -> Failure | None:
+        set_up_logging()
         try:
             _keep_to_share(gpu_share)
             self._job = job

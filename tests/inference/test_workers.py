@@ -5,11 +5,19 @@ import pickle
 
 import pytest
 
-from inference import options, predict
+from inference import options, predict, workers
 from inference.workers import Job, PolicyWorker, TrackerWorker
 from veason.datasets import open_dataset
 from veason.errors import DataError
 from verl.ray import Failure
+
+
+@pytest.fixture(autouse=True)
+def log_set_up(monkeypatch):
+    """How often a worker has sent its log to stderr; not done here, where the process outlives the worker."""
+    calls: list[str] = []
+    monkeypatch.setattr(workers, "set_up_logging", lambda: calls.append("set up"))
+    return calls
 
 
 @pytest.fixture
@@ -24,10 +32,11 @@ def job(hand_made, tmp_path):
     return make
 
 
-def test_a_unit_from_batches_to_what_is_written(job):
+def test_a_unit_from_batches_to_what_is_written(job, log_set_up):
     asked, tracked = PolicyWorker(), TrackerWorker()
     assert asked.build(job("--batch-size", "2", "--masks", "rle"), 0) is None
     assert tracked.build(job("--masks", "rle"), 0) is None
+    assert log_set_up == ["set up", "set up"]
     replies = pickle.loads(pickle.dumps(asked.answer((1, 0))))
     assert [reply.number for reply in replies.replies] == [2, 0, 1]
     assert replies.policy == {"name": "oracle"}

@@ -66,3 +66,9 @@ def test_the_command_is_heard_though_python_calls_its_module_main(capsys):
     logs.configure()
     module["log"].info("resumed with a change")
     assert capsys.readouterr().err == "resumed with a change\n"
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(capsys):
+    logs.configure()
+    logging.getLogger("verl").warning("%s: no such file\nits folder is empty", "a\x1b]0;title\x07b")
+    assert capsys.readouterr().err == "warning: a\\x1b]0;title\\x07b: no such file\nits folder is empty\n"

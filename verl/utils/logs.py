@@ -11,7 +11,8 @@ import sys
 
 
 class _Handler(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is at the time, so that a redirection later on is followed."""
+    """Writes to whatever ``sys.stderr`` is at the time, so that a redirection later on is followed. Control characters,
+    which names of files and samples may hold, are shown as escapes."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -22,7 +23,8 @@ class _Handler(logging.Handler):
         place = " ".join(filter(None, ["" if self.step is None else f"step {self.step}", self.process]))
         prefix = f"[{place}] " if place else ""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{prefix}{level}{super().format(record)}"
+        text = f"{prefix}{level}{super().format(record)}"
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

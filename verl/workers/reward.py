@@ -25,7 +25,7 @@ from verl.config import ConfigError, RewardConfig
 from verl.protocol import Prompt, Reward
 from verl.ray import Failure, NoRoom, placement
 from verl.ray.pool import Limits, NotBuilt, NotReady, Slot, Task, TaskFailed, TooManyLosses, WorkerPool, wait
-from verl.utils import plugins
+from verl.utils import logs, plugins
 
 START_S, BUILD_S = 300.0, 600.0
 """Seconds a worker may take to come up, and then to build its reward; `timeout_s` is for judging alone."""
@@ -92,6 +92,7 @@ class RewardWorker:
         self._reward: Any = None
 
     def build(self, config: RewardConfig, factory_name: str) -> Failure | None:
+        logs.configure("reward worker")
         try:
             self._reward = plugins.find(factory_name, group=plugins.REWARDS)(config)
         except Exception:
