@@ -46,7 +46,7 @@ class DataOptions(DataConfig):
 class RewardOptions(RewardConfig):
     """``worker.reward.*`` with ``worker.reward.compute_score=video_match_keyframe_sft_sam_mod``.
 
-    ``options`` holds switches by name, such as ``zero_boxes: false`` over the preset ``released``.
+    ``options`` holds switches by name, such as ``zero_boxes: 'false'`` over the preset ``released``.
     """
 
     preset: str = one_of("strict", "released")

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Limits:
-    """What is borne before an exception ends it."""
+    """Limits of losses and of waiting beyond which an exception ends the pool."""
 
     losses: int
     """Workers that may be lost in a row: over one task, or in one slot without having finished anything."""
