@@ -74,9 +74,11 @@ def pack(
     verify: returns the problems of the finished file, which is a hidden file beside `out` until then. It is locked, so
     that one process writes it, and written over if a killed process left it.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+    with atomic.creating(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+    with open(handle, "r+b") as file:
         atomic.take_lock(file.fileno(), partial)
         if not (partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())):
             raise DataError(f"{out}: another process has written it this moment; look at it, or run the command again")

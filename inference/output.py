@@ -37,14 +37,6 @@ MASKS = ("png", "png1", "rle")
 """The forms of stored masks: a PNG a frame of 8 bits or of 1, or all as RLEs in ``masks.jsonl``."""
 
 
-def make_folder(path: Path) -> None:
-    """Makes an output folder and those above it, where they are missing."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError:  # with all folders above it there: /proc and its like
-        raise DataError(f"{path}: no folder can be made there; choose another one") from None
-
-
 @dataclass(frozen=True)
 class Shard:
     """The share of one of `count` processes: the i-th takes videos i, i + count, …"""
@@ -119,7 +111,6 @@ class RunFolder:
         self._names = ("predictions", "timings", *(["masks"] if masks == "rle" else []))
 
     def __enter__(self) -> RunFolder:
-        make_folder(self.path)
         self._lock = atomic.Lock(self.path / f".lock-{self.shard.index}")  # held until exit
         try:
             with atomic.Lock(self.path / ".lock-run", wait=True):  # shards that start together

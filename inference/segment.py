@@ -105,7 +105,6 @@ def main(argv: list[str] | None = None) -> None:
     masks_folder, ours = args.output / "masks", (args.output / ".lock", args.output / "prediction.json")
     if masks_folder.exists() and not any(path.exists() for path in ours):
         raise DataError(f"{masks_folder}: not written by this command, which would mix with it; choose another")
-    output.make_folder(args.output)
     with atomic.Lock(args.output / ".lock"):
         policy, tracker = _build_policy(args, sample), _TrackerWithBars(options.build_tracker(args))
         policy.family.check_size(sampling.size)

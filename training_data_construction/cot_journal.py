@@ -92,7 +92,6 @@ class CotJournal:
                 f"{self.output}: is there, but not its journal {self.path.name}, so it cannot be gone on with; move it "
                 "away or choose another --output_json"
             )
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         self._journal = atomic.Journal(self.path)  # holds the file's lock
         try:
             self._resume_earlier()

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,15 @@ NO_LOCKS = "VEASON_NO_LOCKS"
 _TAIL = 1 << 16  # bytes of a journal read at a time, from its end
 
 
+@contextmanager
+def creating(path: Path) -> Iterator[None]:
+    """In this block `path` is made, or a folder above it; DataError where nothing can be made, as in ``/proc``."""
+    try:
+        yield
+    except FileNotFoundError:  # though all folders above it are there
+        raise DataError(f"{path}: nothing can be made there; choose another place") from None
+
+
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file piece by piece under a temporary name in its folder, then rename it into place.
 
@@ -32,8 +42,9 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{path}: no regular file (a pipe, socket or device), and only such a one is written anew")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with creating(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(parts)
@@ -86,9 +97,10 @@ class Lock:
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 - until close()
+        with creating(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab")  # noqa: SIM115 - until close()
         try:
             take_lock(self._file.fileno(), path, wait=wait)
         except BaseException:
@@ -129,9 +141,10 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - until close(); unbuffered
+        with creating(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - until close(); unbuffered
         try:
             take_lock(self._file.fileno(), path)
             self._file.truncate(_end_of_lines(self._file))

@@ -35,7 +35,6 @@ from tqdm import tqdm
 from eval import answers, scores_file
 from eval.predictions import open_predictions
 from eval.results import Row
-from inference.output import make_folder
 from inference.report import pictures, render, tables
 from inference.report.pictures import FrameStyles, Picture
 from inference.report.run import Outcome, Run, find_sample, known_frames, open_run, read_lines, read_scores
@@ -99,11 +98,13 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError(f"--examples must be 0 or more, found {args.examples}")
     if args.training and args.steps is None:
         raise DataError("--training goes with --steps: its metrics stand beside runs of its checkpoints")
-    runs, steps = [open_run(path) for path in args.runs], [None] * len(args.runs)
+    runs = [open_run(path) for path in args.runs]
+    steps: list[int | None] = [None] * len(runs)
     if args.steps is not None:
-        steps = args.steps or [step_of(run) for run in runs]
-        if not all(0 <= step <= LAST_STEP for step in steps):
-            raise DataError(f"--steps must be from 0 to {LAST_STEP}, found {', '.join(map(str, steps))}")
+        given: list[int] = args.steps or [step_of(run) for run in runs]
+        if not all(0 <= step <= LAST_STEP for step in given):
+            raise DataError(f"--steps must be from 0 to {LAST_STEP}, found {', '.join(map(str, given))}")
+        steps = [*given]
         check_count("--steps", steps, runs)
     names = args.names or [
         run.path.resolve().name if step is None else f"step {step}" for run, step in zip(runs, steps, strict=True)
@@ -149,7 +150,6 @@ def main(argv: list[str] | None = None) -> None:
         cards=make_cards(scored_runs, dataset, examples, further=FURTHER_FRAMES if args.steps is None else 0),
         **tables.page_tables(scored_runs, found),
     )
-    make_folder(args.out)
     output = args.out / f"{page}.html"
     atomic.write_parts(output, parts)
     shown = [{"sample": e.entry.sample.key, "kind": e.kind, "jf": [row.jf for row in e.entry.rows]} for e in examples]

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from inference import pipeline, run_record
-from inference.output import MASKS, RunFolder, Shard, make_folder, pack, png_damage
+from inference.output import MASKS, RunFolder, Shard, pack, png_damage
 from inference.pipeline import Sampling
 from inference.policies.oracle import OraclePolicy
 from veason import atomic, mask_lines, mask_png, masks
@@ -353,10 +352,3 @@ def test_every_input_of_a_run_has_a_fingerprint_that_tells_of_a_change(dataset, 
         assert [key for key, value in found().items() if value != before[key]] == [name]
         before = found()
     assert run_record.inputs(dataset, [], template="other")["prompt"] != before["prompt"]
-
-
-def test_a_folder_where_none_can_be_is_one_line(tmp_path):
-    with pytest.raises(DataError, match=r"/proc/x/y: no folder can be made there; choose another one"):
-        make_folder(Path("/proc/x/y"))
-    make_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()

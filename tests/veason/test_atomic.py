@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,14 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
             atomic.write_bytes(tmp_path / name, b"text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line():
+    for make in (
+        lambda path: atomic.write_bytes(path, b""),
+        atomic.Lock,
+        atomic.Journal,
+        lambda path: atomic.write_bytes(path / "below", b""),
+    ):
+        with pytest.raises(DataError, match=r"/proc/x\.html.*: nothing can be made there; choose another place"):
+            make(Path("/proc/x.html"))
