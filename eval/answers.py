@@ -25,9 +25,9 @@ class Quality:
     targets: int
     """Objects of the target that are in any frame of the video; 0 where the target is absent."""
     usable: bool
-    """Whether there is a keyframe that was shown, and at least one box."""
+    """True if the keyframe is one of the shown frames and there is at least one box."""
     well_formed: bool
-    """Whether the whole reply is a think block, white space, an answer block."""
+    """True if the whole reply is a think block, white space and an answer block."""
     keyframe_ratio: float
     """0 … 1: area of the target in the keyframe over its largest in a shown frame; 0 without a usable answer."""
     box_iou: float
@@ -65,9 +65,9 @@ class Means:
     """Means over some replies, 0 … 1; NaN where there is none to take the mean of."""
 
     well_formed: float
-    """Of all replies."""
+    """The share over all replies."""
     usable: float
-    """This and the next two are over the expressions with a target: to the others, no box is the answer."""
+    """This mean and the next two are over the expressions with a target; for the others, an empty list is correct."""
     keyframe_ratio: float
     box_iou: float
 

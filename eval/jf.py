@@ -44,7 +44,7 @@ class Protocol:
     frames: str
     """The frames that count, in words."""
     published: Published | None = None
-    """How the benchmark's own script treats a missing prediction; None where there is no such script."""
+    """The treatment of a missing prediction by the benchmark's own script; None where there is no such script."""
 
 
 def evaluate(

@@ -29,9 +29,9 @@ class ObjectScore:
     """A true object and the predicted one that stands for it."""
 
     number: int
-    """Of the true object in its video, from 1."""
+    """The number of the true object in its video, from 1."""
     exp_id: str | None
-    """Whose mask stands for it; None for the empty mask that stands in where the map has too few objects."""
+    """The expression whose mask is matched to it; None for an empty mask, used where the map has too few objects."""
     j: float
     """Mean over the frames, 0 … 1, as f."""
     f: float

@@ -26,7 +26,8 @@ from veason.datasets.base import Dataset, sha256
 from veason.tables import Cell, aligned
 
 Missing = Literal["zero", "skip", "error", "published"]
-"""How a missing prediction counts: as zeros; not in the means; as the end of the run; as in the benchmark's script."""
+"""The rule for a missing prediction: it scores zero, is left out of the means, ends the run, or follows the benchmark's
+script."""
 
 COLUMNS = ("J", "F", "JF")
 """The measures of every protocol, as files name them."""
@@ -69,7 +70,7 @@ class Row:
     extra: Mapping[str, Cell] = field(default_factory=dict)
     """Further columns of ``results.csv`` by name, such as A, R and type_id."""
     problem: str | None = None
-    """What of the prediction was missing; the scores are zero then."""
+    """The missing part of the prediction; the scores are zero then."""
 
     @property
     def key(self) -> str:
@@ -92,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the printed table of some results is laid out; their files do not hold it."""
+    """The layout of the printed table of some results; their files do not hold it."""
 
     heading: str = ""
     """The text above the table."""
@@ -145,7 +146,7 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether no sample was lost to an error."""
+        """True if no sample was lost to an error."""
         return not self.errors
 
     @property

@@ -160,7 +160,7 @@ class ScoredExpression:
     sample: VideoSample
     score: Score
     problem: str | None = None
-    """What of the prediction was missing; the score is zero then."""
+    """The missing part of the prediction; the score is zero then."""
 
 
 @dataclass(frozen=True)

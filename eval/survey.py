@@ -23,8 +23,8 @@ LISTED = 100
 
 
 Published = Literal["zero", "skip", "video zero", "error"]
-"""How a benchmark's own script treats a missing prediction: it counts as zero; it is left out of the means; it is left
-out unless the whole video is missing, which counts as zero; the script breaks off."""
+"""The treatment of a missing prediction by a benchmark's own script: it counts as zero; it is left out of the means; it
+is left out unless the whole video is missing, which counts as zero; the script stops with an error."""
 
 PUBLISHED_TEXT: dict[Published, str] = {
     "zero": "a missing prediction counts as zero",

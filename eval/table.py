@@ -68,7 +68,7 @@ class Line:
     measured: bool
     source: str
     part: bool = False
-    """Whether it was measured on another number of videos or expressions than the published split has."""
+    """True if its number of videos or expressions differs from the published split."""
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class TrackScorer(Scorer):
 
     predictions: TrackPredictions
     j_and_f: bool = False
-    """Whether unions are scored, too; without, no mask is decoded but those that come as PNGs."""
+    """Score the unions, too. If False, only masks that are stored as PNGs are decoded."""
     read_compiled: bool = False
-    """Whether numba reads the tracks (`veason.masks.use_compiled`)."""
+    """Read the tracks with numba (`veason.masks.use_compiled`)."""
 
     def frames(self, sample: VideoSample) -> int:
         return super().frames(sample) if self.j_and_f or not isinstance(self.predictions, TrackFiles) else 0

@@ -50,7 +50,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @dataclass(frozen=True)
 class Unit:
-    """What is handed out at a time: some batches that follow each other."""
+    """The unit of work that a worker gets at a time: some consecutive batches."""
 
     batches: tuple[int, ...]
     """Their numbers: batch b holds samples b * size to (b + 1) * size."""

@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = 1 << 25
 
 
 def group_advantages(rewards_B: Tensor, groups_B: Tensor, *, estimator: str) -> Tensor:
-    """How much better each rollout did than what it is compared with: (B,) float32.
+    """Computes the advantage of each rollout over its baseline: (B,) float32.
 
     With m and s the mean and the standard deviation (divided by n - 1, as the released code) of the rollout's group:
 
@@ -59,8 +59,8 @@ def group_advantages(rewards_B: Tensor, groups_B: Tensor, *, estimator: str) -> 
 
 
 def groups_with_spread(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Whether the rewards of the rollout's group differ at all: (B,) bool. Groups without spread teach nothing, where
-    the estimator compares within groups. A group with a NaN counts as differing: its loss is to show it."""
+    """Marks the rollouts whose group has rewards that differ: (B,) bool. With an estimator that compares within groups,
+    a group without spread gives no gradient. A group with a NaN counts as differing, so that the loss shows the NaN."""
     index_B, count = _number_groups(groups_B)
     lowest_G = _per_group(rewards_B, index_B, count, "amin")
     highest_G = _per_group(rewards_B, index_B, count, "amax")
@@ -173,9 +173,10 @@ def aggregate(values_BR: Tensor, mask_BR: Tensor, *, mode: str) -> Tensor:
 
 
 def denominator(mask_BR: Tensor, *, mode: str) -> Tensor:
-    """What `aggregate` is to be divided by, summed over the global batch: tokens, or replies that have any. Float32.
+    """Counts, in float32, the tokens of a batch or its replies with tokens. `aggregate` is divided by the sum of this
+    over the global batch.
 
-    0 if nothing is left: there is no loss then, and no update to make.
+    The count is 0 if nothing is left; then there is no loss and no update.
     """
     if mode not in AGGREGATIONS:
         raise ValueError(_unknown("aggregation mode", mode, AGGREGATIONS))

@@ -26,7 +26,7 @@ class Prompt:
     images: Any
     """(H, W, 3) uint8 RGB arrays in the order of the messages, or a Ray reference to such a list."""
     target: Any = field(repr=False)
-    """What the reward needs to score a reply. Opaque here; must pickle."""
+    """The data that the reward needs to score a reply. It is opaque here and must pickle."""
     note: str = field(default="", repr=False)
     """The question and its true answer, for a person who reads the rollouts."""
 

@@ -182,7 +182,7 @@ class Card:
     """Boxes on the keyframe, in video pixels."""
     frames: tuple[Picture, ...]
     notes: tuple[str, ...]
-    """What could not be read or scored, in words."""
+    """Messages about files and masks that could not be read or scored."""
     rules: str
     """CSS rules of the frames that no earlier card has shown."""
 

@@ -319,10 +319,10 @@ class Answer:
     true_boxes: tuple[Box, ...]
     """Boxes on the keyframe, in video pixels."""
     truth_known: bool
-    """Whether the keyframe has ground truth."""
+    """True if the keyframe has ground truth."""
     frames: tuple[Picture, ...]
     notes: tuple[str, ...]
-    """What could not be read, in words."""
+    """Messages about files that could not be read."""
 
 
 @dataclass(frozen=True)

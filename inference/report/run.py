@@ -45,7 +45,7 @@ class Outcome:
     thinking: str | None
     reply: str
     repairs: tuple[str, ...] = ()
-    """What a lenient reading of the reply forgave; empty where the reply was read strictly."""
+    """The deviations that the lenient parser accepted in the reply; empty where the reply was parsed strictly."""
 
     @property
     def key(self) -> str:

@@ -259,7 +259,7 @@ def _check_record(record: type, section: type) -> None:
 
 
 def _is_readable(kind: Any) -> bool:
-    """Whether `_as_meant` and YAML know this type of a field."""
+    """Returns True if `_as_meant` and YAML can read a field of this type."""
     origin, inner = get_origin(kind) or kind, [each for each in get_args(kind) if each is not NoneType]
     if NoneType in get_args(kind):
         return len(inner) == 1 and _is_readable(inner[0])
@@ -390,7 +390,7 @@ def _parse(text: str) -> Any:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """How many values `value` holds once all YAML aliases are written out; RecursionError where it holds itself."""
+    """Counts the values in `value` with all YAML aliases expanded; raises RecursionError if it contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if known.setdefault(id(value), -1) == -1:

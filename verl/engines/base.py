@@ -21,7 +21,7 @@ class EngineError(ConfigError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is opened with. A run's `verl.config.RolloutConfig` has these fields, too, and takes its place."""
+    """The options of an engine. A run's `verl.config.RolloutConfig` has the same fields and can be passed instead."""
 
     name: str = "hf"
     """Engine: hf, vllm, or ``package.module:attribute``."""
@@ -39,7 +39,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn."""
+    """The sampling settings of replies."""
 
     max_tokens: int
     temperature: float = 1.0

@@ -68,7 +68,7 @@ def read_decoding(source: str | Path, defaults: str) -> Decoding:
 
 
 def samplings(config: Config) -> dict[str, Sampling]:
-    """How a run draws replies in ``training`` and in ``validation``, which is greedy.
+    """Returns the sampling settings of a run by phase: ``training``, and ``validation``, which is greedy.
 
     Raises ConfigError for recommendations of the checkpoint that cannot be followed.
     """

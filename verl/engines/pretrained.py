@@ -38,7 +38,7 @@ _NEEDED = {
         "processor_config.json",
     ),
 }
-"""What a folder needs beside its weights; any one of the names will do."""
+"""The files that a folder needs beside its weights; of each group, any one name is enough."""
 
 
 def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, empty: bool = False) -> PreTrainedModel:
@@ -73,11 +73,11 @@ def check(path: str | Path) -> None:
 
 
 def problem(source: str | Path) -> str | None:
-    """Why a checkpoint, a folder or a hub name, cannot be used as a vision-language model, in one line that begins with
-    its name and ends with the remedy; None if it can.
+    """Returns the reason why a checkpoint (a folder or a hub name) cannot be used as a vision-language model, in one
+    line that begins with its name and ends with the remedy; None if it can.
 
-    All that `from_pretrained` would have to fill in, leave out or could not place is counted, by its own rules of
-    names: those of the published checkpoints and tied heads are right.
+    The tensors that `from_pretrained` would have to initialise, drop or reshape are counted by its own rules for names,
+    so the names of the published checkpoints and tied heads are accepted.
     """
     try:
         folder = fetch(source)
@@ -156,7 +156,7 @@ def _problem_of_files(folder: Path) -> str | None:
 
 
 def _problem_of_file(path: Path) -> str | None:
-    """What a file of a checkpoint turns out to be instead, with the remedy; None if it looks right."""
+    """Returns what a damaged or foreign file of a checkpoint is, with the remedy; None if the file looks right."""
     if not path.is_file():
         return "no regular file; fetch it again"
     with path.open("rb") as file:

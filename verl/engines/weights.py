@@ -88,7 +88,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one Hugging Face weight lies in the engine."""
+    """The position of one Hugging Face weight in the engine."""
 
     module: Any
     """A layer of vLLM, whose classes are known where vLLM is installed only."""

@@ -1,4 +1,4 @@
-"""What the replies to one prompt have in common goes through the model once: its tokens, by packing, and its images.
+"""Runs the prompt that several replies share through the model once: its tokens, by packing, and its images.
 
 Packing makes one sequence of a micro-batch. Group after group stands the prompt without its last token, then a stretch
 for each reply: the prompt's last token and the reply without its last. Every token of a stretch predicts the next one

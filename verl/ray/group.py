@@ -30,7 +30,7 @@ OTHERS_S, DEATH_S = 5.0, 60.0
 the news of that peer's death may take long on a busy machine."""
 
 LINK_TROUBLE = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
-"""How gloo says that a peer is gone; it has no exception class of its own for that."""
+"""The messages of gloo when a peer is gone; it has no exception class of its own for that."""
 
 
 class _Host:

@@ -1,4 +1,4 @@
-"""Where workers run: join or start a Ray cluster, and reserve a bundle of its resources for each worker."""
+"""Joins or starts a Ray cluster and reserves a bundle of its resources for each worker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Placement:
     per_group: int
     """Bundles in each group."""
     resources: Resources
-    """What each bundle holds."""
+    """The resources of each bundle."""
 
     def __len__(self) -> int:
         """Number of bundles."""

@@ -59,13 +59,13 @@ class Slot(Generic[Item]):
     built: ray.ObjectRef | None = None
     """Pending until the worker is built; then None."""
     tasks: dict[ray.ObjectRef, Task[Item]] = field(default_factory=dict)
-    """What the worker is at, by the pending result."""
+    """The tasks that the worker is running, by the pending result."""
     last: Task[Item] | None = None
     """The task that this worker was given last."""
     losses: int = 0
     """Workers lost here in a row, nothing having been finished in between."""
     since: float = 0.0
-    """When the worker last finished a task or, if that was later, got one while it had none."""
+    """The time at which the worker last finished a task or, if that was later, got one while it had none."""
 
 
 class TaskFailed(RuntimeError):
@@ -167,7 +167,7 @@ class WorkerPool(Generic[Item]):
             ray.kill(slot.actor)
 
     def _take(self, slot: Slot[Item], ref: ray.ObjectRef) -> list[tuple[Task[Item], Any]]:
-        """What came of one of a slot's pending results; see `wait`."""
+        """Returns the tasks that one of a slot's pending results ends, with their outcomes; see `wait`."""
         try:
             value = ray.get(ref)
         except ray.exceptions.RayTaskError as error:  # not lost: something does not pickle

@@ -127,9 +127,8 @@ class RayTrainer:
 
     @property
     def on_policy(self) -> bool:
-        """Whether there is one update per batch. The replies then come from the very weights that are updated, the
-        ratio is 1, and the update's own log-probabilities are compared with the engine's: no pass of their own is
-        needed."""
+        """True if there is one update per batch. The replies then come from the weights that are updated, so the ratio
+        is 1 and the update's own log-probabilities are compared with the engine's; no separate pass is needed."""
         actor = self.config.worker.actor
         return actor.ppo_epochs == 1 and actor.global_batch_size == self.config.data.rollout_batch_size
 

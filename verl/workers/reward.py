@@ -78,7 +78,7 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a worker sends back for one prompt."""
+    """The result that a worker sends back for one prompt."""
 
     rewards: list[Reward]
     seconds: float
