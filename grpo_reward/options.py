@@ -28,18 +28,18 @@ class DataOptions(DataConfig):
     train_meta: str = names_file()
     """Another expression file, such as the sampled subset."""
     exclude: str = names_file()
-    """A file of samples to leave out."""
+    """A file that lists samples to leave out."""
     allow_scored_split: bool = False
-    """Train on samples that a benchmark scores, which spoils its numbers; the run says so and records it."""
+    """Train on samples that a benchmark scores, which makes its numbers meaningless; the run reports and records it."""
     val_frames: int = 8
-    """Frames shown of a video in validation, as inference shows them."""
+    """Number of frames of a video in a validation prompt, evenly spaced as in inference."""
     sampled_frames: int = 6
-    """Frames shown of a video in training, nominally."""
+    """Nominal number of frames of a video in a training prompt."""
     keyframe_resize: int = 560
-    """Side in pixels of the frames the policy sees."""
+    """Side in pixels of the frames that the policy sees."""
     reference_image_resize: int = 560
     prompt_template: str = names_file()
-    """A file with another wording; empty: the project's."""
+    """A file with another prompt template; if empty, the built-in one is used."""
 
 
 @dataclass
@@ -50,10 +50,11 @@ class RewardOptions(RewardConfig):
     """
 
     preset: str = one_of("strict", "released")
-    """strict or released."""
+    """Rules of the reward: strict or released."""
     weights: dict[str, float] = field(default_factory=dict, metadata={"least": 0, "most": math.inf})
-    """Weight of a term by name, 1 where not named; 0 leaves the term out."""
+    """Weights of the terms by name; a term that is not named has weight 1, and weight 0 leaves it out."""
     tracker: str = "sam2"
+    """Tracker of the consistency term: sam2 or grabcut."""
     sam2_mode: str = "video"
     sam2_config: str = "configs/sam2.1/sam2.1_hiera_l.yaml"
     sam2_checkpoint: str = names_file()
@@ -104,7 +105,7 @@ class Preset:
     zero_boxes: bool
     """An object that is absent on the keyframe still counts, as a true box [0, 0, 0, 0]; one if all are absent."""
     brittle_lists: bool
-    """One entry that is no box, or boxes of True and False alone, make the whole list worthless to R_s and R_u."""
+    """One entry that is no box, or boxes of True and False alone, set R_s and R_u of the whole list to 0."""
     wide_format: bool
     """The format term runs from 0 to 2, not to 1."""
 
