@@ -546,7 +546,7 @@ def test_help_explains_every_key(capsys):
     shown = capsys.readouterr().out
     for key in flatten(load(NEEDED)):
         assert f"{key}=" in shown
-    assert "Group size." in shown
+    assert "Group size: the number of replies to each prompt." in shown
     assert "With data.name=video_seg_keyframe_sft_base_mod also:\ndata.train_split=train\n" in shown
     assert "data.sampled_frames=6\n    Frames shown of a video in training, nominally.\n" in shown
 
@@ -556,6 +556,8 @@ def test_command_prints_what_it_resolved_or_what_is_wrong(capsys):
     assert "adv_estimator: grpo" in capsys.readouterr().out
     assert main([]) == 2
     assert "data.name is not set" in capsys.readouterr().err
+    assert main([*NEEDED, "algorithm.adv_estimator=\x1b]0;title\x07"]) == 2
+    assert capsys.readouterr().err.startswith("error: algorithm.adv_estimator=\\x1b]0;title\\x07: known are grpo, ")
 
 
 class TestScripts:
