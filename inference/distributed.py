@@ -200,11 +200,11 @@ class DistributedRun:
         while True:
             if self._failure is not None:  # what was answered is still tracked
                 self._policies.waiting.clear()
-            self._policies.hand_out()
-            self._trackers.hand_out(self._choose)
-            if not any(pool.busy or pool.waiting for pool in (self._policies, self._trackers)):
-                break
             try:
+                self._policies.hand_out()
+                self._trackers.hand_out(self._choose)
+                if not any(pool.busy or pool.waiting for pool in (self._policies, self._trackers)):
+                    break
                 finished = wait(self._policies, self._trackers)
             except NotBuilt as error:
                 raise error.failure.exception() from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from itertools import count
 
@@ -135,6 +136,11 @@ def test_what_cannot_be_built_or_sent_says_why(opened):
             work(pool)
         assert caught.value.task.item == "odd"
         assert work(pool) == {"2": (4, 1)}  # by the same worker, which counts what it could do
+        pool.waiting.extend([Task("double", (threading.Lock(),), "unsendable"), *doubled(3)])
+        with pytest.raises(TaskFailed, match="lock") as caught:
+            work(pool)
+        assert caught.value.task.item == "unsendable"
+        assert work(pool) == {"3": (6, 2)}
 
 
 def test_workers_without_room_are_not_waited_for_for_ever(opened):

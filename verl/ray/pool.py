@@ -143,16 +143,20 @@ class WorkerPool(Generic[Item]):
         """Give waiting tasks to workers that have a place for one, to the least busy first.
 
         `choose` takes a task for a slot out of `waiting`, or gives None where there is none for it; without it the
-        first one is taken.
+        first one is taken. Raises TaskFailed; `hand_out` can be called again.
         """
         for slot in sorted(self.slots, key=lambda slot: len(slot.tasks)):
             while self.waiting and self.has_place(slot):
                 task = choose(slot) if choose else self.waiting.popleft()
                 if task is None:
                     break
+                try:
+                    pending = getattr(slot.actor, task.method).remote(*task.arguments)
+                except Exception as error:  # of any type: pickling calls code of the arguments
+                    raise TaskFailed(task, str(error)) from error
                 if not slot.tasks:
                     slot.since = time.monotonic()
-                slot.tasks[getattr(slot.actor, task.method).remote(*task.arguments)] = task
+                slot.tasks[pending] = task
                 slot.last = task
 
     def wait_until_built(self) -> None:

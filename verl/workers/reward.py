@@ -251,11 +251,11 @@ class RewardPool:
                     return
                 workers.waiting.append(task)
                 idle = False
-            workers.hand_out(self._next)
-            if not workers.busy and not workers.waiting:  # they were all cancelled
-                continue
-            free = any(workers.has_place(slot) for slot in workers.slots)
             try:
+                workers.hand_out(self._next)
+                if not workers.busy and not workers.waiting:  # they were all cancelled
+                    continue
+                free = any(workers.has_place(slot) for slot in workers.slots)
                 for task, found in wait(workers, poll_s=POLL_S if free else math.inf):
                     if isinstance(found, Failure):
                         text = f"{task.item.uid}: the reward raised over this prompt\n\n{found.text.rstrip()}"
