@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from verl.config import LoraConfig, ModelConfig
 from verl.engines import pretrained
 from verl.models import loading
+from verl.utils import logs
 from verl.workers import checkpoint
 
 ASKED = "veason.json"
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(arguments.checkpoint, arguments.out, merge=arguments.merge, base=arguments.base)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {logs.printable(str(error))}\n")
         return 2
     return 0
 
@@ -112,10 +113,11 @@ def main(argv: list[str] | None = None) -> int:
 def command() -> int:
     """`main` as a command. SIGTERM (exit status 143) and Ctrl-C (130) leave no unfinished folder behind."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    logs.configure()
     try:
         return main()
     except KeyboardInterrupt:
-        sys.stderr.write("verl.export: stopped; nothing was written\n")
+        sys.stderr.write("stopped; nothing was written\n")
         return 128 + signal.SIGINT
 
 

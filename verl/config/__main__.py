@@ -12,7 +12,6 @@ from verl.utils import logs
 
 def main(argv: Sequence[str]) -> int:
     """Print the resolved configuration, or what is wrong with it; with --help every key there is."""
-    logs.configure()
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(f"{describe()}\n")
         return 0
@@ -20,11 +19,12 @@ def main(argv: Sequence[str]) -> int:
         config = load(argv)
         check(config)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {logs.printable(str(error))}\n")
         return 2
     sys.stdout.write(to_yaml(config))
     return 0
 
 
 if __name__ == "__main__":
+    logs.configure()
     sys.exit(main(sys.argv[1:]))

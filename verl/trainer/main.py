@@ -133,7 +133,7 @@ def command() -> int:
         _end(f"stopped; {again}", signal.SIGINT)
     except SystemExit:  # the handler above
         _end(f"stopped by SIGTERM; {again}", signal.SIGTERM)
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {logs.printable(message)}\n")
     return 2
 
 

@@ -23,8 +23,7 @@ class _Handler(logging.Handler):
         place = " ".join(filter(None, ["" if self.step is None else f"step {self.step}", self.process]))
         prefix = f"[{place}] " if place else ""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        text = f"{prefix}{level}{super().format(record)}"
-        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+        return printable(f"{prefix}{level}{super().format(record)}")
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -51,3 +50,8 @@ def set_step(step: int | None) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
             handler.step = step
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes, for a terminal; line ends and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
