@@ -311,10 +311,13 @@ def without_target(dataset: Dataset) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m grpo_reward.task", description="List samples without a target, as data.exclude reads them."
+        prog="python -m grpo_reward.task",
+        description="Lists the samples whose target is in no frame, in the format of data.exclude.",
     )
-    parser.add_argument("data", help="as data.train_files: a folder that holds mask_dict.json, or NAME=ROOT[:SPLIT]+…")
-    parser.add_argument("--split", default="train", help="where DATA names none (default: %(default)s)")
+    parser.add_argument(
+        "data", help="data in the form of data.train_files: a folder with mask_dict.json, or NAME=ROOT[:SPLIT]+…"
+    )
+    parser.add_argument("--split", default="train", help="split for data that names none (default: %(default)s)")
     parser.add_argument("--meta", type=Path, help="another expression file, such as the sampled subset")
     args = parser.parse_args(argv)
 

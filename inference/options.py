@@ -61,7 +61,7 @@ def add_policy_options(
     parser.set_defaults(template_text=None)  # of the prompt, once `settle` has read it; None is the built-in one
     first = choices[0] if default is None else None
     group.add_argument("--policy", choices=choices, default=first, help=f"default: {default or first}")
-    trained = "what the checkpoint was trained with, else"
+    trained = "the value that the checkpoint was trained with, else"
     group.add_argument(
         "--model",
         metavar="DIR|NAME",
@@ -69,52 +69,65 @@ def add_policy_options(
     )
     group.add_argument("--replay", metavar="FILE", help="replay: a predictions.jsonl, or lines with keyframe and boxes")
     group.add_argument(
-        "--frames", type=int, metavar="N", help=f"frames shown, evenly spaced (default: {trained} {DEFAULT_FRAMES})"
+        "--frames",
+        type=int,
+        metavar="N",
+        help=f"number of frames shown, evenly spaced (default: {trained} {DEFAULT_FRAMES})",
     )
     group.add_argument(
         "--model-size",
         type=parse_size,
         metavar="S|HxW",
-        help=f"pixels the frames are shown at, a multiple of 28 (default: {trained} {DEFAULT_SIZE[0]})",
+        help=f"size of the shown frames in pixels, a multiple of 28 (default: {trained} {DEFAULT_SIZE[0]})",
     )
     group.add_argument(
-        "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: expressions answered together (default: 1)"
+        "--batch-size", type=int, default=1, metavar="B", help="hf, vllm: number of expressions per batch (default: 1)"
     )
     group.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"hf, vllm, openai: longest reply (default: {trained} {DEFAULT_TOKENS})",
+        help=f"hf, vllm, openai: largest number of tokens of a reply (default: {trained} {DEFAULT_TOKENS})",
     )
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="hf, vllm, openai: 0 is greedy (default: 0)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="hf, vllm, openai: sampling temperature; 0 is greedy (default: 0)",
     )
     group.add_argument("--seed", type=int, default=0, help="hf, vllm, openai: seed of sampled replies (default: 0)")
     group.add_argument(
         "--prompt-template",
         type=Path,
         metavar="FILE",
-        help=f"another prompt, for weights trained with it (default: {trained} the built-in one)",
+        help=f"file with another prompt, for weights that were trained with it (default: {trained} the built-in one)",
     )
     group.add_argument(
         "--generation-defaults",
         choices=("plain", "checkpoint"),
         default="plain",
-        help="hf, vllm: plain decodes as these options say, as GRPO's rollouts do; checkpoint also takes what the "
-        "checkpoint's generation_config.json recommends, such as a repetition penalty (default: %(default)s)",
+        help="hf, vllm: plain decodes with these options alone, as GRPO's rollouts do; checkpoint also uses the "
+        "settings of the checkpoint's generation_config.json, such as a repetition penalty (default: %(default)s)",
     )
     group.add_argument(
         "--reading",
         choices=READINGS,
         default=READINGS[0],
-        help="lenient also reads replies with code fences, objects for boxes, numbers as texts and the like, and "
-        "records that it did; strict is what the reward reads (default: %(default)s)",
+        help="lenient also parses replies with code fences, objects for boxes, numbers as text and the like, and "
+        "records these deviations; strict parses as the reward does (default: %(default)s)",
     )
     group.add_argument(
-        "--keep-going", action="store_true", help="hf, vllm, openai: go on even if none of the first replies is usable"
+        "--keep-going",
+        action="store_true",
+        help="hf, vllm, openai: continue even if none of the first replies is usable",
     )
-    group.add_argument("--dtype", default="auto", help="hf, vllm: auto, float32, bfloat16 or float16 (default: auto)")
-    _add_server_options(parser.add_argument_group("server, which --policy openai asks"))
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        help="hf, vllm: number type of the weights: auto, float32, bfloat16 or float16 (default: auto)",
+    )
+    _add_server_options(parser.add_argument_group("server of --policy openai"))
 
 
 def _add_server_options(group: argparse._ArgumentGroup) -> None:
@@ -122,7 +135,7 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         "--base-url",
         metavar="URL",
         default=os.environ.get("OPENAI_BASE_URL"),
-        help="such as http://127.0.0.1:8000/v1 of a `vllm serve` (default: OPENAI_BASE_URL)",
+        help="address of the server, such as http://127.0.0.1:8000/v1 for a `vllm serve` (default: OPENAI_BASE_URL)",
     )
     group.add_argument(
         "--api-key-env",
@@ -131,21 +144,33 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         help="environment variable that holds the key; a server on this machine needs none (default: %(default)s)",
     )
     group.add_argument(
-        "--requests", type=int, default=32, metavar="N", help="requests in flight, at most (default: %(default)s)"
+        "--requests",
+        type=int,
+        default=32,
+        metavar="N",
+        help="largest number of requests in flight (default: %(default)s)",
     )
     group.add_argument(
-        "--max-retries", type=int, default=8, metavar="N", help="retries of a request without a reply (default: 8)"
+        "--max-retries",
+        type=int,
+        default=8,
+        metavar="N",
+        help="number of retries of a request that got no reply (default: 8)",
     )
     group.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds for one attempt (default: %(default)g)"
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="time limit of one attempt in seconds (default: %(default)g)",
     )
     group.add_argument(
         "--forbid-tokens",
         type=parse_ids,
         default=(),
         metavar="ID,ID",
-        help="token ids never to be generated, sent as logit_bias: a model's vision control tokens, which the other "
-        "policies know from its config",
+        help="ids of tokens that must not be generated, sent as logit_bias: the vision control tokens of the model, "
+        "which the other policies read from its config",
     )
 
 
@@ -153,22 +178,22 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "workers, with a policy and a tracker each, as Ray actors; without these options one process does everything"
     )
-    group.add_argument("--gpus", type=int, metavar="N", help="one worker on each of N GPUs")
-    group.add_argument("--workers", type=int, metavar="N", help="N workers on CPUs")
+    group.add_argument("--gpus", type=int, metavar="N", help="start one worker on each of N GPUs")
+    group.add_argument("--workers", type=int, metavar="N", help="start N workers on CPUs")
     group.add_argument(
         "--address",
         metavar="auto|HOST:PORT",
         default=os.environ.get("RAY_ADDRESS"),
-        help="a running Ray cluster; its nodes must see data and checkpoints at the same paths (default: RAY_ADDRESS, "
-        "else one is started on this machine for this run)",
+        help="address of a running Ray cluster, whose nodes must see data and checkpoints at the same paths (default: "
+        "RAY_ADDRESS, else a cluster is started on this machine for this run)",
     )
     group.add_argument(
         "--stuck-after",
         type=float,
         default=3600.0,
         metavar="S",
-        help="seconds in which a worker must finish a unit, up to 8 expressions of a video; one that does not is "
-        "replaced and its work done again (default: %(default)g)",
+        help="seconds in which a worker must finish a unit of up to 8 expressions of a video; a worker that does not "
+        "is replaced and its tasks are done again (default: %(default)g)",
     )
     group.add_argument(
         "--policy-gpus",
@@ -182,7 +207,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=GPU_SHARES[1],
         metavar="SHARE",
-        help="share of a worker's GPU memory for sam2 (default: %(default)g; with --sam2-offload less will do)",
+        help="share of a worker's GPU memory for sam2 (default: %(default)g; less is enough with --sam2-offload)",
     )
 
 
@@ -191,7 +216,8 @@ def add_mask_options(group: argparse._ArgumentGroup) -> None:
         "--masks",
         choices=MASKS,
         default=MASKS[0],
-        help="PNGs of 8 bits or of 1 (read faster, smaller), or all in one masks.jsonl as RLEs (default: %(default)s)",
+        help="format of the masks: png is 8-bit PNGs, png1 is 1-bit PNGs (smaller, faster to read), rle is one "
+        "masks.jsonl with RLEs (default: %(default)s)",
     )
 
 
@@ -206,7 +232,7 @@ def parse_ids(text: str) -> tuple[int, ...]:
 def add_tracker_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tracker, which turns the boxes into masks on every frame")
     group.add_argument(
-        "--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s, needs no weights"
+        "--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s, which needs no weights"
     )
     group.add_argument(
         "--sam2-config",
@@ -215,7 +241,7 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
         help="sam2: a config of the package or a YAML file (default: %(default)s)",
     )
     group.add_argument(
-        "--sam2-checkpoint", metavar="FILE", help="sam2: weights (.pt or .safetensors) that go with the config"
+        "--sam2-checkpoint", metavar="FILE", help="sam2: weights (.pt or .safetensors) that match the config"
     )
     group.add_argument(
         "--sam2-offload", action="store_true", help="sam2: keep features and memory bank on the CPU, to save GPU memory"
@@ -224,7 +250,7 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
         "--sam2-spill-dir",
         type=Path,
         metavar="DIR",
-        help="sam2: where features beyond 4 GiB a video go (default: TMPDIR)",
+        help="sam2: folder for features beyond 4 GiB per video (default: TMPDIR)",
     )
     group.add_argument(
         "--device", metavar="D", help="torch device of hf and sam2 (default: cuda if there is one, else cpu)"

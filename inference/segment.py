@@ -59,9 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m inference.segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("video", type=Path, help="a video file, or a folder of pictures in the order of their numbers")
-    parser.add_argument("sentence", help="what to segment")
+    parser.add_argument("sentence", help="the expression that describes the target")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="where to write; results of before are replaced"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="output folder; results of an earlier run are replaced",
     )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (default: 1)")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N frames")
@@ -69,14 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--keyframe",
         type=int,
         metavar="T",
-        help="frame that --box is on, counted from 0 among the frames that --stride leaves (default: 0)",
+        help="frame of --box, counted from 0 among the frames that --stride leaves (default: 0)",
     )
     parser.add_argument(
         "--box",
         type=parse_box,
         action="append",
         metavar="X1,Y1,X2,Y2",
-        help="a box in video pixels instead of a model's; repeat for more",
+        help="a box in video pixels, used instead of a model's; repeat the option for more boxes",
     )
     options.add_policy_options(
         parser, choices=("hf", "vllm", "openai", "replay"), default="replay with --box or --replay, else hf"

@@ -39,23 +39,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m inference.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder; cards are made of the first")
-    parser.add_argument("--gt", type=Path, metavar="ROOT", help="data set with the truth; without it nothing is scored")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder; the cards show the first one")
+    parser.add_argument(
+        "--gt", type=Path, metavar="ROOT", help="data set with ground truth; without it there are no scores"
+    )
     parser.add_argument("--split", help="default: the split of the run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) run folder")
-    parser.add_argument("--limit", type=int, metavar="N", help="cards for the first N expressions; scores are of all")
-    parser.add_argument("--frames-per-card", type=int, default=6, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="show cards for the first N expressions; scores are of all"
+    )
+    parser.add_argument(
+        "--frames-per-card", type=int, default=6, metavar="N", help="number of frames on a card (default: %(default)s)"
+    )
     parser.add_argument(
         "--missing",
         choices=("zero", "skip", "error"),
         default="zero",
-        help="expressions of the split without a prediction (default: %(default)s)",
+        help="expressions without a prediction score zero, are left out, or end the command (default: %(default)s)",
     )
     parser.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if not where the run had it"
+        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if it has moved since the run"
     )
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that score; default: cores"
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="number of scoring processes; default: cores"
     )
     return parser
 

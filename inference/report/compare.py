@@ -66,26 +66,34 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m inference.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders with scores, two or more")
-    parser.add_argument("--gt", type=Path, required=True, metavar="ROOT", help="data set with the truth")
+    parser.add_argument("--gt", type=Path, required=True, metavar="ROOT", help="data set with ground truth")
     parser.add_argument("--split", help="default: the split of the first run")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the runs, in order; default: their folders'")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the HTML and the JSON file")
-    parser.add_argument("--curves", type=Path, nargs="+", default=[], metavar="PNG", help="what verl.plot drew")
-    parser.add_argument("--examples", type=int, default=12, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if not where the runs had it"
+        "--names", nargs="+", metavar="NAME", help="names of the runs, in order; default: the names of their folders"
     )
-    steps = parser.add_argument_group("steps of one training")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="output folder of the HTML and the JSON file"
+    )
+    parser.add_argument(
+        "--curves", type=Path, nargs="+", default=[], metavar="PNG", help="pictures of curves that verl.plot drew"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=12, metavar="N", help="number of examples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="folder of the videos, if it has moved since the runs"
+    )
+    steps = parser.add_argument_group("steps of one training run")
     steps.add_argument(
         "--steps",
         type=int,
         nargs="*",
         metavar="N",
-        help="the runs are of checkpoints after these steps, in order; without numbers the steps are taken from the "
-        "names of the checkpoints or the run folders, such as step_000120",
+        help="compare checkpoints of one training run, saved after these steps, in order; without numbers the steps "
+        "are taken from the names of the checkpoints or the run folders, such as step_000120",
     )
     steps.add_argument(
-        "--training", type=Path, metavar="FOLDER", help="training whose metrics.jsonl is shown with them"
+        "--training", type=Path, metavar="FOLDER", help="folder of the training run whose metrics.jsonl is shown, too"
     )
     return parser
 

@@ -548,7 +548,7 @@ def test_help_explains_every_key(capsys):
         assert f"{key}=" in shown
     assert "Group size: the number of replies to each prompt." in shown
     assert "With data.name=video_seg_keyframe_sft_base_mod also:\ndata.train_split=train\n" in shown
-    assert "data.sampled_frames=6\n    Frames shown of a video in training, nominally.\n" in shown
+    assert "data.sampled_frames=6\n    Nominal number of frames of a video in a training prompt.\n" in shown
 
 
 def test_command_prints_what_it_resolved_or_what_is_wrong(capsys):

@@ -1,19 +1,20 @@
-"""Examine a copy of a data set and print what is wrong with it, with the remedies.
+"""Checks a copy of a data set and prints its faults with their remedies.
 
 Usage: python -m veason.doctor --dataset revos --data-root ROOT [--split valid]
 
-These checks decode no picture: every frame is there and of the annotated size; lists of masks are as long as lists of
-frames, and every RLE is sound; frames are stored in sorted order; every expression has a visible target; the stored
-foreground is the union of the masks; the data set is as large as published; every annotation is named by an
-expression; the storage is fast.
+The following checks decode no picture. Every frame exists and has the annotated size. Lists of masks are as long as
+lists of frames, and every RLE is valid. Frames are stored in sorted order. Every expression has a visible target. The
+stored foreground is the union of the masks. The data set is as large as published. Every annotation is named by an
+expression. The storage is fast.
 
---deep decodes a few frames of every target as well: the true box is given to a tracker, and expressions are ranked by
-how badly its masks and the annotated ones disagree. The J of this oracle is for finding drift: it looks at up to six
-frames of a video, each one with true boxes or next to one, where eval scores every frame, tracked from one keyframe; so
-eval's J of `--policy oracle` is another number. --contact-sheet shows the worst, --write-exclude lists what
-sampling (--exclude) and training (data.exclude) should leave out.
+--deep also decodes a few frames of every target. It gives the true box to a tracker and ranks the expressions by how
+badly the tracker's masks and the annotated ones disagree. The J of this oracle is meant for finding drift: it uses up
+to six frames of a video, each one with true boxes or next to one. eval scores every frame, tracked from one keyframe,
+so eval's J of `--policy oracle` is another number. --contact-sheet draws the worst targets, and --write-exclude lists
+the samples that sampling (--exclude) and training (data.exclude) should leave out.
 
-Exit code: 0 nothing wrong, 1 errors or warnings, 2 the data set cannot be opened. Notes are no faults.
+The exit code is 0 if nothing is wrong, 1 for errors or warnings, and 2 if the data set cannot be opened. Notes do not
+count as faults.
 """
 
 from __future__ import annotations
@@ -36,25 +37,39 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m veason.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", choices=NAMES, required=True)
-    parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dataset", choices=NAMES, required=True, help="benchmark")
+    parser.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", help="default: the one that is scored offline")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of the videos, if elsewhere")
     parser.add_argument("--meta", type=Path, metavar="FILE", help="another expression file (implies --subset)")
-    parser.add_argument("--subset", action="store_true", help="a part, or a world of your own: sizes are not compared")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: cores")
+    parser.add_argument(
+        "--subset", action="store_true", help="the copy is a part or a synthetic data set: do not compare its size"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of processes; default: cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every finding, and the ranking, as JSON")
     parser.add_argument("--write-exclude", type=Path, metavar="FILE", help="write the samples to leave out")
     deep = parser.add_argument_group("looking at pixels")
     deep.add_argument("--deep", action="store_true", help="decode frames and rank expressions by disagreement")
     deep.add_argument("--tracker", choices=trackers.TRACKERS, default="grabcut", help="default: %(default)s")
-    deep.add_argument("--sam2-config", metavar="NAME|FILE", help="sam2: as in inference.predict")
-    deep.add_argument("--sam2-checkpoint", metavar="FILE", help="sam2: weights that go with the config")
+    deep.add_argument("--sam2-config", metavar="NAME|FILE", help="sam2: a config of the package or a YAML file")
+    deep.add_argument("--sam2-checkpoint", metavar="FILE", help="sam2: weights that match the config")
     deep.add_argument(
-        "--threshold", type=float, default=0.3, metavar="J", help="disagreement is a J below it (default: %(default)s)"
+        "--threshold",
+        type=float,
+        default=0.3,
+        metavar="J",
+        help="report targets whose J is below this as disagreements (default: %(default)s)",
     )
-    deep.add_argument("--contact-sheet", type=Path, metavar="FILE", help="draw the worst into one PNG")
-    deep.add_argument("--worst", type=int, default=40, metavar="N", help="pictures on it (default: %(default)s)")
+    deep.add_argument("--contact-sheet", type=Path, metavar="FILE", help="draw the worst targets into one PNG")
+    deep.add_argument(
+        "--worst",
+        type=int,
+        default=40,
+        metavar="N",
+        help="number of targets on the contact sheet (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.contact_sheet and not args.deep:
         parser.error("--contact-sheet shows what --deep finds; give both")
