@@ -108,7 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         "--port-file", type=Path, metavar="FILE", help="write the port here once ready; removed at the end"
     )
     parser.add_argument(
-        "--model", default=ServerOptions.model, metavar="NAME", help=f"its name (default {ServerOptions.model})"
+        "--model",
+        default=ServerOptions.model,
+        metavar="NAME",
+        help=f"name of the model (default {ServerOptions.model})",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the wording and of the failures (default 0)")
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="seconds for every request (default 0)")

@@ -50,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         "--size", type=_size, metavar="HxW", help="pixels of every video (default: varies, about 160-240)"
     )
     parser.add_argument(
-        "--min-frames", type=int, default=8, help="of a video (default 8); one valid video has just one"
+        "--min-frames", type=int, default=8, help="fewest frames of a video (default 8); one valid video has just one"
     )
-    parser.add_argument("--max-frames", type=int, default=20, help="of a video (default 20)")
+    parser.add_argument("--max-frames", type=int, default=20, help="most frames of a video (default 20)")
     parser.add_argument(
-        "--background", choices=BACKGROUNDS, default="ramp", help="default ramp: red along x, green along y"
+        "--background", choices=BACKGROUNDS, default="ramp", help="default: ramp, with red along x and green along y"
     )
     parser.add_argument(
         "--formats", nargs="+", choices=twins.WRITERS, metavar="NAME",

@@ -32,7 +32,9 @@ def parser(module: str, doc: str, *, gt: str, pred: str) -> argparse.ArgumentPar
         help="a missing prediction scores zero, is left out of the means, ends the run, or counts as in the "
         "benchmark's own script (default: zero)",
     )
-    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores")
+    made.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of processes; default: cores"
+    )
     return made
 
 

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gt="ReasonVOS root, the folder that holds meta_expressions.json",
         pred="run folder, folder of masks in one of the layouts, or file of RLEs",
     )
-    parser.add_argument("--layout", choices=get_args(LayoutName), default="auto", help="default: what is there")
+    parser.add_argument("--layout", choices=get_args(LayoutName), default="auto", help="default: the one that exists")
     return command.run(evaluate, parser.parse_args(argv))
 
 

@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gt="Ref-DAVIS17 root, the folder that holds meta_expressions and valid",
         pred="run folder, folder of <video>/<exp_id>/<frame>.png, or file of RLEs",
     )
-    parser.add_argument("--protocol", choices=get_args(ProtocolName), required=True, help="there is no default")
+    parser.add_argument("--protocol", choices=get_args(ProtocolName), required=True, help="no default")
     parser.add_argument("--split", default="valid", help="default: %(default)s")
     args = parser.parse_args(argv)
     args.out = args.out / args.protocol

@@ -11,9 +11,9 @@ Usage: ``python -m eval.revos --gt ROOT --pred RUN --out DIR``. The protocol, qu
 - A and R are computed on stored grey values (see `eval.metrics`); ``--robustness binary`` maps them to {0, 1} first.
   An RLE has no grey value: it counts as 255, as a PNG, or as 1 with ``--rle-value 1``, as in Sa2VA's evaluation.
 
-What the benchmark scores as zero and we do not: a mask of another size, a damaged file, and masks that are gone from a
-run folder whose ``predictions.jsonl`` says they are done. These are errors, listed at the end, with the rest scored and
-a nonzero exit status. A missing prediction is zero, as there, unless ``--missing`` says otherwise.
+The benchmark scores a mask of another size, a damaged file, and lost masks of a run folder whose ``predictions.jsonl``
+lists them as finished as zero. Here they are errors, listed at the end; the other samples are scored, and the exit
+status is nonzero. A missing prediction scores zero, as in the benchmark, unless ``--missing`` says otherwise.
 """
 
 from __future__ import annotations
@@ -155,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", default="valid", help="default: %(default)s")
     parser.add_argument(
-        "--robustness", choices=get_args(Robustness), default="visa", help="A and R on stored values, or on {0, 1}"
+        "--robustness",
+        choices=get_args(Robustness),
+        default="visa",
+        help="compute A and R on stored values, or on {0, 1}",
     )
     parser.add_argument(
         "--rle-value",

@@ -127,13 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", choices=NAMES, required=True)
+    parser.add_argument("--dataset", choices=NAMES, required=True, help="benchmark")
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", help="valid or test; vicas: VERSION/PART (default: valid, where there is one)")
     parser.add_argument("--meta", type=Path, metavar="FILE", help="another expression file")
     parser.add_argument("--pred", type=Path, metavar="PATH", help="run folder, folder of PNGs, or file of RLEs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="archive to write; vicas: folder")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="check this archive, write nothing")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="check this archive and write nothing")
     parser.add_argument(
         "--missing",
         choices=[choice for choice in get_args(Missing) if choice != "published"],
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a missing expression gets empty masks, is left out, or ends the run (default: zero)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores"
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of processes; default: cores"
     )
     args = parser.parse_args(argv)
 

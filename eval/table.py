@@ -309,9 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="scores, or NAME=scores")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with scores, or NAME=FOLDER")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of the terminal")
     args = parser.parse_args(argv)
 
     def body() -> None:

@@ -2,16 +2,16 @@
 
     python -m eval.vicas --gt VICAS --split v1.0/test --pred RUN --out RUN/scores [--j-and-f]
 
-Only frames annotated by people count. mAP compares tracks: intersection over union of all scored frames together,
-precision and recall over all referrals in the order of sorted videos (`eval.vicas_map`). J&F compares the union of a
-referral's tracks, frame by frame, and is ours: the benchmark has no such number, though papers print one. It needs
-every pixel where mAP needs run lengths alone, and some ten times as long: say --j-and-f for it. A run folder has one
-track a referral, the union of its objects, which cannot win where a referral has several: the benchmark's own files, a
-JSON a video, keep them apart.
+Only frames annotated by people count. mAP compares tracks by the intersection over union of all scored frames
+together, with precision and recall over all referrals in the order of sorted videos (`eval.vicas_map`). J&F compares
+the union of a referral's tracks frame by frame. It is our own metric: the benchmark defines no such number, though
+papers print one. It needs every pixel, whereas mAP needs only run lengths, and takes about ten times as long;
+--j-and-f computes it. A run folder holds one track per referral, the union of its objects, which cannot match a
+referral that has several tracks. The benchmark's own files, one JSON file per video, keep the tracks apart.
 
 All predicted tracks have the same confidence, so their order decides the curve. The published script sorts them with
-NumPy's default sort, which does not keep the order of equal values: its mAP differs from one NumPy build to the next.
-Ours keeps them in the order of the videos and their referrals, as a stable sort would.
+NumPy's default sort, which does not keep the order of equal values, so its mAP differs from one NumPy build to the
+next. This evaluator keeps them in the order of the videos and their referrals, as a stable sort would.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", required=True, metavar="VERSION/PART", help="v0.1/test, v1.0/val, …; no default")
     parser.add_argument(
-        "--j-and-f", action="store_true", help="J and F of unions, too: ours, and some ten times the time of mAP alone"
+        "--j-and-f",
+        action="store_true",
+        help="also compute J and F of unions, which is our own metric and takes about ten times as long",
     )
     return command.run(evaluate, parser.parse_args(argv))
 

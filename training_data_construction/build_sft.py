@@ -199,18 +199,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="DIR", help="data folder; an unfinished one is completed"
     )
     parser.add_argument("--name", default="veason_cot", help="name of the data set (default: %(default)s)")
-    parser.add_argument("--prompt-template", type=Path, metavar="FILE", help="another wording of the prompt")
+    parser.add_argument("--prompt-template", type=Path, metavar="FILE", help="file with another prompt")
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes (default: %(default)s)"
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=REPLY_TOKENS, metavar="N",
-        help="most tokens of a reply, noted in the trained checkpoint (default: %(default)s)",
+        help="largest number of tokens of a reply, recorded in the trained checkpoint (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--no-thinking", action="store_true", help="empty think blocks: the ablation without chain of thought"
+        "--no-thinking", action="store_true", help="write empty think blocks, for the ablation without chain of thought"
     )
-    parser.add_argument(scored.OPTION, action="store_true", help="use samples that a benchmark scores, all the same")
+    parser.add_argument(scored.OPTION, action="store_true", help="also use samples that a benchmark scores")
     return parser
 
 

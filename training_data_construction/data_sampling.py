@@ -136,10 +136,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--input_json", "--input-json", type=Path, required=True, metavar="FILE", help="meta_expressions_train_.json"
     )
     parser.add_argument(
-        "--output_json", "--output-json", type=Path, required=True, metavar="FILE", help="the subset, same schema"
+        "--output_json",
+        "--output-json",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="output file with the same schema",
     )
     parser.add_argument(
-        "--target_size", "--target-size", type=int, default=10_000, metavar="N", help="expressions (default: 10000)"
+        "--target_size",
+        "--target-size",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of expressions (default: 10000)",
     )
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
@@ -149,9 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--exclude",
         type=Path,
         metavar="FILE",
-        help="one video/exp_id per line, as `python -m grpo_reward.task` lists them",
+        help="samples to leave out, one video/exp_id per line, as `python -m grpo_reward.task` lists them",
     )
-    parser.add_argument(scored.OPTION, action="store_true", help="draw samples that a benchmark scores, all the same")
+    parser.add_argument(scored.OPTION, action="store_true", help="also draw samples that a benchmark scores")
     return parser
 
 

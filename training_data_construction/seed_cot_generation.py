@@ -6,13 +6,13 @@ The server is any OpenAI-compatible one; the key is OPENAI_API_KEY, the address 
         --mask_dict ROOT/mask_dict.json --data_path ROOT/JPEGImages --output_json cot.json \\
         --base-url http://127.0.0.1:8000/v1 --model MODEL
 
---dry-run writes the first request to a file and sends nothing. Beside the output are its journal
-(OUTPUT.journal.jsonl: every answer from the moment it came) and OUTPUT.rejects.jsonl (samples without a record, and
-why). A run that was stopped, killed or left with failures goes on with the same command and asks only for what is
-missing; a higher --max-retries asks again for rejected samples.
+--dry-run writes the first request to a file and sends nothing. Two files are written beside the output: its journal
+(OUTPUT.journal.jsonl), which holds every answer as soon as it arrives, and OUTPUT.rejects.jsonl, which lists the
+samples without a record and the reason. A run that was stopped, killed or left with failures continues with the same
+command and requests only the missing answers. With a higher --max-retries it requests the rejected samples again.
 
-Exit codes: 0 all settled, 1 some samples got no answer or no answer at all was fit, 2 stopped by something that the
-user can put right, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+Exit codes: 0 every sample is settled, 1 some samples got no answer or no answer was usable, 2 an error that the user
+can correct, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -59,41 +59,52 @@ def build_parser() -> argparse.ArgumentParser:
         help="expressions, such as meta_expressions_train_select.json")  # fmt: skip
     add("--mask_dict", "--mask-dict", type=Path, required=True, metavar="FILE", help="mask_dict.json")
     add("--data_path", "--data-path", type=Path, required=True, metavar="DIR", help="folder of the videos: JPEGImages")
-    add("--output_json", "--output-json", type=Path, required=True, metavar="FILE", help="the records; resumable")
+    add(
+        "--output_json",
+        "--output-json",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="output file of the records; resumable",
+    )
     add("--exclude", type=Path, metavar="FILE", help="samples to leave out, one video/exp_id per line")
-    add("--prompt-template", type=Path, metavar="FILE", help="the policy's prompt in the records (veason.prompt)")
-    add(scored.OPTION, action="store_true", help="ask about samples that a benchmark scores, all the same")
+    add("--prompt-template", type=Path, metavar="FILE", help="another prompt of the policy, for the records")
+    add(scored.OPTION, action="store_true", help="also use samples that a benchmark scores")
 
     add = parser.add_argument_group("teacher").add_argument
-    add("--base-url", default=os.environ.get("OPENAI_BASE_URL"), help="server's address (default: OPENAI_BASE_URL)")
-    add("--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    add("--temperature", type=float, default=0.7, help="default: %(default)s")
-    add("--max-tokens", type=positive, default=2048, help="most tokens of one answer (default: %(default)s)")
-    add("--timeout", type=positive_float, default=300, help="seconds (default: %(default)s)")
+    add(
+        "--base-url", default=os.environ.get("OPENAI_BASE_URL"), help="address of the server (default: OPENAI_BASE_URL)"
+    )
+    add("--model", default=DEFAULT_MODEL, help="name of the model (default: %(default)s)")
+    add("--temperature", type=float, default=0.7, help="sampling temperature (default: %(default)s)")
+    add(
+        "--max-tokens", type=positive, default=2048, help="largest number of tokens of an answer (default: %(default)s)"
+    )
+    add("--timeout", type=positive_float, default=300, help="time limit of a request in seconds (default: %(default)s)")
     add("--max-retries", type=natural, default=8,
-        help="retries of a failed request, and of an unfit answer (default: %(default)s)")  # fmt: skip
-    add("--rate-limit", type=positive_float, metavar="N", help="at most N requests a minute")
-    add("--concurrency", type=positive, default=64, help="requests in flight (default: %(default)s)")
+        help="number of retries of a failed request and of an unusable answer (default: %(default)s)")  # fmt: skip
+    add("--rate-limit", type=positive_float, metavar="N", help="send at most N requests per minute")
+    add("--concurrency", type=positive, default=64, help="number of requests in flight (default: %(default)s)")
     add("--price-in", type=float, default=0.0, help="price of a million prompt tokens")
     add("--price-out", type=float, default=0.0, help="price of a million completion tokens")
 
     add = parser.add_argument_group("task").add_argument
     add("--max_samples_per_video", "--max-samples-per-video", type=positive, default=10, metavar="N",
-        help="most expressions of one video (default: %(default)s)")  # fmt: skip
-    add("--frames", type=positive, default=8, help="most frames shown (default: %(default)s)")
-    add("--model-size", type=positive, default=560, help="side of the policy's frames (default: %(default)s)")
+        help="largest number of expressions of one video (default: %(default)s)")  # fmt: skip
+    add("--frames", type=positive, default=8, help="largest number of shown frames (default: %(default)s)")
+    add("--model-size", type=positive, default=560, help="side of the policy's frames in pixels (default: %(default)s)")
     add("--box-decimals", type=int, choices=(0, 1, 2), default=2, help="decimals of the boxes (default: %(default)s)")
     add("--seed", type=int, default=42, help="default: %(default)s")
 
     add = parser.add_argument_group("run").add_argument
     add("--num_workers", "--num-workers", type=positive, default=min(32, os.cpu_count() or 1), metavar="N",
-        help="processes that build requests (default: one a core)")  # fmt: skip
-    add("--limit", type=positive, metavar="N", help="ask only about the first N samples; run without it to go on")
+        help="number of processes that build requests (default: one per core)")  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="use only the first N samples; run without it to continue")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with an earlier run (default); --no-resume refuses where there is one")  # fmt: skip
+        help="continue an earlier run (default); --no-resume refuses to if there is one")  # fmt: skip
     add("--accept-changed-inputs", action="store_true",
-        help="go on although masks or frames changed since the first answers, as their times do in a copy")  # fmt: skip
-    add("--dry-run", action="store_true", help="write the first request beside the output, send nothing")
+        help="continue although masks or frames have changed since the first answers, or are copies")  # fmt: skip
+    add("--dry-run", action="store_true", help="write the first request to a file beside the output and send nothing")
     return parser
 
 

@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("base", help="the model that was trained from: folder or hub name")
-    parser.add_argument("exported", type=Path, help="what `llamafactory-cli export` wrote; renamed")
+    parser.add_argument("base", help="the base model of the training: a folder or a hub name")
+    parser.add_argument("exported", type=Path, help="the output folder of `llamafactory-cli export`, which is renamed")
     parser.add_argument("out", type=Path, help="the finished checkpoint; must not exist")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder, for the prompt settings")
     args = parser.parse_args(argv)

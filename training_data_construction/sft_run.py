@@ -200,13 +200,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    begin = commands.add_parser("start", help="before training")
+    begin = commands.add_parser("start", help="check the inputs before training")
     begin.add_argument("settings", type=Path, help="the YAML file")
     begin.add_argument("output", type=Path, help="the folder of adapter/ and merged/")
-    begin.add_argument("arguments", nargs="*", metavar="key=value", help="as they are given to LLaMA-Factory")
-    merge = commands.add_parser("adapter", help="before merging")
-    merge.add_argument("base", help="the model that was trained from: folder or hub name")
-    merge.add_argument("adapter", type=Path)
+    begin.add_argument("arguments", nargs="*", metavar="key=value", help="the arguments of LLaMA-Factory")
+    merge = commands.add_parser("adapter", help="check an adapter before it is merged")
+    merge.add_argument("base", help="the base model of the training: a folder or a hub name")
+    merge.add_argument("adapter", type=Path, help="the folder of the adapter")
     args = parser.parse_args(argv)
 
     def run() -> None:
