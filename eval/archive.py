@@ -81,7 +81,7 @@ def pack(
     with open(handle, "r+b") as file:
         atomic.take_lock(file.fileno(), partial)
         if not (partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())):
-            raise DataError(f"{out}: another process has written it this moment; look at it, or run the command again")
+            raise DataError(f"{out}: another process has just written this file; check it, or run the command again")
         try:
             file.truncate(0)
             problems: list[Problem] = []

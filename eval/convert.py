@@ -94,7 +94,8 @@ class Converter:
             if len(here) > 1:
                 raise DataError(
                     f"{self.predicted.root}: {sample.key}, frame {sample.frames[t]} holds several grey values "
-                    f"({', '.join(map(str, sorted(here)[:5]))}, …); it is no mask of one target, and would lose them"
+                    f"({', '.join(map(str, sorted(here)[:5]))}, …); "
+                    "a mask of one target has one, and the others would be lost"
                 )
             found |= here
             yield mask

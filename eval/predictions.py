@@ -75,7 +75,7 @@ def open_predictions(pred: Path, *, layout: Layout | None = None, rle_value: int
         return open_rles(pred, value=rle_value)
     lines, pngs = pred / mask_lines.FILE, pred / PNGS
     if lines.exists() and pngs.is_dir():
-        raise DataError(f"{pred}: holds both {lines.name} and {pngs.name}; name the one that --pred shall mean")
+        raise DataError(f"{pred}: holds both {lines.name} and {pngs.name}; give one of them as --pred")
     if lines.exists():
         return open_rles(lines, value=rle_value)
     return PngFolder(pngs if pngs.is_dir() else pred, layout or attrgetter("key"))

@@ -57,7 +57,7 @@ def open_rles(path: Path, *, value: int = 255) -> RleFile:
             )
         return RleFile(_Document(path), value)
     check_regular(path)
-    raise DataError(f"{path}: neither .jsonl (a line a sample) nor .json (Sa2VA's form); --pred is one, or a folder")
+    raise DataError(f"{path}: --pred must be a .jsonl (one line per sample), a .json (Sa2VA's format) or a folder")
 
 
 class RleFile:

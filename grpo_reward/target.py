@@ -32,7 +32,7 @@ class Target:
     def __post_init__(self) -> None:
         if not len(self.frame_ids) == len(self.boxes) == len(self.masks) > 0:
             counts = f"{len(self.frame_ids)} frames, {len(self.boxes)} box lists, {len(self.masks)} masks"
-            raise ValueError(f"a target wants one of each per shown frame, found {counts}")
+            raise ValueError(f"a target needs one of each per shown frame, found {counts}")
 
     @property
     def clip(self) -> Clip:

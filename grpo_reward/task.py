@@ -84,7 +84,7 @@ class KeyframeTask:
         nameless = [key for key in exclude if key.partition("/")[0] not in NAMES]
         if nameless and isinstance(dataset, Mixture):  # there such a key would leave nothing out
             raise DataError(
-                f"data.exclude: {min(nameless)!r} names no data set; in a mixture a line is NAME/video/exp_id"
+                f"data.exclude: {min(nameless)!r} names no data set; in a mixture each line must be NAME/video/exp_id"
             )
         self.dataset, self.policy, self.n, self.seed = dataset, policy, n, seed
         self.size, self.template, self.family = family.check_size((side, side)), template, family
@@ -173,7 +173,10 @@ class KeyframeTask:
                 return self.remarks
             path = Path(model_path) / ASKED_NAME
             if trained.family != self.family.name:
-                raise DataError(f"{path}: its family is {trained.family}, the task's {self.family.name}: other boxes")
+                raise DataError(
+                    f"{path}: its model family is {trained.family}, but the task's is {self.family.name}, whose boxes "
+                    "have other coordinates"
+                )
             now = {**asdict(self.record), "frames": self.n}
             return [*self.remarks, *(f"{path}: {difference}" for difference in differences(trained, **now))]
 
@@ -234,7 +237,7 @@ def build(config: DataOptions, *, split: Literal["train", "val"]) -> KeyframeTas
             raise DataError("data.train_files is empty: give the folder that holds mask_dict.json, or names")
         if config.sampled_frames < 2:
             shown = f"data.sampled_frames is {config.sampled_frames}"
-            raise DataError(f"{shown}: training's grid of frames needs 2 or more")
+            raise DataError(f"{shown}: training samples at least 2 frames of a video")
         exclude = read_exclude(Path(config.exclude)) if config.exclude else frozenset()
         template = None
         if config.prompt_template:
@@ -275,9 +278,9 @@ def _open_training(config: DataOptions) -> tuple[Dataset, list[str]]:
     inside, remarks = scored.scored_by_content(named, meta=meta)
     reason = reason or inside
     if reason is not None and not config.allow_scored_split:
-        raise DataError(f"{reason}; data.allow_scored_split=true does it all the same")
+        raise DataError(f"{reason}; data.allow_scored_split=true allows it")
     if reason is not None:
-        remarks.append(f"{reason}. data.allow_scored_split=true does it all the same")
+        remarks.append(f"{reason}. data.allow_scored_split=true allows it")
     return mixture.open_parts(named, split=mixture.TRAINING, meta=meta or None), remarks
 
 

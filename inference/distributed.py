@@ -209,7 +209,7 @@ class DistributedRun:
             except NotBuilt as error:
                 raise error.failure.exception() from None
             except TaskFailed as error:
-                raise RuntimeError(f"a worker's task could not travel\n\n{error}") from error
+                raise RuntimeError(f"a worker's task could not be pickled\n\n{error}") from error
             except NotReady:
                 raise DataError(
                     f"no worker was ready after {START_S:g} s; {placement.there()}. Run the same command again when "

@@ -278,8 +278,8 @@ def settle(args: argparse.Namespace) -> None:
             _log.info("note: %s (%s)", difference, path)
         if len(chosen) < len(given):
             _log.info(
-                "%s: asked as it was trained, where no option says otherwise: --frames %d --model-size %s "
-                "--max-new-tokens %d",
+                "%s: prompts are built as in its training, except for options that are given: --frames %d "
+                "--model-size %s --max-new-tokens %d",
                 *(path, trained.frames, "x".join(map(str, trained.size)), trained.max_new_tokens),
             )
         if args.template_text is None and trained.prompt_template is not None:

@@ -164,7 +164,7 @@ class RunFolder:
         odd = next((key for key in spans["predictions"] if key not in own), spans["predictions"].repeated)
         if odd:
             raise DataError(
-                f"{paths['predictions']}: {odd} is not this run's, or stands twice; choose another --output"
+                f"{paths['predictions']}: {odd} is not a sample of this run, or appears twice; choose another --output"
             )
         damage = {key: self._damage(key, spans) for key in own if any(key in found for found in spans.values())}
         done = {key for key, problem in damage.items() if problem is None}

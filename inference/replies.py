@@ -22,7 +22,7 @@ _FORMAT = (
 )
 _HINTS = {
     "answer_not_closed": "replies are cut off: raise --max-new-tokens",
-    "keyframe_not_shown": "it names frames that it was not shown: is it asked as it was trained (--frames)?",
+    "keyframe_not_shown": "it names frames that were not shown: does --frames differ from its training?",
     "no_answer": f"{_FORMAT} Or it is cut off while it thinks: raise --max-new-tokens",
 }
 

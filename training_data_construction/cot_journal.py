@@ -89,7 +89,7 @@ class CotJournal:
     def __enter__(self) -> CotJournal:
         if self.output.exists() and not self.path.exists():
             raise DataError(
-                f"{self.output}: is there, but not its journal {self.path.name}, so it cannot be gone on with; move it "
+                f"{self.output}: exists without its journal {self.path.name}, so the run cannot be resumed; move it "
                 "away or choose another --output_json"
             )
         self._journal = atomic.Journal(self.path)  # holds the file's lock
@@ -117,14 +117,14 @@ class CotJournal:
             return
         if not self._resume:
             raise DataError(
-                f"{self.path}: holds the answers of an earlier run, and --no-resume would need an empty place; move it "
+                f"{self.path}: holds the answers of an earlier run, and --no-resume starts only without one; move it "
                 "away or choose another --output_json (nothing paid for is ever deleted)"
             )
         before, now = first["settings"], self._settings
         if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
             differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
             raise DataError(
-                f"{self.path}: holds another run ({differences}); give the settings it was begun with to go on with "
+                f"{self.path}: holds another run ({differences}); give its original settings to resume "
                 "it, or choose another --output_json"
             )
         known: dict[str, str] = {}

@@ -90,8 +90,8 @@ class FirstReplies:
         """Counts one answer by its reason code; None is fit. Raises a DataError at the last of `FIRST` unfit ones."""
         if self._first.add(reason) and reason is not None:
             raise DataError(
-                f"the first {FIRST} answers are all unfit for one reason: {REASONS[reason]}; nothing more is asked. "
-                f"What came is kept; the last one was {printable(text, limit=200)!r}"
+                f"the first {FIRST} answers are all unusable for one reason: {REASONS[reason]}; no more requests "
+                f"are sent. All answers are kept; the last one was {printable(text, limit=200)!r}"
             )
 
 

@@ -211,7 +211,7 @@ def _generate(args: argparse.Namespace, dataset: ReVOS, numbers: list[int], rule
     if outcome.missing:
         print(f"{outcome.missing:8d}  got no answer; run the same command again")
     if outcome.rejected and not outcome.records:
-        print("          no answer was fit: something is wrong with the teacher or with what it is asked")
+        print("          no answer was usable: check the teacher and the prompts")
     if outcome.rejected or outcome.missing:
         print(f"          see {journal.rejects_path}")
     tally, cost = journal.tally, ""

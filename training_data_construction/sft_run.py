@@ -89,15 +89,15 @@ def start(yaml_file: Path, output: Path, arguments: Sequence[str]) -> list[str]:
         return [f"{adapter} does not say what it was made from; it is taken to be these settings"] if begun else []
     before = files.load_json(path)
     if not isinstance(before, dict) or before.keys() != now.keys():
-        raise DataError(f"{path}: no note of an SFT run; remove {output}, or choose another OUTPUT")
+        raise DataError(f"{path}: not the record of an SFT run; remove {output}, or choose another OUTPUT")
     changes = {kind: _changes(before[kind], now[kind]) for kind in now}
     refused = [f"{kind} {name} {change}" for kind in ("model", "data") for name, change in changes[kind].items()]
     refused += [f"{key} {change}" for key, change in changes["settings"].items() if key not in MAY_CHANGE]
     if refused and begun:
         more = f", and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise DataError(
-            f"{output} was trained otherwise ({'; '.join(refused[:5])}{more}); give what it had, remove {output} to "
-            "train anew, or choose another OUTPUT"
+            f"{output} was trained with other settings ({'; '.join(refused[:5])}{more}); restore its "
+            f"settings, remove {output} to train anew, or choose another OUTPUT"
         )
     changed = [f"{key} {change}" for key, change in changes["settings"].items()]
     if _is_trained(adapter):

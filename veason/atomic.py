@@ -31,7 +31,7 @@ def creating(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:  # though all folders above it are there
-        raise DataError(f"{path}: nothing can be made there; choose another place") from None
+        raise DataError(f"{path}: nothing can be created there; choose another folder") from None
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:

@@ -82,7 +82,7 @@ def load_json(path: Path, *, hint: str = "is the path right?") -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON's (key, value) pairs, a `RepeatedKey` where a key stands twice."""
+    """The object of JSON's (key, value) pairs, a `RepeatedKey` where a key appears twice."""
     record = dict(pairs)
     if len(record) == len(pairs):
         return record

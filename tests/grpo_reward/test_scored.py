@@ -29,17 +29,17 @@ def config(text, **more):
     ("train_files", "more", "message"),
     [
         ("{revos}", {"train_split": "valid"}, r"data\.train_split=valid"),
-        ("revos={revos}:valid", {}, "valid is there to be scored"),
+        ("revos={revos}:valid", {}, "valid is scored by the benchmark"),
         ("{revos}", {"train_meta": "{revos}/meta_expressions_valid_.json"}, r"data\.train_meta=.*by its name"),
-        ("mevis={mevis}:valid_u", {}, "valid_u is there to be scored"),
+        ("mevis={mevis}:valid_u", {}, "valid_u is scored by the benchmark"),
         ("mevis={mevis}", {"train_meta": "{mevis}/valid_u/meta_expressions.json"}, "by its name"),
-        ("mevis={mevis}+revos={revos}:valid", {}, "valid is there to be scored"),
+        ("mevis={mevis}+revos={revos}:valid", {}, "valid is scored by the benchmark"),
         ("reasonvos={reasonvos}", {}, "ReasonVOS is one test set"),
         ("reasonvos={reasonvos}:test", {}, "ReasonVOS is one test set"),
-        ("refytvos={refytvos}:valid", {}, "valid is there to be scored"),
-        ("refdavis={refdavis}:valid", {}, "valid is there to be scored"),
-        ("vicas={vicas}:v1.0/val", {}, "v1.0/val is there to be scored"),
-        ("vicas={vicas}:v1.0/test", {}, "v1.0/test is there to be scored"),
+        ("refytvos={refytvos}:valid", {}, "valid is scored by the benchmark"),
+        ("refdavis={refdavis}:valid", {}, "valid is scored by the benchmark"),
+        ("vicas={vicas}:v1.0/val", {}, "v1.0/val is scored by the benchmark"),
+        ("vicas={vicas}:v1.0/test", {}, "v1.0/test is scored by the benchmark"),
         ("vicas={vicas}:v1.0/train", {"train_meta": "{vicas}/splits/v1.0/test.json"}, "by its name"),
     ],
 )
@@ -107,8 +107,8 @@ def test_whoever_wants_to_is_told(world):
     allowed = task.build(given, split="train")
     assert allowed.dataset.split == "valid"
     [note] = allowed.notes("nowhere")
-    assert note.startswith("data.train_split=valid: it is there to be scored")
-    assert "data.allow_scored_split=true does it all the same" in note
+    assert note.startswith("data.train_split=valid: it is scored by the benchmark")
+    assert "data.allow_scored_split=true allows it" in note
     assert task.build(replace(given, train_split="train"), split="train").notes("nowhere") == []
 
 

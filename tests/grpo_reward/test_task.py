@@ -201,7 +201,7 @@ def test_excluding_from_a_mix(mixed, config, forms, training, tmp_path):
     assert len(fewer) == len(whole) - 2
     assert len(task.build(replace(config, exclude=str(tmp_path / "gone.txt")), split="train")) == len(training) - 1
     (tmp_path / "plain.txt").write_text(training.get(0, epoch=0).uid)
-    with pytest.raises(DataError, match=r"names no data set; in a mixture a line is NAME/video/exp_id"):
+    with pytest.raises(DataError, match=r"names no data set; in a mixture each line must be NAME/video/exp_id"):
         task.build(replace(mixed, exclude=str(tmp_path / "plain.txt")), split="train")
 
 
@@ -218,7 +218,7 @@ def test_samples_without_a_target_are_listed_as_a_mix_wants_them(hand_made, form
     ("wrong", "split", "message"),
     [
         ({"train_files": "reasonvos={reasonvos}"}, "train", "ReasonVOS is one test set"),
-        ({"train_files": "refdavis={refdavis}:valid"}, "train", "valid is there to be scored"),
+        ({"train_files": "refdavis={refdavis}:valid"}, "train", "valid is scored by the benchmark"),
         ({"train_files": "revos={revos}", "train_split": "valid"}, "train", "data.train_split is 'valid', but"),
         ({"train_files": "mevis={mevis}", "val_files": ""}, "val", "data.val_files is empty"),
         ({"val_files": "mevis={mevis}:valid"}, "val", "MeViS valid has no masks"),
@@ -228,7 +228,7 @@ def test_samples_without_a_target_are_listed_as_a_mix_wants_them(hand_made, form
             "no ground truth of valid",
         ),
         ({"train_files": "vicas={vicas}"}, "train", "names no version"),
-        ({"train_meta": "subset.json"}, "train", "another expression file is for one data set"),
+        ({"train_meta": "subset.json"}, "train", "another expression file needs a single data set"),
     ],
 )
 def test_what_a_mix_refuses_when_it_is_built(mixed, forms, wrong, split, message):
@@ -369,7 +369,7 @@ class TestBeforeTheRun:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"sampled_frames": 1}, r"data\.sampled_frames is 1: training's grid of frames needs 2 or more"),
+            ({"sampled_frames": 1}, r"data\.sampled_frames is 1: training samples at least 2 frames of a video"),
             ({"keyframe_resize": 100, "reference_image_resize": 100}, "not a multiple of 28"),
             ({"exclude": "{folder}"}, "a folder, expected a file"),
             ({"exclude": "{folder}/pointer.txt"}, "a Git LFS pointer"),

@@ -129,7 +129,7 @@ def test_a_journal_of_something_else_is_refused(finished, tmp_path, odd):
     path = tmp_path / "predictions.jsonl"
     line = path.read_text().splitlines()[1]
     path.write_text(path.read_text() + (line.replace("UVO/-a_b", "c") if odd == "another run's" else line) + "\n")
-    with pytest.raises(DataError, match="is not this run's, or stands twice"), folder(tmp_path, finished):
+    with pytest.raises(DataError, match="is not a sample of this run, or appears twice"), folder(tmp_path, finished):
         pass
 
 

@@ -109,7 +109,7 @@ def test_a_checkpoint_is_asked_as_it_was_trained(checkpoint, caplog):
     args = settled("--model", checkpoint)
     assert (args.frames, args.model_size, args.max_new_tokens) == (4, (84, 112), 120)
     assert args.template_text == "Frames: $frames. Find $expression!"
-    assert "asked as it was trained" in caplog.text
+    assert "prompts are built as in its training" in caplog.text
 
 
 def test_what_the_user_says_wins_and_the_difference_is_told(checkpoint, caplog):

@@ -55,7 +55,7 @@ def test_answers_that_are_unfit_for_one_reason_from_the_first_on_stop_the_run():
     counter = FirstReplies()
     for _ in range(19):
         counter.add("tags", "a")
-    with pytest.raises(DataError, match=r"first 20 answers are all unfit for one reason: the reply holds tags.*'c d'"):
+    with pytest.raises(DataError, match=r"20 answers are all unusable for one reason: the reply holds tags.*'c d'"):
         counter.add("tags", "c\nd")
 
 

@@ -41,7 +41,7 @@ def test_a_scored_file_is_refused_by_its_name_and_by_its_contents(world, tmp_pat
         told = capsys.readouterr().err
         why = "are those of" if renamed else "by its name"
         assert why in told
-        assert told.rstrip().endswith("--allow-scored-split does it all the same")
+        assert told.rstrip().endswith("--allow-scored-split allows it")
         assert not [path.name for path in tmp_path.iterdir() if path.name not in ("cot.json", "mine.json")]
         assert command(meta, world, tmp_path, scored.OPTION) == (2 if command is make_data else 0)  # 2: no records
         told = capsys.readouterr().err

@@ -179,7 +179,7 @@ def test_a_run_without_any_fit_answer_says_so(make_job, capsys):
     job = make_job(3)
     with ChatServer(lambda asked: Act(completion("The red box shows it."))).serve() as url:
         assert job.run(url, "--max-retries", 1) == 1
-    assert "no answer was fit" in capsys.readouterr().out
+    assert "no answer was usable" in capsys.readouterr().out
     assert job.records() == []
 
 

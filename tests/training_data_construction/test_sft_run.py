@@ -65,7 +65,8 @@ def test_other_settings_are_refused_and_named(place, capsys, arguments, told):
     begin(place)
     before = (place / "out/sft_run.json").read_bytes()
     assert start(place, *arguments) == 2
-    assert f"error: {place / 'out'} was trained otherwise ({told}); give what it had" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"error: {place / 'out'} was trained with other settings ({told}); restore its settings" in error
     assert (place / "out/sft_run.json").read_bytes() == before
 
 

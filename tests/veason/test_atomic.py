@@ -116,5 +116,5 @@ def test_a_place_where_nothing_can_be_made_is_one_line():
         atomic.Journal,
         lambda path: atomic.write_bytes(path / "below", b""),
     ):
-        with pytest.raises(DataError, match=r"/proc/x\.html.*: nothing can be made there; choose another place"):
+        with pytest.raises(DataError, match=r"/proc/x\.html.*: nothing can be created there; choose another folder"):
             make(Path("/proc/x.html"))

@@ -198,7 +198,7 @@ class TestErrors:
             ("trainer: {max_steps: 1.5}", "trainer.max_steps: expected a whole number, got 1.5"),
             ("- a\n- b", "expected sections"),
             ("data: {seed: 1\n", "not readable as YAML"),
-            ("data: {seed: 1, seed: 2}", "'seed' stands twice"),
+            ("data: {seed: 1, seed: 2}", "'seed' appears twice"),
         ],
     )
     def test_wrong_yaml(self, tmp_path, text, words):
@@ -329,7 +329,7 @@ class TestPlugins:
         config = from_yaml(tmp_path, SEED_YAML, COLOURS)
         assert not hasattr(config.data, "sampled_frames")
         (record,) = caplog.records
-        assert record.getMessage().startswith("data.sampled_frames, data.keyframe_resize: left out, for the plug-ins")
+        assert record.getMessage().startswith("data.sampled_frames, data.keyframe_resize: ignored, because the")
 
     def test_which_plug_in_is_chosen_is_known_before_its_keys_are_read(self, tmp_path):
         text = "data: {sampled_frames: 4, name: video_seg_keyframe_sft_base_mod}"
@@ -356,7 +356,7 @@ class TestPlugins:
     @pytest.mark.parametrize(
         ("fields", "words"),
         [
-            ([("where", Path, Path())], r"Own\.where is pathlib\.Path, which no configuration holds; take bool, "),
+            ([("where", Path, Path())], r"Own\.where is pathlib\.Path, which a configuration cannot hold; take bool, "),
             ([("many", tuple[int, ...], (1,))], r"Own\.many is tuple\[int, \.\.\.\], which no configuration holds"),
             ([("seed", str, "x")], r"Own\.seed is str, but DataConfig's own is int"),
             ([("colours", int, dataclasses.field(kw_only=True))], r"Own\.colours has no default; give it one"),
@@ -380,7 +380,7 @@ class TestPlugins:
         with pytest.raises(ConfigError, match=r"unknown key 'data\.sede'; the nearest is 'data\.seed'"):
             load([*NEEDED, "data.sede=1"])
         (message,) = {record.getMessage() for record in caplog.records}
-        assert message.startswith("data.name=broken: its keys are not known, for it cannot be loaded: No module named")
+        assert message.startswith("data.name=broken: its keys are unknown, because it cannot be loaded: No module")
         assert "data.seed=42" in configuration.describe()
 
 

@@ -65,4 +65,4 @@ def test_a_lost_node_without_which_there_is_no_room_is_told_in_time(policy, tmp_
     error = done.stderr[done.stderr.rindex("NoRoom: ") :]
     assert "no room for 2 rank(s), on any nodes, with 1 CPU, 0 GPU each after 20 s" in error
     assert "nodes have 1 CPU, 0 GPU, of which" in error
-    assert "It was wanted because rank" in error
+    assert "It was needed because rank" in error

@@ -83,7 +83,7 @@ def test_a_run_from_another_checkpoint_goes_on_from_its_own_once_it_has_one(conf
 
 def test_no_room_after_a_loss_names_the_loss(config, attempts):
     attempts({"fit": lose("update")}, {"start": NoRoom("no room for 2 rank(s)")})
-    with pytest.raises(NoRoom, match=r"no room for 2 rank\(s\)\nIt was wanted because rank 1 was lost in update"):
+    with pytest.raises(NoRoom, match=r"no room for 2 rank\(s\)\nIt was needed because rank 1 was lost in update"):
         command.run(config)
     attempts({"start": NoRoom("no room for 2 node(s)")})
     with pytest.raises(NoRoom, match=r"node\(s\)$"):
@@ -95,7 +95,7 @@ def test_checkpoints_of_another_history_are_not_mixed_in(config, attempts, tmp_p
     asked = attempts({})
     for resume in ("never", str(first), str(save(tmp_path / "other", 5))):
         config.trainer.resume = resume
-        with pytest.raises(ConfigError, match="holds step_000020, which is no past of this run"):
+        with pytest.raises(ConfigError, match="holds step_000020, which is not a checkpoint of this run"):
             command.run(config)
     config.trainer.resume = str(second)
     command.run(config)

@@ -98,14 +98,14 @@ def test_an_exception_of_the_reward_stops_at_once_naming_the_prompt(pool, prompt
 
 
 def test_a_prompt_that_does_not_travel_is_named(pool):
-    with pytest.raises(RewardError, match=r"(?s)p0: the prompt or its rewards could not travel.*not readable there"):
+    with pytest.raises(RewardError, match=r"(?s)p0: the prompt or its rewards could not be pickled.*readable there"):
         pool.submit([Prompt("p0", [], [], Unreadable())], [["a"]]).result()
 
 
 def test_a_prompt_that_cannot_be_sent_is_named_and_the_pool_goes_on(pool, prompts):
     first, last = prompts(2)
     pending = pool.submit([first, Prompt("p1", [], [], threading.Lock()), last], [["a"], ["b"], ["cc"]])
-    with pytest.raises(RewardError, match=r"(?s)p1: the prompt or its rewards could not travel.*lock"):
+    with pytest.raises(RewardError, match=r"(?s)p1: the prompt or its rewards could not be pickled.*lock"):
         pending.result()
     assert totals(pool.submit([first, last], [["a"], ["bb"]]).result()) == [[1], [2]]
 

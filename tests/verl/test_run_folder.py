@@ -90,7 +90,7 @@ class TestFindPast:
         last = save(tmp_path / "run", 2)
         assert find_past(config) == last
         config.trainer.resume = "never"
-        with pytest.raises(ConfigError, match="holds step_000002, which is no past of this run"):
+        with pytest.raises(ConfigError, match="holds step_000002, which is not a checkpoint of this run"):
             find_past(config)
 
     def test_a_run_that_begins_at_a_checkpoint_can_be_requeued(self, config, tmp_path):
@@ -170,7 +170,7 @@ class TestChanges:
         if key in MAY_CHANGE:
             assert [line.split()[0] for line in check_config(after, past)] == [key]
             return
-        with pytest.raises(ConfigError, match=rf"was trained otherwise: {key} was .* is .*accept_changes=\[{key}\]"):
+        with pytest.raises(ConfigError, match=rf"with other settings: {key} was .* is .*accept_changes=\[{key}\]"):
             check_config(after, past)
         after.trainer.accept_changes = [key]
         assert [line.split()[0] for line in check_config(after, past)] == [key, "trainer.accept_changes"]
@@ -261,7 +261,7 @@ class TestBest:
         caplog.set_level("INFO")
         assert best_so_far(past, "other keys") == Best("other keys", None, None)
         assert caplog.messages == [
-            "the best step so far (4, validation reward 3.5000) is forgotten: its prompts were others"
+            "the best step so far (4, validation reward 3.5000) is discarded: it was measured on other prompts"
         ]
 
     def test_a_run_that_does_not_validate_keeps_it_for_a_later_one(self, past):

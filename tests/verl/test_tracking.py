@@ -71,7 +71,7 @@ class TestJsonLines:
         path = tmp_path / "metrics.jsonl"
         path.unlink() if left is None else path.write_bytes(left)
         log(tmp_path, first_step=2, steps=[3])
-        assert caplog.messages == [f"{path} has no line of step 2, after which the run goes on"]
+        assert caplog.messages == [f"{path} has no line of step 2, from which the run resumes"]
         assert caplog.records[0].levelname == "WARNING"
         assert [line["step"] for line in read_lines(path)] == ([1, 3] if left else [3])
 

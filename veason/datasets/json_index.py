@@ -174,7 +174,7 @@ def scan(path: Path) -> Spans:
             if first == 0x22 or token.end() - token.start() > 1:  # a string, or a whole RLE: no change of depth
                 if depth == 1:
                     if key is not None or first != 0x22:
-                        raise DataError(f"{path}: byte {token.start()}: entry {key!r} is no list and no object")
+                        raise DataError(f"{path}: byte {token.start()}: entry {key!r} is neither a list nor an object")
                     try:
                         key, begin = orjson.loads(token.group()), token.start()
                     except orjson.JSONDecodeError as error:

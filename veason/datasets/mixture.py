@@ -20,7 +20,7 @@ from veason.errors import DataError
 from veason.types import Rle, VideoSample
 
 TRAINING = "train"
-"""The split, or part of a version, that may be trained on; every other one is there to be scored."""
+"""The split, or part of a version, that may be trained on; every other one is scored by the benchmark."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]+=")
 _JOINT = re.compile(rf"\s*[+,]\s*(?={_NAME.pattern})")  # a root may have + and , in it
@@ -53,14 +53,14 @@ def parse_parts(text: str) -> tuple[Part, ...]:
 
 
 def check_trainable(parts: Sequence[Part]) -> None:
-    """DataError that names the first part whose split is there to be scored: learning from it spoils its numbers."""
+    """Raises DataError for the first part whose split is scored: training on it would make its numbers meaningless."""
     for part in parts:
         if part.name == "reasonvos":
-            raise DataError(f"{part}: ReasonVOS is one test set, so nothing may be trained on it; leave it out")
+            raise DataError(f"{part}: ReasonVOS is one test set, so it must not be trained on; leave it out")
         version, slash, last = (part.split or TRAINING).rpartition("/")
         if last != TRAINING:
             raise DataError(
-                f"{part}: {part.split} is there to be scored, so nothing may be trained on it; take "
+                f"{part}: {part.split} is scored by the benchmark, so it must not be trained on; take "
                 f"{part.name}={part.root}:{version}{slash}{TRAINING}, or leave it out"
             )
 
@@ -71,7 +71,7 @@ def open_parts(parts: Sequence[Part], *, split: str | None, meta: str | Path | N
     split: of the parts that name none; None is each reader's own default. meta: as in `open_dataset`, of a lone part.
     """
     if meta and len(parts) > 1:
-        raise DataError(f"{meta}: another expression file is for one data set, and here are {len(parts)}")
+        raise DataError(f"{meta}: another expression file needs a single data set, found {len(parts)}")
     opened = [open_dataset(part.name, part.root, split=part.split or split, meta=meta) for part in parts]
     return opened[0] if len(opened) == 1 else Mixture(opened)
 
@@ -90,7 +90,7 @@ class Mixture(SampleList):
         """DataError where a data set is there twice: nothing would tell its samples apart."""
         self._parts = {part.name: part for part in parts}
         if len(self._parts) < len(parts):
-            raise DataError(f"{', '.join(part.name for part in parts)}: a mixture has each data set once")
+            raise DataError(f"{', '.join(part.name for part in parts)}: a mixture may list each data set only once")
         split = " + ".join(f"{part.name} {part.split}" for part in parts)
         files = {f"{part.name} {role}": path for part in parts for role, path in part.files.items()}
         super().__init__(chain.from_iterable(parts), split=split, files=files)

@@ -1,4 +1,4 @@
-"""Finds out whether a split is there to be scored: nothing may be trained on it, whatever it is called.
+"""Finds out whether a split is scored by the benchmark: nothing may be trained on it, whatever it is called.
 
 A split's name says so, or a file's name, or what is in it: the samples to train on are compared with the expression
 files of the scored splits that lie beside the data.
@@ -32,7 +32,7 @@ SCORED = {
 }
 """The splits that are there to be scored. All of ReasonVOS is."""
 
-BY_NAME = "by its name, it is there to be scored, so nothing may be trained on it"
+BY_NAME = "by its name, it is scored by the benchmark, so it must not be trained on"
 OPTION = "--allow-scored-split"
 """The option of the commands that make training data which allows it all the same."""
 
@@ -51,7 +51,7 @@ def scored_by_name(parts: Sequence[Part], *, split: str, meta: str) -> str | Non
         except DataError as error:
             return str(error)
     elif is_scored_name(split):
-        return f"data.train_split={split}: it is there to be scored, so nothing may be trained on it"
+        return f"data.train_split={split}: it is scored by the benchmark, so it must not be trained on"
     if meta and is_scored_file(Path(meta)):
         return f"data.train_meta={meta}: {BY_NAME}"
     return None
@@ -70,7 +70,7 @@ def check_file(meta: Path, *, roots: Sequence[Path], allowed: bool) -> list[str]
         reasons += [found] if found else []
         remarks += unread
     if reasons and not allowed:
-        raise DataError(f"{reasons[0]}; {OPTION} does it all the same")
+        raise DataError(f"{reasons[0]}; {OPTION} allows it")
     return [*reasons[:1], *remarks]
 
 
@@ -112,7 +112,7 @@ def scored_by_content(parts: Sequence[Part], *, meta: str) -> tuple[str | None, 
             if shared:
                 return (
                     f"{source}: {len(shared):,} of its {len(asked):,} videos (the first: {min(shared)}) are those of "
-                    f"{path}, which is there to be scored, so nothing may be trained on them"
+                    f"{path}, which is scored by the benchmark, so they must not be trained on"
                 ), remarks
     return None, remarks
 

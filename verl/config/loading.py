@@ -143,7 +143,7 @@ def _registered() -> dict[tuple[str, str], dict[str, Leaf]]:
                 record = plugins.record_of(name, section, group=group)
                 _check_record(record, section)
             except Exception as error:  # anything can go wrong in another package, which this run need not use
-                log.warning("%s=%s: its keys are not known, for it cannot be loaded: %s", key, name, error)
+                log.warning("%s=%s: its keys are unknown, because it cannot be loaded: %s", key, name, error)
                 continue
             found[key, name] = leaves(record(), f"{key.rpartition('.')[0]}.")
     return found
@@ -167,7 +167,7 @@ def load(argv: Sequence[str]) -> Config:
         arguments.append((key.strip(), text))
     paths = [Path(text) for key, text in arguments if key == "config"]
     if len(paths) > 1:
-        raise ConfigError(f"command line: config= is given {len(paths)} times, wanted once at most")
+        raise ConfigError(f"command line: config= is given {len(paths)} times; it may be given only once")
     texts = [(key, text) for key, text in arguments if key != "config"]
     trees = {path: _read(path) for path in paths}
     try:
@@ -212,7 +212,7 @@ def load(argv: Sequence[str]) -> Config:
             shown = "null" if value is None else _cut(repr(value))
             raise ConfigError(f"{source}: {key}: expected {error}, got {shown}") from None
     if unread:
-        log.warning("%s: left out, for the plug-ins that are chosen have no such key", ", ".join(dict.fromkeys(unread)))
+        log.warning("%s: ignored, because the chosen plug-ins have no such key", ", ".join(dict.fromkeys(unread)))
     made = OmegaConf.to_object(tree)
     assert isinstance(made, Config)
     for key, leaf in leaves(made).items():
@@ -254,7 +254,7 @@ def _check_record(record: type, section: type) -> None:
         if not _is_readable(leaf.kind):
             raise ValueError(
                 f"{record.__name__}.{key} is {inspect.formatannotation(leaf.kind)}, which no configuration holds; take "
-                "bool, int, float, str, list[…], dict[str, …], a tuple of so many, or one of them with | None"
+                "bool, int, float, str, list[…], dict[str, …], a tuple of fixed length, or one of them with | None"
             )
 
 
@@ -297,7 +297,7 @@ def _as_meant(value: Any, kind: Any) -> Any:
         else:
             value = [part.strip() for part in value.split(",")] if value else []
     if isinstance(value, str) and ("${" in value or value == "???"):
-        raise _Unfit("the value itself: ${…} and ??? are not filled in")
+        raise _Unfit("a literal value: ${…} and ??? are not supported")
     accepted = {float: (int, float), tuple: (list,)}
     try:
         if origin is bool and isinstance(value, str):
@@ -342,7 +342,7 @@ class _Loader(yaml.SafeLoader):
         twice = {key for key, number in times.items() if number > 1}
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{min(twice, key=str)!r} stands twice", node.start_mark
+                None, None, f"{min(twice, key=str)!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -356,7 +356,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ConfigError(f"config={path}: {kind}, expected a YAML file")
         if status.st_size > LARGEST:
             size = f"{status.st_size:,} bytes"
-            raise ConfigError(f"config={path}: {size}, too large for a configuration; is it the file?")
+            raise ConfigError(f"config={path}: {size}, too large for a configuration; give the YAML file")
         tree = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config={_cut(str(path), limit=500)}: {error.strerror}") from error

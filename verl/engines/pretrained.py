@@ -137,7 +137,7 @@ def merge_command(adapter: Path) -> str:
 def _problem_of_files(folder: Path) -> str | None:
     """A file that is not itself, or one that is missing."""
     if (folder / ADAPTER).exists():
-        return f"an adapter, no model; merge it into its base first: {merge_command(folder)}"
+        return f"it is an adapter, not a model; merge it into its base first: {merge_command(folder)}"
     for path in sorted(path for pattern in SMALL for path in folder.glob(pattern)):
         if wrong := _problem_of_file(path):
             return f"{path.name} is {wrong}"

@@ -41,8 +41,8 @@ def connect(*, address: str | None, cpus: float = 0, quiet: bool = False, store_
             ray.init(address=address, **settings)
         except (OSError, ValueError) as error:
             raise NoRoom(
-                f"no Ray cluster at {address} lets us in ({error}); start one with `ray start --head`, and set "
-                "RAY_AUTH_MODE=token where it asks for a token"
+                f"no Ray cluster at {address} accepts the connection ({error}); start one with `ray start --head`, "
+                "and set RAY_AUTH_MODE=token where it asks for a token"
             ) from None
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine leaves workers next to nothing

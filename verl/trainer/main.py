@@ -97,7 +97,7 @@ def run(config: Config) -> None:
             except NoRoom as error:
                 if lost is None:
                     raise
-                raise NoRoom(f"{error}\nIt was wanted because {lost}") from error
+                raise NoRoom(f"{error}\nIt was needed because {lost}") from error
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)

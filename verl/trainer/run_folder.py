@@ -162,8 +162,8 @@ def find_past(config: Config) -> Path | None:
     alien = [path for path in later if start is None or _progress(path).get("from") != str(start)]
     if alien:
         raise ConfigError(
-            f"trainer.resume={resume}: {folder} holds {alien[-1].name}, which is no past of this run; move it, give "
-            "another trainer.save_checkpoint_path, or go on from it with trainer.resume=auto"
+            f"trainer.resume={resume}: {folder} holds {alien[-1].name}, which is not a checkpoint of this run; move "
+            "it, give another trainer.save_checkpoint_path, or go on from it with trainer.resume=auto"
         )
     if later:
         return later[-1]
@@ -217,7 +217,11 @@ def best_so_far(past: Past | None, validation: str | None) -> Best:
     if validation is None or before in (None, validation):
         return Best(validation or before, score, step)
     if score is not None:
-        log.info("the best step so far (%s, validation reward %.4f) is forgotten: its prompts were others", step, score)
+        log.info(
+            "the best step so far (%s, validation reward %.4f) is discarded: it was measured on other prompts",
+            step,
+            score,
+        )
     return Best(validation)
 
 
@@ -262,8 +266,8 @@ def check_inputs(config: Config, past: Past, inputs: Inputs) -> list[str]:
 def _refuse(past: Past, lines: list[str], keys: list[str]) -> NoReturn:
     checkpoint.read(past.folder)  # raises where the difference is damage
     raise ConfigError(
-        f"{past.folder} was trained otherwise: {'; '.join(lines)}. Give what it had, start anew in another "
-        "trainer.save_checkpoint_path, or accept that the run changes here with "
+        f"{past.folder} was trained with other settings: {'; '.join(lines)}. Restore its settings, start anew in "
+        "another trainer.save_checkpoint_path, or accept that the run changes here with "
         f"trainer.accept_changes=[{','.join(keys)}]"
     )
 

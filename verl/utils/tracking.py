@@ -237,7 +237,7 @@ def _open_after(path: Path, first_step: int) -> int:
         kept = [(end, record["step"]) for record, end in _records(path) if record["step"] <= first_step]
         end, last = kept[-1] if kept else (0, 0)
     if last < first_step:
-        log.warning("%s has no line of step %d, after which the run goes on", path, first_step)
+        log.warning("%s has no line of step %d, from which the run resumes", path, first_step)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.ftruncate(handle, end)
     return handle

@@ -87,7 +87,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not (folder / COMPLETE).exists():
-        raise ConfigError(f"{folder} is no complete checkpoint: it has no {COMPLETE}")
+        raise ConfigError(f"{folder} is not a complete checkpoint: it has no {COMPLETE}")
     facts, problem = _facts(folder)
     problem = problem or next(_wrong_sizes(folder, facts), None)
     if problem:
@@ -333,7 +333,7 @@ class _Reader(dcp.FileSystemReader):
             raise Damaged(f"{path}: no metadata of a checkpoint: {type(error).__name__}: {error}") from error
         # Anything but a tensor would be unpickled without restriction.
         if not all(isinstance(entry, TensorStorageMetadata) for entry in entries):
-            raise Damaged(f"{path}: it names things that are no tensors, which no checkpoint of ours has")
+            raise Damaged(f"{path}: it names objects that are not tensors, which no checkpoint of ours has")
         if not all(_OURS.fullmatch(place.relative_path) for place in places):
             raise Damaged(f"{path}: it names files that are none of the checkpoint's")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()

@@ -263,7 +263,7 @@ class RewardPool:
                     else:
                         task.item.judged.set_result(dataclasses.replace(found, retries=task.losses))
             except TaskFailed as error:
-                text = f"{error.task.item.uid}: the prompt or its rewards could not travel\n\n{error}"
+                text = f"{error.task.item.uid}: the prompt or its rewards could not be pickled\n\n{error}"
                 self._fail(error.task, RewardError(text))
             except TooManyLosses as error:
                 limits = "worker.reward.max_retries and worker.reward.timeout_s set the limits"

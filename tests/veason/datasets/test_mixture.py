@@ -134,9 +134,9 @@ def test_any_root_is_read_or_refused_by_name(root):
     ("text", "message"),
     [
         ("reasonvos=/r", "ReasonVOS is one test set"),
-        ("revos=/a+refdavis=/d:valid", "refdavis=/d:valid: valid is there to be scored.*take refdavis=/d:train"),
-        ("mevis=/m:valid_u", "mevis=/m:valid_u: valid_u is there to be scored"),
-        ("vicas=/v:v1.0/test", "v1.0/test is there to be scored.*take vicas=/v:v1.0/train"),
+        ("revos=/a+refdavis=/d:valid", "refdavis=/d:valid: valid is scored by the benchmark.*take refdavis=/d:train"),
+        ("mevis=/m:valid_u", "mevis=/m:valid_u: valid_u is scored by the benchmark"),
+        ("vicas=/v:v1.0/test", "v1.0/test is scored by the benchmark.*take vicas=/v:v1.0/train"),
     ],
 )
 def test_what_is_scored_is_not_trained_on(text, message):
@@ -150,7 +150,7 @@ def test_what_is_scored_is_not_trained_on(text, message):
     [
         ("revos=", "'revos=': expected NAME=ROOT"),
         ("mevs={m}:valid_u", "unknown data set 'mevs'; known: revos, mevis"),
-        ("mevis={m}:valid_u+mevis={m}:valid_u", "mevis, mevis: a mixture has each data set once"),
+        ("mevis={m}:valid_u+mevis={m}:valid_u", "mevis, mevis: a mixture may list each data set only once"),
         ("vicas={m}", "the ViCaS split 'train' names no version"),
     ],
 )

@@ -199,7 +199,7 @@ BROKEN = {
     ),
     "an adapter": (
         lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "/models/base"}'),
-        "an adapter, no model; merge it into its base first: llamafactory-cli export --model_name_or_path /models/base",
+        "not a model; merge it into its base first: llamafactory-cli export --model_name_or_path /models/base",
     ),
 }
 
