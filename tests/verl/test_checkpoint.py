@@ -305,7 +305,7 @@ def test_metadata_that_has_bytes_unpickled_is_refused(two, tmp_path):
     name = next(iter(metadata.state_dict_metadata))
     metadata.state_dict_metadata[name] = dcp.metadata.BytesStorageMetadata()
     (old / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(checkpoint.Damaged, match="names things that are no tensors"):
+    with pytest.raises(checkpoint.Damaged, match="names objects that are not tensors"):
         checkpoint.read_weights(old)
 
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_exported(adapter, tmp_path, capsys):
     assert export.main([str(saved), str(tmp_path / "full")]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert export.main([str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "no complete checkpoint" in capsys.readouterr().err
+    assert "not a complete checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["untied", "tied"])

@@ -161,5 +161,5 @@ def test_what_cannot_be_opened(tmp_path, text, message):
 
 
 def test_one_expression_file_cannot_be_that_of_several_data_sets(tmp_path):
-    with pytest.raises(DataError, match="for one data set, and here are 2"):
+    with pytest.raises(DataError, match="needs a single data set, found 2"):
         open_parts(parse_parts("revos=/a+mevis=/b"), split="train", meta=tmp_path / "subset.json")
