@@ -12,6 +12,7 @@ import sys
 import time
 
 from demo.recipe import StageError, parse_recipe
+from veason.command import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,4 +33,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -17,6 +17,7 @@ from typing import Any
 
 from demo.recipe import BASE_POLICY, Recipe, StageError, parse_recipe
 from veason import atomic
+from veason.command import run_command
 from veason.tables import aligned
 
 
@@ -101,4 +102,4 @@ def run_ablation(recipe: Recipe, ablation: Ablation) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

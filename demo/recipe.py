@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,7 +197,7 @@ class Recipe:
         """Prints `python -m module arguments` and runs it."""
         words = ["-m", module, *map(str, arguments)]
         print(f"$ python {shlex.join(words)}", flush=True)
-        _check(subprocess.run([sys.executable, *words], check=False).returncode, module)
+        _finish(subprocess.Popen([sys.executable, *words]), module)
 
     def run_script(self, script: Path, environment: dict[str, Path], *arguments: str) -> None:
         """Prints the call of a shell script with these variables set, and runs it."""
@@ -205,11 +205,20 @@ class Recipe:
         shown = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         print(f"$ {shown} bash {shlex.join([str(script), *arguments])}", flush=True)
         given["PYTHON"] = sys.executable
-        done = subprocess.run(["bash", str(script), *arguments], env={**os.environ, **given}, check=False)
-        _check(done.returncode, script.name)
+        _finish(subprocess.Popen(["bash", str(script), *arguments], env={**os.environ, **given}), script.name)
 
 
-def _check(code: int, name: str) -> None:
+def _finish(process: subprocess.Popen[bytes], name: str) -> None:
+    """Waits for a command; where this process is interrupted or terminated, the command is ended in order, too."""
+    try:
+        code = process.wait()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # on a terminal the command has got the interrupt itself
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+        process.terminate()
+        process.wait()
+        raise
     if code:
         raise StageError(f"{name} failed with exit code {code}; its messages are above")
 

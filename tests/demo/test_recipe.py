@@ -1,12 +1,20 @@
 """Stages run once, print what they run, and refuse a folder of a run with other settings."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from demo import ablations
 from demo.recipe import Recipe, StageError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -116,3 +124,36 @@ def test_the_table_of_ablations_puts_the_papers_differences_beside_ours():
 def test_a_failing_command_ends_the_demo_with_its_name(tmp_path):
     with pytest.raises(StageError, match="no_such_module failed with exit code 1"):
         Recipe(tmp_path).run_module("no_such_module")
+
+
+def test_a_recipe_that_is_terminated_ends_its_command_in_order(tmp_path):
+    (tmp_path / "slow_stage.py").write_text(
+        "import pathlib, sys, time\n"
+        "from veason.command import run_command\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def main():\n"
+        "    try:\n"
+        "        (folder / 'begun').touch()\n"
+        "        time.sleep(300)\n"
+        "    finally:\n"
+        "        (folder / 'ended').touch()\n"
+        "sys.exit(run_command(main))\n"
+    )
+    (tmp_path / "recipe_of_one.py").write_text(
+        "import pathlib, sys\n"
+        "from demo.recipe import Recipe\n"
+        "from veason.command import run_command\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "sys.exit(run_command(lambda: Recipe(folder).run_module('slow_stage', folder)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    words = [sys.executable, "-m", "recipe_of_one", str(tmp_path)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "ended").exists()
+    assert told.splitlines() == ["terminated; the same command goes on where this one was"] * 2
