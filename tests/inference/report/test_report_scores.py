@@ -35,7 +35,6 @@ def predicted(name, root, run, *further):
     return json.loads(results.read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATORS)
 def test_reports_and_comparisons_show_what_the_evaluator_finds(two_videos, tmp_path, name):
     root, run, first = build_twin(name, two_videos, tmp_path / name), tmp_path / "run", tmp_path / "one frame"
