@@ -25,7 +25,7 @@ setup-vllm:  ## the same with vLLM: rollouts and inference at speed (2 GB more o
 ready:
 	@$(PYTHON) tools/setup_env.py --kind $(KIND) --quiet
 
-demo: ready  ## the whole road in miniature: data, SFT, GRPO, masks, scores
+demo: ready  ## the whole pipeline in miniature: data, SFT, GRPO, masks, scores
 	@$(OFFLINE) $(VENV)/python -m demo $(DEMO_ARGS)
 
 ablations: ready  ## what each reward term, SFT and the chain of thought are worth (about an hour)

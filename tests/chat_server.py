@@ -27,7 +27,7 @@ class Asked:
 
     arrival: int
     time: float
-    """Of the loop's clock, in seconds."""
+    """The time of the event loop's clock, in seconds."""
     headers: dict[str, str]
     body: dict[str, Any]
     path: str = ""
@@ -55,7 +55,7 @@ def completion(text: Any = TEXT, *, finish: str = "stop") -> bytes:
 
 @dataclass
 class Act:
-    """What the server does with one request."""
+    """The behaviour of the server for one request."""
 
     body: bytes = field(default_factory=completion)
     status: int = 200

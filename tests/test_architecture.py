@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source."""
+"""Packages import only the packages that they may import, according to the source."""
 
 import ast
 import re

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SETTING = r"(data|algorithm|worker|trainer)\.[\w.]+=[^\s…]+$"
 """A key of the training's configuration with a value: arguments of verl.trainer.main."""
 STAND_INS = {"FILE.yaml": "training_scripts/grpo_tiny.yaml"}
-"""What a page leaves to the reader, and a file of that kind."""
+"""Placeholders of the pages, each with a file of that kind."""
 
 
 class Parsed(BaseException):

@@ -106,7 +106,7 @@ class FineTuning:
 
 
 class ChainsOfThought:
-    """What may change here, the number of samples, is not noted, so there is nothing to keep."""
+    """Chains of thought: the one setting that may change, the number of samples, is not recorded."""
 
     decides, may_change, weighs = ("frames", 8, 6), None, "the masks"
 

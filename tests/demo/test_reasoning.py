@@ -1,4 +1,4 @@
-"""What is said of a scene is true of it."""
+"""Statements about a scene are true."""
 
 from random import Random
 

@@ -110,7 +110,7 @@ def stats(url):
 
 
 def raw(url, data):
-    """What comes back for bytes on a fresh connection, until it is closed."""
+    """Returns all bytes of the response to some bytes on a new connection."""
     host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(data)
@@ -383,7 +383,7 @@ def chat(picture, **fields):
         (chat("x", max_tokens=0), 400, "positive int, found 0"),
     ],
 )
-def test_hostile_bodies_are_refused_and_the_teacher_lives_on(body, status, message, url):
+def test_hostile_bodies_are_refused_and_the_teacher_keeps_running(body, status, message, url):
     assert post(url, body)[0] == status
     assert message in post(url, body)[1]
     assert raw(url, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200 OK")

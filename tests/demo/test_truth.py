@@ -12,7 +12,7 @@ from demo.scene import COLOURS
 
 
 class Video:
-    """What the files show of one video."""
+    """The content of the files of one video."""
 
     def __init__(self, world, video):
         self.entry = world.videos[video]

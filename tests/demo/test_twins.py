@@ -25,7 +25,7 @@ def folders(tmp_path_factory):
 
 
 def truths(dataset, *, name=str):
-    """What is asked about each video, and the true mask of each frame, as far as every form can say it."""
+    """Returns the expressions of each video and the true mask of each frame, as far as every format holds them."""
     return {
         (name(sample.video), sample.expression, sample.size): [
             masks.merge(frame) for frame in zip(*dataset.object_rles(sample), strict=True)

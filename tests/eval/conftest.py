@@ -18,7 +18,7 @@ Mask = np.ndarray
 
 @dataclass
 class World:
-    """What a root is written from: videos with object masks, and expressions about them."""
+    """The source of a data set's files: videos with object masks, and expressions about them."""
 
     root: Path
     frames: dict[str, list[str]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What is lost, damaged, foreign or too large: an error that names it, never a zero, a traceback or a wait for ever."""
+"""Lost, damaged, foreign and too large files are errors that name them, never zeros, tracebacks or endless waits."""
 
 import json
 import os

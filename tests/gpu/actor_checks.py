@@ -1,5 +1,5 @@
-"""What the actor, its checkpoints and the export must show on a device. Each check is given a `Place` and returns
-numbers worth reading, or a string: why it was left out. Tolerances are relative to what bfloat16 itself costs, measured
+"""Checks of the actor, its checkpoints and the export on a device. Each check is given a `Place` and returns numbers
+to print, or a string that says why it was left out. Tolerances are relative to what bfloat16 itself costs, measured
 in the same check, or exact."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What ``make gpu-check`` adds to pytest: its options, the fixture that runs a check in processes of its own, and the
-table of what ran, with its JSON."""
+"""Additions of ``make gpu-check`` to pytest: its options, the fixture that runs a check in processes of its own, and
+the table of what ran, with its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rollout engines, and the worker that holds one beside the actor, must show on a device."""
+"""Checks of the rollout engines, and of the worker that holds one beside the actor, on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a check, and the table that is printed of all of them."""
+"""The outcome of a check, and the table of all outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADER = f"{'check':{NAME}}  size  ranks  seconds  peak GiB  result"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a check at one size."""
+    """The outcome of a check at one size."""
 
     check: str
     size: str
@@ -25,7 +25,7 @@ class Outcome:
     why: str = ""
     """One line: why it was left out or failed."""
     seconds: float = 0.0
-    """Of the check itself, on the slowest rank; the start of its processes is not counted."""
+    """Duration of the check itself on the slowest rank; the start of its processes is not counted."""
     peak_gib: float = 0.0
     """Most memory that torch held on the device, on the rank that held most (CPU: of the process)."""
     numbers: dict[str, float] = field(default_factory=dict)

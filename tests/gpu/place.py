@@ -1,4 +1,4 @@
-"""Where a check runs: its device, folders and process group, a random Qwen2.5-VL, and what the model is asked."""
+"""The environment of a check: its device, folders and process group, a random Qwen2.5-VL and its prompts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def expect(holds: bool, problem: str) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """How large the policy is, and what it is asked."""
+    """The size of the policy and of its prompts."""
 
     policy: PolicySize
     vocabulary: int
@@ -54,7 +54,7 @@ class Size:
     shard_bytes: int
     """Largest file of the checkpoint, which is meant to have several."""
     lr: float
-    """Of all weights: large enough for a second step to be better than the first."""
+    """Learning rate of all weights: large enough for a second step to be better than the first."""
     adapter_lr: float
     """Large enough for one step to move log-probabilities by more than bfloat16 rounds them."""
     tied: bool = False
@@ -99,7 +99,7 @@ SIZES = {
 
 
 class Place:
-    """What a check is given. The environment holds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
+    """The arguments of a check. The environment holds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
 
     def __init__(self, *, size: str, model: Path, scratch: Path) -> None:
         """`model`: the random policy's folder; `scratch`: an empty folder that all ranks share."""

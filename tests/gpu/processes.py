@@ -26,7 +26,7 @@ READY = "ready"
 GRACE_S = 10.0
 """After one rank has failed, how long the others may take to say so, too: they may be waiting for it for ever."""
 STARTS = 3
-"""How often a process may be started anew for a check, if it ends before it has loaded everything."""
+"""Number of times that a process may be started for a check, if it ends before it has loaded everything."""
 
 
 class Processes:
@@ -49,7 +49,7 @@ class Processes:
             child.kill()
 
     def run(self, check: Callable[..., Any], *, size: str, model: Path, on_all: bool = False) -> Outcome:
-        """What comes of a check, a function of a module which gets a `Place`; whatever goes wrong is in the outcome."""
+        """Runs a check, a function of a module which gets a `Place`; any failure is part of the outcome."""
         name, ranks = check.__name__, self._ranks if on_all else 1
         if time.monotonic() >= self._end:
             return Outcome(name, size, ranks, FAILED, f"not begun: the {self._total_s:g} s for all are over")
@@ -104,7 +104,7 @@ class Processes:
             self._spares.append(_Child(self._work, cpu=self._cpu))
 
     def _found(self) -> list[dict[str, Any]]:
-        """What each rank came to, by rank. Those that do not end are killed, and it is said why."""
+        """Collects the result of each rank. Ranks that do not end are killed, and the reason is recorded."""
         found: dict[_Child, dict[str, Any]] = {}
         limit_s = max(0.0, min(self._limit_s, self._end - time.monotonic()))
         end, reason = time.monotonic() + limit_s, f"did not finish within {limit_s:.0f} s"
@@ -164,7 +164,7 @@ class _Child:
 
 @contextlib.contextmanager
 def _environment(cpu: bool) -> Iterator[None]:
-    """What a child inherits."""
+    """Sets the environment that a child process inherits."""
     before = dict(os.environ)
     os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine

@@ -1,4 +1,4 @@
-"""What SAM2 must show under autocast: it runs on this device, and keeping features and memory elsewhere changes no
+"""Checks of SAM2 under autocast: it runs on this device, and keeping features and memory elsewhere changes no
 mask."""
 
 from __future__ import annotations

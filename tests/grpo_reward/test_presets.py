@@ -1,4 +1,4 @@
-"""What `released` and `strict` make of the same reply. The scene, and its numbers, are in conftest.py.
+"""The scores of `released` and `strict` for the same reply. The scene, and its numbers, are in conftest.py.
 
 The filler tracker keeps the predicted box on all frames: A's box of frame 12 gives IoU 50/100, 1, 100/200 with the
 three union masks, so R_u is 2/3.

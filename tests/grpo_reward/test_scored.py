@@ -1,4 +1,4 @@
-"""Nothing is trained on what a benchmark scores, whatever it is called; who really wants to is told what it costs."""
+"""Training refuses data that a benchmark scores, whatever its name; a user who allows it is warned."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_one_scored_video_among_many_and_in_other_words(world, tmp_path):
 
 
 def test_a_video_of_both_splits_counts_by_its_expressions(world, tmp_path):
-    """Where a root's training file has a scored video itself, only the scored expressions are refused."""
+    """If a root's training file contains a scored video itself, only the scored expressions are refused."""
     root = tmp_path / "root"
     shutil.copytree(world, root, ignore=shutil.ignore_patterns("tiny_policy"))
     path = root / "meta_expressions_train_.json"

@@ -268,7 +268,7 @@ def test_the_trainer_goes_through_a_mix(mixed):
 
 
 class TestBeforeTheRun:
-    """What `verl` asks a task before anything is started."""
+    """The checks that `verl` runs on a task before the run starts."""
 
     def test_an_outline_is_the_prompt_without_pixels(self, config):
         validation = task.build(config, split="val")

@@ -25,7 +25,7 @@ def heed_interrupts() -> None:
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """What must not depend on how a run went: the masks and ``predictions.jsonl``."""
+    """Reads the files that every run must write equally: the masks and ``predictions.jsonl``."""
     files = [p for p in (path / "Annotations").rglob("*") if p.is_file()]
     assert files
     return {str(p.relative_to(path)): p.read_bytes() for p in [*files, path / "predictions.jsonl"]}

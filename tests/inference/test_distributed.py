@@ -54,7 +54,7 @@ def options(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(options, tmp_path_factory):
-    """What one process writes."""
+    """The files that a single process writes."""
     path = tmp_path_factory.mktemp("single") / "run"
     run("inference.predict", *options, "--output", path)
     assert len((path / "predictions.jsonl").read_bytes().splitlines()) == 60

@@ -1,4 +1,4 @@
-"""How a run's replies fared, and how a model is asked when nobody says it."""
+"""The summary of a run's replies, and the prompt settings where no option is given."""
 
 import argparse
 import json

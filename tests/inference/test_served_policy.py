@@ -31,7 +31,7 @@ def ask(url, root, path, *more, code=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--workers", 1]], ids=["here", "on workers"])
-def test_in_bad_weather_the_files_are_those_of_the_policy_itself(world, tmp_path, more):
+def test_with_failing_requests_the_files_are_those_of_the_policy_itself(world, tmp_path, more):
     run("inference.predict", "--data-root", world, *COMMON, "--policy", "oracle", "--output", tmp_path / "oracle")
     dataset = open_dataset("revos", world, split="valid")
     kinds = ("500", "429", "truncated", "reset", "cut")

@@ -1,4 +1,4 @@
-"""What workers do, without Ray: replies and tracks as far as they came, failures as values."""
+"""Workers without Ray: they return the replies and tracks up to a failure, and failures as values."""
 
 import argparse
 import pickle
@@ -14,7 +14,7 @@ from verl.ray import Failure
 
 @pytest.fixture(autouse=True)
 def log_set_up(monkeypatch):
-    """How often a worker has sent its log to stderr; not done here, where the process outlives the worker."""
+    """Records each set-up of a worker's log, which is not carried out, because this process outlives the worker."""
     calls: list[str] = []
     monkeypatch.setattr(workers, "set_up_logging", lambda: calls.append("set up"))
     return calls

@@ -1,4 +1,4 @@
-"""What LLaMA-Factory makes of a data set, by its own code from YAML to batch: ``CONFIG.yaml key=value … OUT.pt``.
+"""Writes the batch that LLaMA-Factory's own code makes of a data set: ``CONFIG.yaml key=value … OUT.pt``.
 
 A process of its own, for it patches the libraries it imports and logs a lot.
 """

@@ -1,4 +1,4 @@
-"""What is drawn and sent: sizes, red lines, JPEGs."""
+"""The pictures of a request: their sizes, red lines and JPEG encoding."""
 
 import numpy as np
 import pytest

@@ -146,7 +146,7 @@ def solution(task: CotTask) -> dict:
 
 
 def test_the_answer_is_the_reward_s_true_boxes(tmp_path):
-    """What SFT teaches earns the full spatial reward: one definition in two wings that may not import each other."""
+    """The answers of the SFT data get the full spatial reward: two packages that do not import each other agree."""
     build_world(tmp_path / "world", videos=4, seed=7, policy=False)
     dataset = ReVOS(tmp_path / "world", split="train")
     compared = 0

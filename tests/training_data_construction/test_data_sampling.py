@@ -55,7 +55,7 @@ def run(source, *options, size=1000, name="select.json"):
 
 
 def cells(path):
-    """How many expressions of each cell a file holds, read as every later step reads it."""
+    """Counts the expressions of each cell in a file, read as every later step reads it."""
     return Counter(data_sampling.cell_of(s) for s in open_dataset("revos", path.parent, split="train", meta=path))
 
 

@@ -39,7 +39,7 @@ ADDED = (
     *("<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>"),
     *("<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
 )
-"""Of Qwen2.5, from 151,643 on."""
+"""The special tokens of Qwen2.5, from 151,643 on."""
 EXPRESSIONS = (
     "Which cat will jump first?",
     "  The person in the back, No. 12.  ",
@@ -146,7 +146,7 @@ def test_sft_grpo_and_inference_ask_in_the_same_ids(real, spoken, records, batch
 
 
 def test_prompt_lengths_are_known_beforehand(training, processor):
-    """Of validation exactly; of training exactly once the frames are drawn, and never more than told before that."""
+    """Validation lengths are exact. Training lengths are exact once the frames are drawn, and upper bounds before."""
     drawn = [training.get(i, epoch=epoch) for epoch in range(2) for i in range(len(training))]
     questions = [(prompt.messages, [image.shape[:2] for image in prompt.images]) for prompt in drawn]
     actual = [len(inputs.process(prompt, processor, max_length=4096)) for prompt in drawn]

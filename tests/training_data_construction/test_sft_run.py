@@ -1,4 +1,4 @@
-"""What an SFT run is made from: checked before it starts, noted, and compared when it goes on."""
+"""The inputs of an SFT run are checked before it starts, recorded, and compared when it resumes."""
 
 from __future__ import annotations
 

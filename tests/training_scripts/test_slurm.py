@@ -146,7 +146,7 @@ def logs(environment: dict[str, str]) -> str:
 
 
 def outside(*words: object, **variables: str) -> str:
-    """What the script says on standard error, ending with 2."""
+    """Returns the script's message on standard error; it must end with exit code 2."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     done = subprocess.run(
         ["bash", PREDICT, *map(str, words)],
@@ -178,7 +178,7 @@ def test_what_is_missing_is_named(variables, words, message):
 
 
 GRPO = ("MODEL_PATH", "REVOS_ROOT", "SAM2_CHECKPOINT", "OUTPUT")
-"""What a GRPO script wants to be told."""
+"""The variables that a GRPO script needs."""
 
 
 def said(script: str, *words: str, **variables: str) -> list[str]:

@@ -300,7 +300,7 @@ def test_words_that_deny_something_else_leave_the_answer(words):
 
 
 def test_thinking_may_deny_and_a_tagged_answer_counts_by_itself():
-    """What stands in the think block is a draft, and an answer block that holds the object alone is no prose."""
+    """Text in the think block is a draft, and an answer block that holds only the object is not prose."""
     thought = f"<think>There is no such object? Yes, there is.</think>{INSIDE}"
     assert read_reply(thought).usable
     assert read_reply(f"There is no such object. {answer(INSIDE.replace('4', '4.0', 1))}").usable

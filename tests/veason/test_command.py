@@ -44,7 +44,7 @@ def test_a_defect_of_ours_propagates_and_success_is_zero():
 
 
 def test_sigterm_unwinds_the_body(tmp_path):
-    """What the body has to clean up is cleaned up; one line, 128 + 15; the handler of before is back."""
+    """The body's clean-up runs, one line is printed, the exit code is 128 + 15, and the old handler is restored."""
     code = (
         "import signal, sys, time\n"
         "from veason.command import run_command\n"

@@ -1,4 +1,4 @@
-"""A run whose first replies are all unfit for one reason."""
+"""A run stops if its first replies are all unusable for one reason."""
 
 import pytest
 

@@ -200,7 +200,7 @@ def from_runs(counts, size):
 
 
 def test_a_run_of_no_length_is_no_pixel():
-    """Of 3 x 4 pixels, column by column, 2 and 5 are inside; the other mask has 7 alone, and both have empty runs."""
+    """The masks have 3 x 4 pixels, column by column: one holds 2 and 5, the other 7 alone, and both have empty runs."""
     two, one = from_runs([2, 1, 2, 0, 0, 1, 6], (3, 4)), from_runs([5, 0, 2, 1, 4], (3, 4))
     assert masks.area(two) == 2
     assert masks.box(two) == (0.0, 2.0, 1.0, 2.0)

@@ -62,7 +62,7 @@ if __name__ == "__main__":
 
 
 def running(pid):
-    """Whether there is a process that is not merely waiting to be collected."""
+    """Returns True if the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = str(Path(__file__).parent)
-"""Where the workers find the modules beside the tests."""
+"""The folder in which the workers find the modules beside the tests."""
 
 
 @pytest.fixture(scope="session")

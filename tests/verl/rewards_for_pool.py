@@ -20,7 +20,7 @@ class Lengths:
         self.note("built")
 
     def note(self, name: str) -> int:
-        """How often this has been noted, now included."""
+        """Notes a name and returns how often it has been noted."""
         with open(self.folder / name, "a") as file:
             file.write(f"{os.getpid()}\n")
         return len((self.folder / name).read_text().splitlines())

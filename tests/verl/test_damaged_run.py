@@ -1,4 +1,4 @@
-"""A run whose last checkpoint is damaged, or was being replaced when it was killed: told before anything starts."""
+"""A damaged last checkpoint, or one that was being replaced when the run was killed, is reported before the start."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def folder(saved):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Where Ray would be started, which is after the last check."""
+    """Records attempts to start Ray, which come after the last check."""
     reached = []
 
     def connect(**_):

@@ -1,4 +1,4 @@
-"""Plug-ins by name: what is found, and what the user is told when nothing is."""
+"""Plug-ins are found by name, and an unknown name is an error that helps."""
 
 from __future__ import annotations
 

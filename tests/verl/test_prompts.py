@@ -42,7 +42,7 @@ def config(policy, tmp_path):
 
 
 def outlines(*rows: str) -> list[Outline]:
-    """Of ``group kind`` rows."""
+    """Makes outlines from ``group kind`` rows."""
     return [Outline(str(i), *row.split(), [], ()) for i, row in enumerate(rows)]
 
 

@@ -1,4 +1,4 @@
-"""When a run starts again, where from, and what it says when it cannot: with a trainer that only fails as ordered."""
+"""Restarts of a run: their conditions, checkpoints and error messages, with a trainer that fails on demand."""
 
 from __future__ import annotations
 

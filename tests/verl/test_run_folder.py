@@ -181,7 +181,7 @@ class TestChanges:
     def test_all_differences_are_told_at_once(self, tmp_path, config):
         past = past_of(tmp_path, config)
         config.data.seed, config.worker.rollout.n = 1, 4
-        with pytest.raises(ConfigError, match=r"data\.seed was 42, is 1; worker\.rollout\.n was 8, is 4\. Give"):
+        with pytest.raises(ConfigError, match=r"data\.seed was 42, is 1; worker\.rollout\.n was 8, is 4\. Restore"):
             check_config(config, past)
 
     def test_a_key_that_is_newer_than_the_checkpoint_had_its_default(self, tmp_path, config):

@@ -1,4 +1,4 @@
-"""What is written, cut off on resume, and shown."""
+"""Metrics are written, cut off on resume, and shown."""
 
 import io
 import json

@@ -140,7 +140,7 @@ def shake(actor):
 
 
 def test_a_head_that_is_not_tied_again_is_named(engines, folders, monkeypatch):
-    """What vLLM alone does on a CPU: the embeddings are new, the head is old."""
+    """This is vLLM's own behaviour on a CPU: the embeddings are new, but the head is old."""
     engine, actor = engines[True], open_actor(folders[True])
     monkeypatch.setattr(engine, "_tie", lambda: None)
     shake(actor)

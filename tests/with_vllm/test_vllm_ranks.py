@@ -15,7 +15,7 @@ SAMPLING = Sampling(10, temperature=0.9)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where the ranks meet, with their policy."""
+    """The folder in which the ranks meet, with their policy."""
     write_policy(tmp_path / "policy")
     return tmp_path
 

@@ -253,8 +253,8 @@ def _check_record(record: type, section: type) -> None:
             raise ValueError(f"{record.__name__}.{key} is {kinds[0]}, but {section.__name__}'s own is {kinds[1]}")
         if not _is_readable(leaf.kind):
             raise ValueError(
-                f"{record.__name__}.{key} is {inspect.formatannotation(leaf.kind)}, which no configuration holds; take "
-                "bool, int, float, str, list[…], dict[str, …], a tuple of fixed length, or one of them with | None"
+                f"{record.__name__}.{key} is {inspect.formatannotation(leaf.kind)}, which a configuration cannot hold; "
+                "take bool, int, float, str, list[…], dict[str, …], a tuple of fixed length, or one of them with | None"
             )
 
 

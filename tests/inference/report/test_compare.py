@@ -458,7 +458,7 @@ def test_steps_stand_in_their_order_whatever_the_order_of_the_runs(stepped, caps
 
 
 def changes(document):
-    """Of each example the runs with their J&F as its card shows it: the number and, after the first, the change."""
+    """Yields the runs of each example with the J&F on its card: the number and, after the first run, the change."""
     for example in document["examples"]:
         first = example["jf"][0]
         told = [

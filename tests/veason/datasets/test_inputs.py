@@ -48,7 +48,7 @@ def test_every_file_that_is_read_tells_of_a_change(forms, name):
 
 
 def test_the_folder_of_an_expression_is_its_truth(forms):
-    """Of Ref-YouTube-VOS in the form with binary PNGs, only the expression's own."""
+    """In the layout of Ref-YouTube-VOS with binary PNGs, an expression's truth is its own folder."""
     dataset = open_dataset("refytvos", forms["refytvos"], split="train")
     sample = dataset[0]
     folder = forms["refytvos"] / "train/Annotations" / sample.video

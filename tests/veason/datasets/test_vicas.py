@@ -178,7 +178,7 @@ def test_any_value_is_read_or_refused(root, place, value):
 
 
 def test_scoring_parses_each_annotation_file_once_in_one_process_and_anew_in_another(root, monkeypatch):
-    """What people annotated is kept until the room for it is full; a copy for another process has none of it."""
+    """Human annotations are cached up to a limit; a copy for another process starts with an empty cache."""
     parsed, real = [], vicas._load
     monkeypatch.setattr(vicas, "_load", lambda path, number: parsed.append(number) or real(path, number))
     dataset = open_dataset("vicas", root, split="v1.0/test", scoring=True)

@@ -37,7 +37,7 @@ def write_video(folder: Path, length: int, size: tuple[int, int] = SIZE) -> list
 
 
 def stock_masks(predictor, folder: Path, keyframe: int, boxes) -> list[list[dict]]:
-    """What the official calls give: RLEs, objects x frames."""
+    """Returns the masks of the official calls: RLEs, objects x frames."""
     state = predictor.init_state(str(folder))
     for k, box in enumerate(boxes):
         predictor.add_new_points_or_box(state, frame_idx=keyframe, obj_id=k, box=np.array(box, dtype=np.float32))

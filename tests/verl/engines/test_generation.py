@@ -1,4 +1,4 @@
-"""How a run draws: as it is configured, in training and validation and as inference does, and what the record says."""
+"""The sampling settings of a run in training and validation agree with its configuration, inference and the record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from verl.engines import generation
 from verl.engines.base import Sampling
 
 QWEN = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-6, "top_k": 20}
-"""What the published checkpoints recommend, and a top-k."""
+"""The recommendations of the published checkpoints, and a top-k."""
 
 
 @pytest.fixture(scope="module")

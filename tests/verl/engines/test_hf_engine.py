@@ -130,7 +130,7 @@ def test_replies_do_not_depend_on_the_company(folder, engine, prompts):
     fewer = words(engine.generate(prompts[::-1], n=2, sampling=Sampling(LENGTH), seeds=seeds[::-1]))
     assert together == small == [reply for group in alone for reply in group]
     assert fewer == [together[3 * number + i] for number in (3, 2, 1, 0) for i in (0, 1)]
-    assert len({tuple(reply) for reply in together}) == len(together)  # every row has luck of its own
+    assert len({tuple(reply) for reply in together}) == len(together)  # every row has its own random numbers
     assert together != words(engine.generate(prompts, n=3, sampling=Sampling(LENGTH), seeds=[1, 2, 3, 4]))
 
 
@@ -146,7 +146,7 @@ def test_greedy_is_what_transformers_generates(engine, model, prompts, folder):
 
 
 END = build_tokenizer().convert_tokens_to_ids(TURN_END)
-"""Of the tiny policy."""
+"""The end token of the tiny policy."""
 
 
 def biased(folder, bias):
@@ -215,8 +215,8 @@ CASES = [(1.0, -1), (1.0, 2), (0.5, -1), (1e-6, -1), (0.6, 2)]
 
 def test_picking_by_hand():
     weight = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(5, -1)
-    luck = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
-    assert pick(weight, luck).tolist() == [1, 1, 3, 3, 3]
+    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
+    assert pick(weight, uniform).tolist() == [1, 1, 3, 3, 3]
 
 
 def test_drawn_tokens_follow_the_distribution():
