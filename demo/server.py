@@ -312,10 +312,6 @@ MAX_BODY = 16 << 20
 IDLE, PATIENCE = 300.0, 60.0
 """Seconds to wait for the next request on a connection, and for the body of one whose head has come."""
 
-ENDINGS = ("keep", "close", "cut", "reset", "silence")
-"""The fate of the connection: it stays open; is closed after the response; is closed amid the body; is reset without a
-response; is closed without one."""
-
 
 @dataclass(frozen=True)
 class Request:
