@@ -355,7 +355,7 @@ class TestBeforeTheRun:
             "size is 112x112, the checkpoint was trained with 84x84"
         ]
         (tmp_path / "veason.json").write_text(json.dumps(record | {"family": "Qwen3-VL"}))
-        with pytest.raises(ConfigError, match=r"its family is Qwen3-VL, the task's Qwen2\.5-VL"):
+        with pytest.raises(ConfigError, match=r"its model family is Qwen3-VL, but the task's is Qwen2\.5-VL"):
             training.notes(str(tmp_path))
 
     def test_an_exclude_list_of_other_samples_is_noted(self, config, tmp_path):
