@@ -67,7 +67,7 @@ def test_a_scored_split_by_what_is_in_it(forms, tmp_path, name, train_files, met
     root = forms[name]
     shutil.copy(root / meta, tmp_path / "mine.json")
     given = config(train_files.format(root=root), train_meta=str(tmp_path / "mine.json"))
-    with pytest.raises(ConfigError, match=r"mine\.json: \d+ of its \d+ videos .* are those of .*scored by the benchmark"):
+    with pytest.raises(ConfigError, match=r"mine\.json: \d+ of its \d+ videos .* those of .*scored by the benchmark"):
         task.build(given, split="train")
 
 
