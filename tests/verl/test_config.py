@@ -357,7 +357,10 @@ class TestPlugins:
         ("fields", "words"),
         [
             ([("where", Path, Path())], r"Own\.where is pathlib\.Path, which a configuration cannot hold; take bool, "),
-            ([("many", tuple[int, ...], (1,))], r"Own\.many is tuple\[int, \.\.\.\], which a configuration cannot hold"),
+            (
+                [("many", tuple[int, ...], (1,))],
+                r"Own\.many is tuple\[int, \.\.\.\], which a configuration cannot hold",
+            ),
             ([("seed", str, "x")], r"Own\.seed is str, but DataConfig's own is int"),
             ([("colours", int, dataclasses.field(kw_only=True))], r"Own\.colours has no default; give it one"),
         ],
