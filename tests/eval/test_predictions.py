@@ -166,7 +166,7 @@ def test_places_that_are_no_prediction(tmp_path):
     with pytest.raises(DataError, match="no such folder or file"):
         open_predictions(tmp_path / "nowhere")
     (tmp_path / "masks.txt").touch()
-    with pytest.raises(DataError, match="neither"):
+    with pytest.raises(DataError, match=r"--pred must be a \.jsonl"):
         open_predictions(tmp_path / "masks.txt")
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "masks.jsonl").touch()

@@ -165,7 +165,7 @@ def test_a_teachers_own_thinking_is_left_out(make_job):
 ])  # fmt: skip
 def test_answers_unfit_for_one_reason_from_the_first_on_stop_the_run(make_job, act, reason):
     job, server = make_job(40), ChatServer(lambda asked: act)
-    with server.serve() as url, pytest.raises(DataError, match=f"first 20 answers are all unfit.*{reason}"):
+    with server.serve() as url, pytest.raises(DataError, match=f"first 20 answers are all unusable.*{reason}"):
         job.run(url, "--concurrency", 1, "--max-retries", 3)
     assert len(server.asked) == 20
     assert len(job.journal()) == 1 + 20  # paid for, and kept
