@@ -130,7 +130,7 @@ def test_no_resume_never_deletes(output):
 def test_an_output_without_its_journal_is_left_alone(output):
     output.parent.mkdir()
     output.write_text("[1]")
-    with pytest.raises(DataError, match="not its journal"):
+    with pytest.raises(DataError, match="exists without its journal"):
         open_journal(output).__enter__()
     assert output.read_text() == "[1]"
 

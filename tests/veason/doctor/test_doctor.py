@@ -270,7 +270,7 @@ def test_a_split_of_the_server_is_no_fault_and_expressions_alone_are_counted(tmp
 
 def test_help_and_impossible_options(hand_made):
     done = subprocess.run([sys.executable, "-m", "veason.doctor", "--help"], capture_output=True, text=True, check=True)
-    assert "Exit code: 0 nothing wrong, 1 errors or warnings, 2" in done.stdout
+    assert "The exit code is 0 if nothing is wrong, 1 for errors or warnings" in done.stdout
     for wrong in (["--contact-sheet", "x.png"], ["--tracker", "sam2"], ["--workers", "0"]):
         with pytest.raises(SystemExit):
             examine(hand_made.path, *wrong)
