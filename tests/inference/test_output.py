@@ -324,6 +324,16 @@ def test_what_may_change_takes_effect_and_the_settings_of_before_are_kept(tmp_pa
     assert path.read_bytes() == after
 
 
+def test_a_record_from_before_ground_truth_was_noted_gains_it_and_is_held_to_it(tmp_path):
+    path = tmp_path / "run.json"
+    run_record.keep(path, record())
+    noted = {"data meta": 1, "data truth": {"files": 2}}
+    run_record.keep(path, record(inputs=noted))
+    assert json.loads(path.read_text())["inputs"] == noted
+    with pytest.raises(DataError, match=r'data truth: \{"files": 2\} there, \{"files": 3\} now'):
+        run_record.keep(path, record(inputs=noted | {"data truth": {"files": 3}}))
+
+
 def test_every_input_of_a_run_has_a_fingerprint_that_tells_of_a_change(dataset, hand_made, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

@@ -58,10 +58,10 @@ def scored_by_name(parts: Sequence[Part], *, split: str, meta: str) -> str | Non
 
 
 def check_file(meta: Path, *, roots: Sequence[Path], allowed: bool) -> list[str]:
-    """Lines to print about an expression file of ReVOS before training data are made from it: none, mostly.
+    """Checks an expression file of ReVOS before training data are made from it; returns the warnings to print.
 
-    roots: folders in which the expression files of the scored splits may lie. DataError if the file is one of those, or
-    holds some of what they hold, unless that is `allowed`; then a line says it.
+    roots: folders in which the expression files of the scored splits may lie. DataError if the file is one of them or
+    shares videos with one, unless that is `allowed`; then it is a warning.
     """
     reasons = [f"{meta}: {BY_NAME}"] if is_scored_file(meta) else []
     remarks = []
